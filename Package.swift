@@ -1,0 +1,65 @@
+// swift-tools-version: 6.2
+import PackageDescription
+
+// The rooms of the house and what each may lean on; arrows point downwards only (ARCHITECTURE.md).
+// `Kernels` is C; everything else is Swift. The C header in include/ is the public API: Swift symbols are `package`.
+
+/// Every Swift target gets these. A warning is an error, so that they stay true.
+let strict: [SwiftSetting] = [
+    .swiftLanguageMode(.v6),
+    .strictMemorySafety(),  // SE-0458: each use of an unsafe construct is marked `unsafe`
+    .enableUpcomingFeature("ExistentialAny"),  // SE-0335
+    .enableUpcomingFeature("MemberImportVisibility"),  // SE-0444
+    .enableUpcomingFeature("InternalImportsByDefault"),  // SE-0409
+    .treatAllWarnings(as: .error),
+]
+
+/// The kernels are useless unoptimised, so they are -O3 in debug builds too; nothing here may change results
+/// (no -ffast-math). Instruction sets are chosen per function in the sources, never by a flag.
+let kernelFlags: [CSetting] = [.unsafeFlags(["-O3", "-std=c11", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"])]
+
+func room(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
+    .target(name: name, dependencies: dependencies, swiftSettings: strict)
+}
+
+func test(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
+    .testTarget(name: name, dependencies: dependencies, path: "Tests/\(name)", swiftSettings: [.swiftLanguageMode(.v6)])
+}
+
+let package = Package(
+    name: "peftswift",
+    products: [.library(name: "peftswift", type: .dynamic, targets: ["PEFTSwift"])],
+    targets: [
+        .systemLibrary(name: "CPEFTSwift", path: "include"),
+        .systemLibrary(name: "COpenBLAS", path: "Sources/COpenBLAS"),
+        .systemLibrary(name: "CHDF5", path: "Sources/CHDF5"),
+        .systemLibrary(name: "CPCRE2", path: "Sources/CPCRE2"),
+        .systemLibrary(name: "CUTF8Proc", path: "Sources/CUTF8Proc"),
+        .systemLibrary(name: "CJansson", path: "Sources/CJansson"),
+        .target(name: "Kernels", path: "Sources/Kernels", cSettings: kernelFlags),
+
+        room("Platform", ["CJansson", "CPCRE2", "CUTF8Proc"]),
+        room("Tensors", ["Kernels", "Platform"]),
+        room("Autograd", ["Kernels", "Tensors", "Platform"]),
+        room("Quantization", ["Kernels", "Tensors", "Platform"]),
+        room("Checkpoints", ["CHDF5", "Tensors", "Platform"]),
+        room("Tokenizers", ["Platform"]),
+        room("Models", ["Kernels", "Autograd", "Tensors", "Quantization", "Checkpoints", "Tokenizers", "Platform"]),
+        room("Adapters", ["COpenBLAS", "Models", "Autograd", "Tensors", "Quantization", "Checkpoints", "Platform"]),
+        room("Training", ["Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Tokenizers", "Platform"]),
+        room("Generation", ["Kernels", "Adapters", "Models", "Autograd", "Tensors", "Tokenizers", "Platform"]),
+        room("PEFTSwift", ["CPEFTSwift", "Kernels", "Generation", "Training", "Adapters", "Models", "Quantization", "Checkpoints", "Tokenizers", "Autograd", "Tensors", "Platform"]),
+
+        test("PlatformTests", ["Platform"]),
+        test("KernelsTests", ["Kernels"]),
+        test("TensorsTests", ["Tensors", "Kernels", "Platform"]),
+        test("AutogradTests", ["Autograd", "Tensors", "Kernels", "Platform"]),
+        test("QuantizationTests", ["Quantization", "Tensors", "Kernels", "Platform"]),
+        test("CheckpointsTests", ["Checkpoints", "Tensors", "Platform"]),
+        test("TokenizersTests", ["Tokenizers", "Platform"]),
+        test("ModelsTests", ["Models", "Autograd", "Tensors", "Checkpoints", "Platform"]),
+        test("AdaptersTests", ["Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Platform"]),
+        test("TrainingTests", ["Training", "Adapters", "Models", "Autograd", "Tensors", "Platform"]),
+        test("GenerationTests", ["Generation", "Adapters", "Models", "Autograd", "Tensors", "Platform"]),
+    ]
+)

@@ -1,0 +1,209 @@
+/* The numerical kernels of libpeftswift: C11, no allocation, no state, no I/O.
+ *
+ * Every kernel takes the instruction-set `level` it shall use and computes one share of its work: part `part` of
+ * `parts`. The caller (Tensors/ThreadPool) runs all the shares, on as many threads as it likes. Work is divided over
+ * OUTPUT elements only and every sum is taken in an order that does not depend on `parts`: results are the same bits
+ * for any number of threads. Matrices are row-major; `ld` = elements from one row to the next.
+ *
+ * Activations are f32 or bf16 ("act" type below, PK_F32 or PK_BF16); arithmetic inside a kernel is always f32, except
+ * that a product with compute PK_COMPUTE_BF16 multiplies bf16 pairs and accumulates f32.
+ */
+#ifndef PEFTSWIFT_KERNELS_H
+#define PEFTSWIFT_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Storage formats; the numbers are GGML's type ids, so a GGUF tensor type is a format without translation. */
+#define PK_F32 0
+#define PK_F16 1
+#define PK_Q4_0 2
+#define PK_Q4_1 3
+#define PK_Q5_0 6
+#define PK_Q5_1 7
+#define PK_Q8_0 8
+#define PK_Q4_K 12
+#define PK_Q5_K 13
+#define PK_Q6_K 14
+#define PK_BF16 30
+
+/* Instruction-set levels, ascending; each contains the ones before. */
+#define PK_LEVEL_PORTABLE 0
+#define PK_LEVEL_AVX2 1        /* AVX2 + FMA + F16C */
+#define PK_LEVEL_AVX512 2      /* F, BW, DQ, VL */
+#define PK_LEVEL_AVX512_BF16 3 /* + BF16, VNNI */
+
+/* The highest level this processor (and its operating system) supports. */
+int32_t pk_best_level(void);
+
+/* ---- formats.c: the table of weight formats ---- */
+
+/* One row of the table. Values are stored in blocks along a matrix row; a row is a whole number of blocks. */
+typedef struct pk_format {
+  int32_t type;          /* PK_… */
+  const char *name;      /* "q4_1" */
+  int32_t block_values;  /* values in a block (1 for f32, f16, bf16) */
+  int32_t block_bytes;
+  /* Decode / encode `count` values (a whole number of blocks). encode follows ggml's reference quantisers bit for bit. */
+  void (*decode)(const void *blocks, float *values, size_t count);
+  void (*encode)(const float *values, void *blocks, size_t count);
+} pk_format;
+
+/* The row of a type, NULL if there is none. */
+const pk_format *pk_format_of(int32_t type);
+/* All rows; *count receives their number. */
+const pk_format *const *pk_formats(int32_t *count);
+
+/* Fast conversions at a level (share part/parts of `count` values, divided at block borders). */
+void pk_decode(int32_t level, int32_t type, const void *blocks, float *values, size_t count, int32_t part, int32_t parts);
+/* Copy between activation/plain types (f32, bf16, f16), round to nearest even. */
+void pk_convert(int32_t level, const void *from, int32_t from_type, void *to, int32_t to_type, size_t count, int32_t part, int32_t parts);
+
+/* ---- matmul*.c: products with a weight matrix in any format ---- */
+
+#define PK_COMPUTE_F32 0
+#define PK_COMPUTE_BF16 1 /* operands rounded to bf16, f32 accumulation; falls back to f32 arithmetic on bf16-rounded operands below AVX512_BF16 */
+#define PK_COMPUTE_INT8 2 /* weight blocks × activations quantised to int8 per 32 values (forward, small m); falls back to f32 where a format has no int8 form */
+
+#define PK_NT 0 /* Y[m,n] = X[m,k] · W[n,k]ᵀ   forward of a linear layer */
+#define PK_NN 1 /* Y[m,n] = X[m,k] · W[k,n]    gradient to the input: dX = dY · W */
+#define PK_TN 2 /* Y[m,n] = X[k,m]ᵀ · W[k,n]   gradient to a weight: dW = dYᵀ · X; W is f32 or bf16 */
+
+typedef struct pk_matmul {
+  int32_t level, compute, mode;
+  int32_t x_type, w_type, y_type; /* x, y: f32 | bf16; w: any format (rows contiguous blocks) */
+  int64_t m, n, k;
+  int64_t ldx, ldy;
+  int64_t w_row_bytes; /* bytes from one row of W to the next */
+  const void *x, *w;
+  void *y;
+  const float *bias;   /* [n], added after alpha; NULL: none */
+  float alpha;         /* Y = alpha · product (+ bias) … */
+  int32_t accumulate;  /* … + Y when 1 */
+} pk_matmul;
+
+/* Bytes of scratch for one pk_matmul_run pair of phases: `shared` once per product (written in phase 0, read in phase 1), `each` per part. */
+void pk_matmul_scratch(const pk_matmul *op, size_t *shared, size_t *each);
+/* Phase 0 prepares the shared scratch (packs or converts X; nothing to do when *shared is 0); phase 1 multiplies.
+ * The caller puts a barrier between them. `each` is this part's own scratch, 64-byte aligned. */
+void pk_matmul_run(const pk_matmul *op, int32_t phase, int32_t part, int32_t parts, void *shared, void *each);
+/* How many parts are worth running (1 for tiny products). */
+int32_t pk_matmul_parts(const pk_matmul *op, int32_t threads);
+
+/* out[row] = Σ_k W[row,k]² for rows of W in any format, over `rows` rows of `k` values (DoRA's norms). */
+void pk_row_sumsq(int32_t level, int32_t w_type, const void *w, int64_t w_row_bytes, int64_t rows, int64_t k, float *out, int32_t part, int32_t parts);
+
+/* ---- attention*.c: exact attention without an N×N matrix ---- */
+
+typedef struct pk_attention {
+  int32_t level, act;               /* act: type of q k v out and of the gradients */
+  int64_t batch, q_len, k_len;
+  int64_t heads, kv_heads, head_dim; /* kv_heads divides heads */
+  /* element strides of token and batch; a head's values are contiguous: element (b,t,h,d) = p[b·batch + t·token + h·head_dim + d] */
+  int64_t q_token, q_batch, k_token, k_batch, v_token, v_batch, o_token, o_batch;
+  const void *q, *k, *v;
+  void *out;        /* forward: written; backward: read */
+  float *lse;       /* [batch, heads, q_len] log-sum-exp of each row; NULL in inference */
+  float scale;      /* usually 1/√head_dim */
+  float softcap;    /* 0: none; else s = cap·tanh(s/cap) */
+  int32_t causal;   /* query t sees keys ≤ t + q_offset */
+  int64_t q_offset; /* absolute position of query 0 minus that of key 0 (k_len − q_len with a cache) */
+  int64_t window;   /* 0: none; else query at p sees keys > p − window */
+  const uint8_t *key_mask;   /* [batch, k_len], 0 = never seen; NULL: all seen */
+  const int32_t *first_key;  /* [batch, q_len] first visible key of each query (packed sequences); NULL: 0 */
+  /* backward only; same strides as q k v out */
+  const void *d_out;
+  void *d_q, *d_k, *d_v;     /* overwritten */
+} pk_attention;
+
+/* A row that sees no key at all yields zeros (and zero gradients). */
+size_t pk_attention_scratch(const pk_attention *op);          /* bytes per part, forward and backward */
+void pk_attention_forward(const pk_attention *op, int32_t part, int32_t parts, void *scratch);
+/* Phase 0: row sums Σ d_out⊙out into `delta` [batch, heads, q_len] (caller's); phase 1: d_q, d_k, d_v (shares are (batch, kv head) pairs). */
+void pk_attention_backward(const pk_attention *op, float *delta, int32_t phase, int32_t part, int32_t parts, void *scratch);
+
+/* ---- norms.c; x, y, dx, dy of type act; weight and its gradient f32; rows × n ---- */
+
+/* y = x / rms(x) · (weight + offset); rms = √(mean x² + eps). inv[rows] = 1/rms (may be NULL). offset: 0, Gemma 1. */
+void pk_rmsnorm_forward(int32_t level, int32_t act, const void *x, const float *weight, float offset, float eps, void *y, float *inv, int64_t rows, int64_t n, int32_t part, int32_t parts);
+/* dx (+)= …; needs x and inv. */
+void pk_rmsnorm_backward(int32_t level, int32_t act, const void *x, const float *weight, float offset, const float *inv, const void *dy, void *dx, int32_t accumulate, int64_t rows, int64_t n, int32_t part, int32_t parts);
+/* dweight[n] += Σ_rows dy · x · inv; divided over columns. */
+void pk_rmsnorm_weight_backward(int32_t level, int32_t act, const void *x, const float *inv, const void *dy, float *dweight, int64_t rows, int64_t n, int32_t part, int32_t parts);
+/* y = (x − mean)/√(var + eps) · weight + bias; weight, bias may be NULL; stats[2·rows] = mean, 1/std (may be NULL). */
+void pk_layernorm_forward(int32_t level, int32_t act, const void *x, const float *weight, const float *bias, float eps, void *y, float *stats, int64_t rows, int64_t n, int32_t part, int32_t parts);
+void pk_layernorm_backward(int32_t level, int32_t act, const void *x, const float *weight, const float *stats, const void *dy, void *dx, int32_t accumulate, int64_t rows, int64_t n, int32_t part, int32_t parts);
+/* dweight[n] += …, dbias[n] += … (either may be NULL); divided over columns. */
+void pk_layernorm_weight_backward(int32_t level, int32_t act, const void *x, const float *stats, const void *dy, float *dweight, float *dbias, int64_t rows, int64_t n, int32_t part, int32_t parts);
+
+/* ---- rope.c ---- */
+
+/* Rotates heads of x [rows, heads, head_dim] (row stride `token` elements) by the angles of position[row]:
+ * cos, sin are tables [positions, rotary/2]. interleaved 0: pairs (i, i+rotary/2) (HF Llama, NeoX); 1: pairs (2i, 2i+1).
+ * inverse 1 rotates back (the backward pass). x and y may be the same. Values beyond `rotary` are copied. */
+void pk_rope(int32_t level, int32_t act, const void *x, void *y, const float *cos, const float *sin, const int32_t *position,
+             int64_t rows, int64_t heads, int64_t head_dim, int64_t rotary, int64_t token_x, int64_t token_y, int32_t interleaved, int32_t inverse, int32_t part, int32_t parts);
+
+/* ---- activations.c; count elements ---- */
+
+#define PK_SILU 0
+#define PK_GELU 1        /* exact, erf */
+#define PK_GELU_TANH 2
+#define PK_RELU 3
+#define PK_TANH 4
+#define PK_SIGMOID 5
+#define PK_QUICK_GELU 6  /* x·sigmoid(1.702x) */
+
+void pk_activation_forward(int32_t level, int32_t act, int32_t kind, const void *x, void *y, size_t count, int32_t part, int32_t parts);
+/* dx (+)= dy · f'(x) */
+void pk_activation_backward(int32_t level, int32_t act, int32_t kind, const void *x, const void *dy, void *dx, int32_t accumulate, size_t count, int32_t part, int32_t parts);
+/* y = f(gate) · up (SwiGLU, GeGLU) */
+void pk_glu_forward(int32_t level, int32_t act, int32_t kind, const void *gate, const void *up, void *y, size_t count, int32_t part, int32_t parts);
+/* d_gate, d_up overwritten; they may be the same memory as gate, up. If y is not NULL it receives f(gate)·up again (recomputation for free). */
+void pk_glu_backward(int32_t level, int32_t act, int32_t kind, const void *gate, const void *up, const void *dy, void *d_gate, void *d_up, void *y, size_t count, int32_t part, int32_t parts);
+
+/* ---- elementwise.c; y of type act unless said otherwise; y may alias an input ---- */
+
+/* y = a·x + b·y */
+void pk_axpby(int32_t level, int32_t act, float a, const void *x, float b, void *y, size_t count, int32_t part, int32_t parts);
+/* y = x1 + x2 */
+void pk_add(int32_t level, int32_t act, const void *x1, const void *x2, void *y, size_t count, int32_t part, int32_t parts);
+/* y = x1 · x2 */
+void pk_mul(int32_t level, int32_t act, const void *x1, const void *x2, void *y, size_t count, int32_t part, int32_t parts);
+/* y[r,c] = x[r,c] · (scale ? scale[c] : 1) + (shift ? shift[c] : 0) (+ y if accumulate) */
+void pk_scale_columns(int32_t level, int32_t act, const void *x, const float *scale, const float *shift, void *y, int32_t accumulate, int64_t rows, int64_t n, int32_t part, int32_t parts);
+/* out[c] += Σ_r x1[r,c] · (x2 ? x2[r,c] : 1); divided over columns */
+void pk_column_sums(int32_t level, int32_t act, const void *x1, const void *x2, float *out, int64_t rows, int64_t n, int32_t part, int32_t parts);
+/* y[r,:] = x[r,:] · s[r] */
+void pk_scale_rows(int32_t level, int32_t act, const void *x, const float *s, void *y, int64_t rows, int64_t n, int32_t part, int32_t parts);
+/* Inverted dropout from a counter-based generator (Philox 4x32-10; element i uses counter offset+i): y = keep ? x/(1−p) : 0.
+ * The same (seed, offset) gives the same mask: the backward pass calls it again. May run in place. */
+void pk_dropout(int32_t level, int32_t act, const void *x, void *y, size_t count, float p, uint64_t seed, uint64_t offset, int32_t accumulate, int32_t part, int32_t parts);
+/* The same generator's raw output: out[i] = word of counter offset+i. */
+void pk_philox(uint64_t seed, uint64_t offset, uint32_t *out, size_t count);
+/* Row gather from a table in any format: y[i,:] = decode(table[ids[i],:]) · scale; ids are validated by the caller. */
+void pk_gather_rows(int32_t level, int32_t w_type, const void *w, int64_t w_row_bytes, int64_t n, const int32_t *ids, int64_t count, float scale, int32_t act, void *y, int32_t part, int32_t parts);
+/* dtable[ids[i],:] += scale · dy[i,:], dtable f32 [rows, n]; divided over columns. */
+void pk_scatter_add_rows(int32_t level, int32_t act, const void *dy, const int32_t *ids, int64_t count, int64_t n, float scale, float *dtable, int32_t part, int32_t parts);
+/* In-place softmax of rows of f32. */
+void pk_softmax_rows(int32_t level, float *x, int64_t rows, int64_t n, int64_t ld, int32_t part, int32_t parts);
+
+/* ---- loss.c ---- */
+
+/* Softmax cross-entropy of a chunk of logits (f32, rows × n, ld): row_loss[r] = logsumexp − logit[label], 0 where label == ignore (-100);
+ * then logits become their gradient times grad_scale in place (zeros in ignored rows). `softcap` 0: none (applied to the logits first, gradient included).
+ * grad_scale 0: losses only, logits untouched. Labels are validated by the caller. */
+void pk_cross_entropy(int32_t level, float *logits, int64_t rows, int64_t n, int64_t ld, const int32_t *labels, float softcap, float grad_scale, float *row_loss, int32_t part, int32_t parts);
+
+/* ---- optimizer.c; all f32 ---- */
+
+/* AdamW as torch: decoupled decay, bias correction by step (1, 2, …). */
+void pk_adamw(int32_t level, float *w, const float *g, float *m, float *v, size_t count, float grad_scale, float lr, float beta1, float beta2, float eps, float weight_decay, int64_t step, int32_t part, int32_t parts);
+/* SGD as torch: g += decay·w; buf = momentum·buf + g (buf = g at step 1); w −= lr·buf. buf NULL when momentum is 0. */
+void pk_sgd(int32_t level, float *w, const float *g, float *buf, size_t count, float grad_scale, float lr, float momentum, float weight_decay, int64_t step, int32_t part, int32_t parts);
+/* Σ x² in double, fixed order. */
+double pk_sumsq(int32_t level, const float *x, size_t count);
+/* 1 if every value of x (f32, bf16, f16) is finite. */
+int32_t pk_all_finite(int32_t level, int32_t type, const void *x, size_t count);
+
+#endif

@@ -1,0 +1,95 @@
+/// A JSON document as a value. Objects keep the order of the text: PEFT's pattern tables are matched in order.
+package indirect enum JSONValue: Sendable, Equatable {
+    case null
+    case bool(Bool)
+    case integer(Int64)
+    case number(Double)
+    case string(String)
+    case array([JSONValue])
+    case object(JSONObject)
+}
+
+/// An ordered JSON object: unique keys, look-up by name, iteration in the order of the text.
+package struct JSONObject: Sendable, Equatable {
+    package private(set) var keys: [String] = []
+    private var values: [String: JSONValue] = [:]
+
+    package init() {}
+
+    package init(_ pairs: KeyValuePairs<String, JSONValue>) {
+        for (key, value) in pairs { self[key] = value }
+    }
+
+    package subscript(key: String) -> JSONValue? {
+        get { values[key] }
+        set {
+            if let newValue {
+                if values.updateValue(newValue, forKey: key) == nil { keys.append(key) }
+            } else if values.removeValue(forKey: key) != nil {
+                keys.removeAll { $0 == key }
+            }
+        }
+    }
+
+    package var isEmpty: Bool { keys.isEmpty }
+    package var count: Int { keys.count }
+
+    package var pairs: [(key: String, value: JSONValue)] {
+        keys.map { ($0, values[$0] ?? .null) }
+    }
+
+    package static func == (a: JSONObject, b: JSONObject) -> Bool { a.values == b.values }
+}
+
+extension JSONValue {
+    package var stringValue: String? {
+        if case .string(let s) = self { s } else { nil }
+    }
+
+    package var boolValue: Bool? {
+        if case .bool(let b) = self { b } else { nil }
+    }
+
+    /// An integer; a number without a fraction counts as one.
+    package var intValue: Int? {
+        switch self {
+        case .integer(let i): Int(exactly: i)
+        case .number(let d): Int(exactly: d)
+        default: nil
+        }
+    }
+
+    package var doubleValue: Double? {
+        switch self {
+        case .integer(let i): Double(i)
+        case .number(let d): d
+        default: nil
+        }
+    }
+
+    package var arrayValue: [JSONValue]? {
+        if case .array(let a) = self { a } else { nil }
+    }
+
+    package var objectValue: JSONObject? {
+        if case .object(let o) = self { o } else { nil }
+    }
+
+    package var isNull: Bool { self == .null }
+
+    /// Member of an object; nil for anything else.
+    package subscript(key: String) -> JSONValue? { objectValue?[key] }
+
+    /// For messages: "a string", "an array".
+    package var kindName: String {
+        switch self {
+        case .null: "null"
+        case .bool: "a boolean"
+        case .integer: "an integer"
+        case .number: "a number"
+        case .string: "a string"
+        case .array: "an array"
+        case .object: "an object"
+        }
+    }
+}
