@@ -36,6 +36,15 @@
 /* The highest level this processor (and its operating system) supports. */
 int32_t pk_best_level(void);
 
+/* Tells the processor that a loop is waiting for another thread. */
+static inline void pk_pause(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
 /* ---- formats.c: the table of weight formats ---- */
 
 /* One row of the table. Values are stored in blocks along a matrix row; a row is a whole number of blocks. */

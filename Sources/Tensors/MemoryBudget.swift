@@ -1,0 +1,171 @@
+internal import Platform
+internal import Glibc
+internal import Synchronization
+
+/// What a piece of memory is for. A plan and the statistics report bytes by category.
+package enum MemoryCategory: Int, Sendable, CaseIterable {
+    case weights, adapters, gradients, optimizer, activations, cache, scratch
+
+    package var name: String { String(describing: self) }
+}
+
+/// Allocation functions of the host. `allocate` may return nil; both must be callable from any thread.
+@safe package struct HostAllocator: Sendable {
+    package typealias Allocate = @Sendable (_ byteCount: Int, _ alignment: Int) -> UnsafeMutableRawPointer?
+    package typealias Free = @Sendable (_ pointer: UnsafeMutableRawPointer, _ byteCount: Int) -> Void
+
+    package let allocate: Allocate
+    package let free: Free
+
+    package init(allocate: @escaping Allocate, free: @escaping Free) {
+        unsafe self.allocate = allocate
+        unsafe self.free = free
+    }
+}
+
+/// Where all data-sized memory of one context comes from: a failable allocator with exact accounting and a hard limit.
+///
+/// Freed blocks are kept for reuse in size classes (a training step asks for the same sizes again and again, and fresh
+/// pages cost more than the arithmetic on them); kept blocks count as used until they are given back, which happens
+/// before the limit is allowed to refuse anything.
+package final class MemoryBudget: Sendable {
+    /// A snapshot in bytes.
+    package struct Statistics: Sendable {
+        /// Highest ever of live + kept.
+        package var peak = 0
+        package var live = 0
+        /// Freed blocks kept for reuse.
+        package var kept = 0
+        package var byCategory = [Int](repeating: 0, count: MemoryCategory.allCases.count)
+        /// Highest ever of each category by itself.
+        package var peakByCategory = [Int](repeating: 0, count: MemoryCategory.allCases.count)
+    }
+
+    private struct State: ~Copyable {
+        var statistics = Statistics()
+        /// Kept blocks by size class; addresses, because raw pointers are not Sendable.
+        var kept: [Int: [UInt]] = [:]
+    }
+
+    /// Every block starts on a cache line.
+    package static let alignment = 64
+
+    /// Bytes; `Int.max` means no limit.
+    package let limit: Int
+    private let host: HostAllocator?
+    /// False in a planning budget: sizes are counted, no memory is taken.
+    private let isReal: Bool
+    private let state = Mutex(State())
+
+    package init(limit: Int = .max, host: HostAllocator? = nil) {
+        self.limit = limit
+        self.host = host
+        self.isReal = true
+    }
+
+    private init(planningWithin limit: Int) {
+        self.limit = limit
+        self.host = nil
+        self.isReal = false
+    }
+
+    /// A budget that only counts: executing a step against it tells what the step will need, to the byte.
+    package static func planning(limit: Int = .max) -> MemoryBudget { MemoryBudget(planningWithin: limit) }
+
+    package var statistics: Statistics { state.withLock { $0.statistics } }
+
+    /// Starts `peak` and `peakByCategory` anew from the present use.
+    package func resetPeak() {
+        state.withLock { state in
+            state.statistics.peak = state.statistics.live + state.statistics.kept
+            state.statistics.peakByCategory = state.statistics.byCategory
+        }
+    }
+
+    /// Sizes are rounded up to eighths of a power of two, so that a freed block fits the next request of about its size.
+    static func sizeClass(_ byteCount: Int) -> Int {
+        guard byteCount > 512 else { return max((byteCount + 63) & ~63, 64) }
+        let step = 1 << (Int.bitWidth - 1 - (byteCount - 1).leadingZeroBitCount - 3)
+        return (byteCount + step - 1) & ~(step - 1)
+    }
+
+    /// Takes at least `byteCount` bytes (uninitialised).
+    /// - Throws: `.memory` with the numbers when the limit or the machine refuses.
+    func allocate(_ byteCount: Int, _ category: MemoryCategory) throws(PEFTError) -> UnsafeMutableRawPointer? {
+        guard byteCount >= 0, byteCount < Int.max / 2 else {
+            throw PEFTError(.memory, "a block of \(byteCount) bytes was asked for", detail: Int64(byteCount))
+        }
+        let size = MemoryBudget.sizeClass(byteCount)
+        let reused: UInt?? = state.withLock { state in
+            if let address = state.kept[size]?.popLast() {
+                state.statistics.kept -= size
+                count(size, category, in: &state.statistics)
+                return .some(.some(address))
+            }
+            if limit - state.statistics.live - state.statistics.kept < size { giveBack(&state) }
+            guard limit - state.statistics.live >= size else { return nil }
+            count(size, category, in: &state.statistics)
+            return .some(.none)
+        }
+        guard let reused else {
+            let now = statistics
+            throw PEFTError(
+                .memory, "\(category.name): \(size) bytes do not fit in the memory budget of \(limit) bytes, of which \(now.live) are in use",
+                detail: Int64(now.live + size - limit))
+        }
+        guard isReal else { return nil }
+        if let reused { return unsafe UnsafeMutableRawPointer(bitPattern: reused) }
+        if let fresh = unsafe systemAllocate(size) { return unsafe fresh }
+        state.withLock { giveBack(&$0) }
+        if let fresh = unsafe systemAllocate(size) { return unsafe fresh }
+        state.withLock { count(-size, category, in: &$0.statistics) }
+        throw PEFTError(.memory, "\(category.name): the machine has no \(size) bytes left", detail: Int64(size))
+    }
+
+    /// Returns a block of `allocate`; it is kept for reuse.
+    func free(_ pointer: UnsafeMutableRawPointer?, _ byteCount: Int, _ category: MemoryCategory) {
+        let size = MemoryBudget.sizeClass(byteCount)
+        state.withLock { state in
+            count(-size, category, in: &state.statistics)
+            guard isReal, let pointer = unsafe pointer else { return }
+            state.kept[size, default: []].append(UInt(bitPattern: pointer))
+            state.statistics.kept += size
+        }
+    }
+
+    /// Gives all kept blocks back to the machine.
+    package func trim() {
+        state.withLock { giveBack(&$0) }
+    }
+
+    deinit { trim() }
+
+    private func count(_ size: Int, _ category: MemoryCategory, in statistics: inout Statistics) {
+        statistics.live += size
+        statistics.peak = max(statistics.peak, statistics.live + statistics.kept)
+        statistics.byCategory[category.rawValue] += size
+        statistics.peakByCategory[category.rawValue] = max(statistics.peakByCategory[category.rawValue], statistics.byCategory[category.rawValue])
+    }
+
+    private func giveBack(_ state: inout State) {
+        for (size, addresses) in state.kept {
+            for address in addresses {
+                guard let pointer = unsafe UnsafeMutableRawPointer(bitPattern: address) else { continue }
+                unsafe systemFree(pointer, size)
+            }
+        }
+        state.kept = [:]
+        state.statistics.kept = 0
+    }
+
+    private func systemAllocate(_ size: Int) -> UnsafeMutableRawPointer? {
+        if let host { return unsafe host.allocate(size, MemoryBudget.alignment) }
+        var pointer: UnsafeMutableRawPointer?
+        guard unsafe posix_memalign(&pointer, MemoryBudget.alignment, size) == 0 else { return nil }
+        return unsafe pointer
+    }
+
+    private func systemFree(_ pointer: UnsafeMutableRawPointer, _ size: Int) {
+        if let host { unsafe host.free(pointer, size) } else { unsafe Glibc.free(pointer) }
+    }
+}

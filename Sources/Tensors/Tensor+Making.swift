@@ -1,0 +1,61 @@
+package import Platform
+internal import Glibc
+internal import Kernels
+
+extension Tensor {
+    /// All bytes zero.
+    package static func zeros(_ engine: Engine, _ shape: [Int], _ dtype: DType = .f32, _ category: MemoryCategory = .activations) throws(PEFTError) -> Tensor {
+        let tensor = try Tensor(engine, shape, dtype, category)
+        tensor.clear()
+        return tensor
+    }
+
+    /// f32 copy of an array.
+    package init(_ engine: Engine, _ values: [Float], shape: [Int], _ category: MemoryCategory = .activations) throws(PEFTError) {
+        try self.init(engine, shape, .f32, category)
+        guard values.count == count else { throw PEFTError(.argument, "\(values.count) values for a tensor \(shape)") }
+        unsafe withMutableFloats { buffer in
+            for (index, value) in values.enumerated() where index < buffer.count { unsafe buffer[index] = value }
+        }
+    }
+
+    /// i32 copy of an array.
+    package init(_ engine: Engine, _ values: [Int32], shape: [Int], _ category: MemoryCategory = .activations) throws(PEFTError) {
+        try self.init(engine, shape, .i32, category)
+        guard values.count == count else { throw PEFTError(.argument, "\(values.count) values for a tensor \(shape)") }
+        guard storage.isReal else { return }
+        unsafe values.withUnsafeBytes { unsafe pointer.copyMemory(from: $0.baseAddress ?? UnsafeRawPointer(pointer), byteCount: $0.count) }
+    }
+
+    /// Sets all bytes to zero (nothing when planning).
+    package func clear() {
+        if storage.isReal && storage.isWritable { unsafe memset(pointer, 0, byteCount) }
+    }
+
+    /// A copy in new memory, decoded or converted to `dtype` (f32, bf16 or f16; any weight format as source).
+    package func converted(to dtype: DType, _ engine: Engine, _ category: MemoryCategory = .activations) throws(PEFTError) -> Tensor {
+        let source = self
+        guard source.dtype.isWeightFormat, dtype.isFloat else {
+            throw PEFTError(.unsupported, "converting \(source.dtype.name) to \(dtype.name)")
+        }
+        let result = try Tensor(engine, shape, dtype, category)
+        if source.dtype.isFloat {
+            engine.parallel(engine.shares(count)) { part, parts in
+                unsafe pk_convert(engine.level, source.pointer, source.dtype.rawValue, result.pointer, dtype.rawValue, source.count, part, parts)
+            }
+        } else if dtype == .f32 {
+            engine.parallel(engine.shares(count)) { part, parts in
+                unsafe pk_decode(engine.level, source.dtype.rawValue, source.pointer, result.pointer.assumingMemoryBound(to: Float.self), source.count, part, parts)
+            }
+        } else {
+            return try converted(to: .f32, engine, .scratch).converted(to: dtype, engine, category)
+        }
+        return result
+    }
+
+    /// The values as floats (decoded), for tests, reports and hosts.
+    package func floats(_ engine: Engine) throws(PEFTError) -> [Float] {
+        let plain = dtype == .f32 ? self : try converted(to: .f32, engine, .scratch)
+        return unsafe plain.withFloats { unsafe Array($0) }
+    }
+}

@@ -1,0 +1,84 @@
+package import Platform
+
+/// A contiguous row-major array: a view of a `Storage`.
+///
+/// Quantised types divide the last dimension into blocks. A `[rows, n]` tensor is what most kernels see; leading
+/// dimensions fold into rows.
+package struct Tensor: Sendable {
+    package let storage: Storage
+    /// Bytes from the start of the storage.
+    package let offset: Int
+    package let dtype: DType
+    package let shape: [Int]
+
+    /// A view of `storage`; checks that it fits.
+    package init(_ storage: Storage, offset: Int = 0, dtype: DType, shape: [Int]) throws(PEFTError) {
+        let bytes = try dtype.byteCount(shape: shape)
+        guard offset >= 0, offset <= storage.byteCount, bytes <= storage.byteCount - offset else {
+            throw PEFTError(.format, "a \(dtype.name) tensor \(shape) needs \(bytes) bytes at \(offset), the storage has \(storage.byteCount)")
+        }
+        self.init(unchecked: storage, offset: offset, dtype: dtype, shape: shape)
+    }
+
+    private init(unchecked storage: Storage, offset: Int, dtype: DType, shape: [Int]) {
+        self.storage = storage
+        self.offset = offset
+        self.dtype = dtype
+        self.shape = shape
+    }
+
+    /// Uninitialised memory of the engine's budget.
+    package init(_ engine: Engine, _ shape: [Int], _ dtype: DType = .f32, _ category: MemoryCategory = .activations) throws(PEFTError) {
+        let bytes = try dtype.byteCount(shape: shape)
+        try self.init(Storage(byteCount: bytes, budget: engine.budget, category: category), dtype: dtype, shape: shape)
+    }
+
+    /// Number of values.
+    package var count: Int { shape.reduce(1, *) }  // Safe: the product was checked when the tensor was made.
+    /// Size of the last dimension (1 for a scalar).
+    package var columns: Int { shape.last ?? 1 }
+    /// Product of all dimensions but the last.
+    package var rows: Int { shape.dropLast().reduce(1, *) }
+    package var byteCount: Int { rows * rowBytes }
+    package var rowBytes: Int { columns / dtype.blockValues * dtype.blockBytes }
+
+    /// First byte. Not to be read when planning; to be written only by the computation that made the tensor.
+    package var pointer: UnsafeMutableRawPointer { unsafe storage.base + offset }
+
+    /// The same values under another shape of the same count.
+    package func reshaped(_ shape: [Int]) throws(PEFTError) -> Tensor {
+        guard shape.allSatisfy({ $0 >= 0 }), shape.reduce(1, *) == count, (shape.last ?? 1) % dtype.blockValues == 0 else {
+            throw PEFTError(.argument, "a tensor \(self.shape) cannot be read as \(shape)")
+        }
+        return Tensor(unchecked: storage, offset: offset, dtype: dtype, shape: shape)
+    }
+
+    /// Rows `range` of the matrix `[rows, columns]` that the tensor folds into, without copying.
+    package func rows(_ range: Range<Int>) throws(PEFTError) -> Tensor {
+        guard range.lowerBound >= 0, range.upperBound <= rows else {
+            throw PEFTError(.argument, "rows \(range) of a tensor with \(rows) rows")
+        }
+        return Tensor(unchecked: storage, offset: offset + range.lowerBound * rowBytes, dtype: dtype, shape: [range.count, columns])
+    }
+
+    /// f32 values for reading. The tensor must be f32 and real.
+    package func withFloats<R, E: Error>(_ body: (UnsafeBufferPointer<Float>) throws(E) -> R) throws(E) -> R {
+        let usable = dtype == .f32 && storage.isReal
+        let buffer = unsafe UnsafeBufferPointer(start: pointer.assumingMemoryBound(to: Float.self), count: usable ? count : 0)
+        return unsafe try body(buffer)
+    }
+
+    /// f32 values for writing. The tensor must be f32, real and the caller's own.
+    package func withMutableFloats<R, E: Error>(_ body: (UnsafeMutableBufferPointer<Float>) throws(E) -> R) throws(E) -> R {
+        let usable = dtype == .f32 && storage.isReal && storage.isWritable
+        let buffer = unsafe UnsafeMutableBufferPointer(start: pointer.assumingMemoryBound(to: Float.self), count: usable ? count : 0)
+        return unsafe try body(buffer)
+    }
+
+    /// i32 values for reading. The tensor must be i32 and real.
+    package func withInt32s<R, E: Error>(_ body: (UnsafeBufferPointer<Int32>) throws(E) -> R) throws(E) -> R {
+        let usable = dtype == .i32 && storage.isReal
+        let buffer = unsafe UnsafeBufferPointer(start: pointer.assumingMemoryBound(to: Int32.self), count: usable ? count : 0)
+        return unsafe try body(buffer)
+    }
+}
