@@ -5,7 +5,7 @@ package import Platform
 /// Quantised types divide the last dimension into blocks. A `[rows, n]` tensor is what most kernels see; leading
 /// dimensions fold into rows.
 package struct Tensor: Sendable {
-    package let storage: Storage
+    package private(set) var storage: Storage
     /// Bytes from the start of the storage.
     package let offset: Int
     package let dtype: DType
@@ -44,6 +44,11 @@ package struct Tensor: Sendable {
 
     /// First byte. Not to be read when planning; to be written only by the computation that made the tensor.
     package var pointer: UnsafeMutableRawPointer { unsafe storage.base + offset }
+
+    /// True when no other tensor shares the memory: it may be changed in place.
+    package mutating func hasStorageAlone() -> Bool {
+        storage.isWritable && isKnownUniquelyReferenced(&storage)
+    }
 
     /// The same values under another shape of the same count.
     package func reshaped(_ shape: [Int]) throws(PEFTError) -> Tensor {

@@ -1,0 +1,111 @@
+package import Platform
+package import Tensors
+
+/// Types of one computation: how activations are stored, how products are computed.
+package struct Precision: Sendable, Equatable {
+    /// f32 or bf16.
+    package let activation: DType
+    package let compute: Compute
+
+    /// What the conformance cases run.
+    package static let f32 = Precision(activation: .f32, compute: .f32)
+    /// bf16 activations and products, f32 sums, norms, losses and parameters.
+    package static let bf16 = Precision(activation: .bf16, compute: .bf16)
+
+    package init(activation: DType, compute: Compute) {
+        self.activation = activation
+        self.compute = compute
+    }
+}
+
+/// Records coarse operations while they run and plays their derivatives back.
+///
+/// An operation (an extension method of `Tape`, a file per family) computes its value, and if an input wants a gradient
+/// it records one closure that holds exactly what its backward pass needs. The backward pass runs the closures last to
+/// first and drops each after use, so activations are freed as early as they can be.
+package final class Tape {
+    package let engine: Engine
+    package let precision: Precision
+    /// nil: nothing is recorded (inference, the first run of a recomputed block).
+    package let gradients: GradientStore?
+    /// Dropout is active.
+    package let isTraining: Bool
+    /// Source of dropout masks; an operation captures the position it starts at.
+    package var random: RandomStream
+    /// A trainable parameter was asked for (what a recomputed block needs to know about its silent run).
+    private var sawTrainable = false
+    private var records: [() throws(PEFTError) -> Void] = []
+
+    package init(_ engine: Engine, _ precision: Precision, gradients: GradientStore? = nil, isTraining: Bool = false, random: RandomStream = RandomStream(seed: 0)) {
+        self.engine = engine
+        self.precision = precision
+        self.gradients = gradients
+        self.isTraining = isTraining
+        self.random = random
+    }
+
+    package var isRecording: Bool { gradients != nil }
+
+    /// A parameter as a variable of this computation.
+    package func variable(_ parameter: Parameter) -> Variable {
+        guard parameter.isTrainable else { return Variable(parameter.value) }
+        sawTrainable = true
+        return Variable(parameter.value, gradients.map { GradientSlot(parameter, $0) })
+    }
+
+    /// A value whose gradient the caller reads from the slot after `backward`.
+    package func leaf(_ value: Tensor) -> Variable {
+        Variable(value, isRecording ? GradientSlot(shape: value.shape, dtype: value.dtype) : nil)
+    }
+
+    /// The result of an operation on `inputs`: with a slot if one of them wants a gradient.
+    package func result(_ value: Tensor, of inputs: Variable...) -> Variable {
+        let wanted = isRecording && inputs.contains { $0.needsGradient }
+        return Variable(value, wanted ? GradientSlot(shape: value.shape, dtype: value.dtype) : nil)
+    }
+
+    /// Remembers how to pass on the gradient of `output`; does nothing when no gradient is wanted. `backward` is called
+    /// with the complete gradient of `output`, and not at all when none arrived.
+    package func record(_ output: Variable, _ backward: @escaping (_ dOutput: Tensor) throws(PEFTError) -> Void) {
+        guard let slot = output.slot else { return }
+        records.append { () throws(PEFTError) in
+            if let gradient = slot.take() { try backward(gradient) }
+        }
+    }
+
+    /// For operations with several outputs: `backward` takes from the slots itself.
+    package func record(_ backward: @escaping () throws(PEFTError) -> Void) {
+        if isRecording { records.append(backward) }
+    }
+
+    /// Runs the derivatives of everything recorded, from `root` with gradient `seed`. The tape is empty afterwards.
+    package func backward(from root: Variable, gradient seed: Tensor) throws(PEFTError) {
+        guard let slot = root.slot else { return records.removeAll() }
+        try slot.add(seed, engine)
+        while let backward = records.popLast() { try backward() }
+    }
+
+    /// Runs `body` without keeping its activations; the backward pass runs it again (with the same dropout masks) to
+    /// get them back. Costs one more forward pass of the block, saves all it would have kept but its inputs.
+    package func recomputed(
+        _ inputs: [Variable], _ body: @escaping (_ tape: Tape, _ inputs: [Variable]) throws(PEFTError) -> Variable
+    ) throws(PEFTError) -> Variable {
+        guard let gradients else { return try body(self, inputs) }
+        let start = random
+        let silent = Tape(engine, precision, isTraining: isTraining, random: start)
+        let value = try body(silent, inputs.map { Variable($0.value) }).value
+        random = silent.random
+        guard silent.sawTrainable || inputs.contains(where: \.needsGradient) else { return Variable(value) }
+        sawTrainable = true
+        let output = Variable(value, GradientSlot(shape: value.shape, dtype: value.dtype))
+        record(output) { [engine, precision, isTraining] dOutput throws(PEFTError) in
+            let again = Tape(engine, precision, gradients: gradients, isTraining: isTraining, random: start)
+            let fresh = inputs.map { $0.needsGradient ? again.leaf($0.value) : Variable($0.value) }
+            try again.backward(from: try body(again, fresh), gradient: dOutput)
+            for (input, copy) in zip(inputs, fresh) {
+                if let slot = input.slot, let gradient = copy.slot?.take() { try slot.add(gradient, engine) }
+            }
+        }
+        return output
+    }
+}

@@ -1,0 +1,64 @@
+internal import Kernels
+package import Platform
+
+/// Arithmetic of a product: what its operands are rounded to. Sums are always f32.
+package enum Compute: Int32, Sendable {
+    case f32 = 0
+    case bf16 = 1
+    /// Forward products of few rows with quantised weights: activations rounded to int8 per 32 values.
+    case int8 = 2
+}
+
+extension Engine {
+    /// The three products of a linear layer (kernels.h, PK_NT / PK_NN / PK_TN).
+    package enum ProductMode: Int32, Sendable {
+        /// Y[m,n] = X[m,k]·W[n,k]ᵀ
+        case forward = 0
+        /// Y[m,n] = X[m,k]·W[k,n]
+        case inputGradient = 1
+        /// Y[m,n] = X[k,m]ᵀ·W[k,n]
+        case weightGradient = 2
+    }
+
+    /// `y = alpha · x∘w (+ bias) (+ y)`. Leading dimensions fold into rows; `x`, `y` are f32 or bf16, `w` any weight format.
+    ///
+    /// - Parameters:
+    ///   - bias: f32 `[n]`.
+    ///   - accumulate: adds to what `y` holds.
+    /// - Throws: `.internal` when shapes do not fit (a defect, not an input error), `.memory` for the scratch.
+    package func multiply(
+        _ mode: ProductMode, _ x: Tensor, _ w: Tensor, into y: Tensor, compute: Compute, alpha: Float = 1, bias: Tensor? = nil, accumulate: Bool = false
+    ) throws(PEFTError) {
+        let (m, k) = mode == .weightGradient ? (x.columns, x.rows) : (x.rows, x.columns)
+        let (n, wk) = mode == .forward ? (w.rows, w.columns) : (w.columns, w.rows)
+        guard wk == k, y.rows == m, y.columns == n, bias.map({ $0.count == n && $0.dtype == .f32 }) ?? true, w.dtype.isWeightFormat,
+            x.dtype == .f32 || x.dtype == .bf16, y.dtype == .f32 || y.dtype == .bf16
+        else {
+            throw PEFTError(.internal, "product \(mode): \(x.dtype.name) \(x.shape) by \(w.dtype.name) \(w.shape) into \(y.dtype.name) \(y.shape)")
+        }
+        guard m > 0, n > 0 else { return }
+        var op = unsafe pk_matmul()
+        unsafe op.level = level
+        unsafe op.compute = compute.rawValue
+        unsafe op.mode = mode.rawValue
+        unsafe (op.x_type, op.w_type, op.y_type) = (x.dtype.rawValue, w.dtype.rawValue, y.dtype.rawValue)
+        unsafe (op.m, op.n, op.k) = (Int64(m), Int64(n), Int64(k))
+        unsafe (op.ldx, op.ldy) = (Int64(x.columns), Int64(n))
+        unsafe op.w_row_bytes = Int64(w.rowBytes)
+        unsafe (op.x, op.w, op.y) = unsafe (UnsafeRawPointer(x.pointer), UnsafeRawPointer(w.pointer), y.pointer)
+        unsafe op.bias = unsafe bias.map { unsafe UnsafePointer($0.pointer.assumingMemoryBound(to: Float.self)) }
+        unsafe op.alpha = alpha
+        unsafe op.accumulate = accumulate ? 1 : 0
+        var shared = 0
+        var each = 0
+        unsafe pk_matmul_scratch(&op, &shared, &each)
+        let parts = Int(unsafe pk_matmul_parts(&op, Int32(pool.threadCount)))
+        let step = (each + MemoryBudget.alignment - 1) & ~(MemoryBudget.alignment - 1)
+        let scratch = try Storage(byteCount: ((shared + 63) & ~63) + step * parts, budget: budget, category: .scratch)
+        let own = unsafe scratch.base + ((shared + 63) & ~63)
+        if shared > 0 {
+            parallel(parts) { part, parts in unsafe pk_matmul_run(&op, 0, part, parts, scratch.base, own + step * Int(part)) }
+        }
+        parallel(parts) { part, parts in unsafe pk_matmul_run(&op, 1, part, parts, scratch.base, own + step * Int(part)) }
+    }
+}
