@@ -12,7 +12,7 @@ package indirect enum JSONValue: Sendable, Equatable {
 /// An ordered JSON object: unique keys, look-up by name, iteration in the order of the text.
 package struct JSONObject: Sendable, Equatable {
     package private(set) var keys: [String] = []
-    private var values: [String: JSONValue] = [:]
+    private var values: [ExactKey: JSONValue] = [:]
 
     package init() {}
 
@@ -21,12 +21,12 @@ package struct JSONObject: Sendable, Equatable {
     }
 
     package subscript(key: String) -> JSONValue? {
-        get { values[key] }
+        get { values[ExactKey(key)] }
         set {
             if let newValue {
-                if values.updateValue(newValue, forKey: key) == nil { keys.append(key) }
-            } else if values.removeValue(forKey: key) != nil {
-                keys.removeAll { $0 == key }
+                if values.updateValue(newValue, forKey: ExactKey(key)) == nil { keys.append(key) }
+            } else if values.removeValue(forKey: ExactKey(key)) != nil {
+                keys.removeAll { ExactKey($0) == ExactKey(key) }
             }
         }
     }
@@ -35,10 +35,27 @@ package struct JSONObject: Sendable, Equatable {
     package var count: Int { keys.count }
 
     package var pairs: [(key: String, value: JSONValue)] {
-        keys.map { ($0, values[$0] ?? .null) }
+        keys.map { ($0, values[ExactKey($0)] ?? .null) }
     }
 
     package static func == (a: JSONObject, b: JSONObject) -> Bool { a.values == b.values }
+}
+
+/// A key compared by its bytes. Swift's `==` on strings is canonical equivalence, under which "é" in one scalar and in
+/// two are the same key; JSON keeps them apart, and vocabularies hold both.
+private struct ExactKey: Hashable, Sendable {
+    let text: String
+
+    init(_ text: String) { self.text = text }
+
+    static func == (a: ExactKey, b: ExactKey) -> Bool { a.text.utf8.elementsEqual(b.text.utf8) }
+
+    func hash(into hasher: inout Hasher) {
+        let hashed: Void? = text.utf8.withContiguousStorageIfAvailable { bytes in
+            unsafe hasher.combine(bytes: UnsafeRawBufferPointer(bytes))
+        }
+        if hashed == nil { for byte in text.utf8 { hasher.combine(byte) } }
+    }
 }
 
 extension JSONValue {
