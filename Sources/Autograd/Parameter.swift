@@ -1,4 +1,4 @@
-package import Platform
+internal import Platform
 package import Tensors
 
 /// A trainable tensor: f32, under the key it is saved with. Its gradient lives in the `GradientStore` of a computation.

@@ -1,0 +1,60 @@
+package import Autograd
+package import Platform
+package import Tensors
+
+/// What an adapter does around one frozen operation `y = f(x)`:
+///
+///     y = output( f_W′( input(x) ) + add(x) )        W′ = weight(W)
+///
+/// A method implements the hooks it needs with differentiable operations; the rest leave things as they are. Hooks may
+/// run for several computations at the same time: they hold parameters and settings, never the state of a computation.
+package protocol LayerHook: AnyObject, Sendable {
+    /// Changes the input of a linear layer (OFT, BOFT, HRA, (IA)³ on feed-forward).
+    func input(_ x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable
+    /// Adds a branch to the running output `y` (LoRA and its family). `x` is the layer's input; `y` is consumed.
+    func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable
+    /// Changes the output ((IA)³, DoRA's magnitude, RoAd).
+    func output(_ y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable
+    /// The same for a look-up: adds to the rows `y` `[count, dim]` found for `ids` (i32).
+    func output(_ y: consuming Variable, ids: Tensor, of layer: Embedding, _ tape: Tape) throws(PEFTError) -> Variable
+}
+
+extension LayerHook {
+    package func input(_ x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { x }
+    package func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { y }
+    package func output(_ y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { y }
+    package func output(_ y: consuming Variable, ids: Tensor, of layer: Embedding, _ tape: Tape) throws(PEFTError) -> Variable { y }
+}
+
+/// Everything adapters do at one layer: hooks in the order of the active adapters, and own parameters that stand in for
+/// the layer's ("weight", "bias": modules_to_save, trained biases, LN tuning).
+package struct LayerAdaptation: Sendable {
+    package var hooks: [any LayerHook] = []
+    package var replacements: [String: Parameter] = [:]
+
+    package init() {}
+    package var isEmpty: Bool { hooks.isEmpty && replacements.isEmpty }
+}
+
+/// What the active adapters do to a whole model: one entry per layer, by `Layer.index`. A value: a session keeps the one
+/// it was given while others change theirs.
+package struct Adaptation: Sendable {
+    package var layers: [LayerAdaptation]
+
+    /// No adapter.
+    package init(layerCount: Int) { layers = Array(repeating: LayerAdaptation(), count: layerCount) }
+
+    package subscript(_ layer: any Layer) -> LayerAdaptation? {
+        let index = layer.index
+        guard index < layers.count, !layers[index].isEmpty else { return nil }
+        return layers[index]
+    }
+}
+
+/// Which adapters apply to which rows of a batch.
+package enum Routing: Sendable {
+    /// The same for all (an empty `Adaptation`: the base model).
+    case all(Adaptation)
+    /// Samples `range` of the batch use this one; ranges ascend and cover the batch. The base product is shared.
+    case samples([(range: Range<Int>, adaptation: Adaptation)])
+}
