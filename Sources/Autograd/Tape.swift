@@ -34,7 +34,12 @@ package final class Tape {
     package var random: RandomStream
     /// A trainable parameter was asked for (what a recomputed block needs to know about its silent run).
     private var sawTrainable = false
-    private var records: [() throws(PEFTError) -> Void] = []
+    private var records: [Record] = []
+
+    /// A struct around the closure: an array of typed-throwing closures crashes the compiler (Swift 6.3.1).
+    private struct Record {
+        let backward: () throws(PEFTError) -> Void
+    }
 
     package init(_ engine: Engine, _ precision: Precision, gradients: GradientStore? = nil, isTraining: Bool = false, random: RandomStream = RandomStream(seed: 0)) {
         self.engine = engine
@@ -68,21 +73,22 @@ package final class Tape {
     /// with the complete gradient of `output`, and not at all when none arrived.
     package func record(_ output: Variable, _ backward: @escaping (_ dOutput: Tensor) throws(PEFTError) -> Void) {
         guard let slot = output.slot else { return }
-        records.append { () throws(PEFTError) in
-            if let gradient = slot.take() { try backward(gradient) }
-        }
+        records.append(
+            Record { () throws(PEFTError) in
+                if let gradient = slot.take() { try backward(gradient) }
+            })
     }
 
     /// For operations with several outputs: `backward` takes from the slots itself.
     package func record(_ backward: @escaping () throws(PEFTError) -> Void) {
-        if isRecording { records.append(backward) }
+        if isRecording { records.append(Record(backward: backward)) }
     }
 
     /// Runs the derivatives of everything recorded, from `root` with gradient `seed`. The tape is empty afterwards.
     package func backward(from root: Variable, gradient seed: Tensor) throws(PEFTError) {
         guard let slot = root.slot else { return records.removeAll() }
         try slot.add(seed, engine)
-        while let backward = records.popLast() { try backward() }
+        while let record = records.popLast() { try record.backward() }
     }
 
     /// Runs `body` without keeping its activations; the backward pass runs it again (with the same dropout masks) to

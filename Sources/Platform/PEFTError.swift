@@ -33,15 +33,28 @@ package struct PEFTError: Error, Sendable, CustomStringConvertible {
         case `internal` = -99
     }
 
-    package let kind: Kind
-    package let message: String
+    package var kind: Kind { content.kind }
+    package var message: String { content.message }
     /// A number that belongs to the error (a line, a byte offset, the bytes that were missing); 0 if there is none.
-    package let detail: Int64
+    package var detail: Int64 { content.detail }
+
+    /// One reference, because every function of the library has this type in its signature: it travels in a register.
+    private let content: Content
+
+    private final class Content: Sendable {
+        let kind: Kind
+        let message: String
+        let detail: Int64
+
+        init(_ kind: Kind, _ message: String, _ detail: Int64) {
+            self.kind = kind
+            self.message = message
+            self.detail = detail
+        }
+    }
 
     package init(_ kind: Kind, _ message: String, detail: Int64 = 0) {
-        self.kind = kind
-        self.message = message
-        self.detail = detail
+        content = Content(kind, message, detail)
     }
 
     package var description: String { message }
