@@ -1,0 +1,34 @@
+/* Which instruction sets may be used: the processor must have them and the operating system must save their
+ * registers (XCR0). An AVX-512 instruction under a system that does not save ZMM state would fault the host. */
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+static uint64_t enabled_state(void) {
+  uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (uint64_t)high << 32 | low;
+}
+
+static int has(uint32_t word, int bit) { return (int)(word >> bit & 1); }
+
+int32_t pk_best_level(void) {
+  uint32_t a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return PK_LEVEL_PORTABLE;
+  const int osxsave = has(c, 27), avx = has(c, 28), fma = has(c, 12), f16c = has(c, 29);
+  if (!osxsave || !avx || !fma || !f16c) return PK_LEVEL_PORTABLE;
+
+  const uint64_t ymm = 0x06, zmm = 0xe6; /* SSE+AVX; + opmask, upper halves, upper sixteen */
+  const uint64_t state = enabled_state();
+  if ((state & ymm) != ymm || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !has(b, 5)) return PK_LEVEL_PORTABLE;
+
+  const int f = has(b, 16), dq = has(b, 17), bw = has(b, 30), vl = has(b, 31), vnni = has(c, 11);
+  if ((state & zmm) != zmm || !f || !dq || !bw || !vl) return PK_LEVEL_AVX2;
+
+  if (!vnni || !__get_cpuid_count(7, 1, &a, &b, &c, &d) || !has(a, 5)) return PK_LEVEL_AVX512;
+  return PK_LEVEL_AVX512_BF16;
+}
+#else
+int32_t pk_best_level(void) { return PK_LEVEL_PORTABLE; }
+#endif

@@ -1,0 +1,146 @@
+/* The decoders: what each block format means. Layouts and formulas are those of GGUF files (block_q4_0 … block_q6_K);
+ * products and sums are rounded separately, as in the `gguf` package, so that the values are the same bits at every level.
+ * Scales are whatever the file holds: NaN and infinity pass through.
+ *
+ * This file is compiled once per instruction set (formats_decode.c, formats_avx2.c, formats_avx512.c): the loops below
+ * are short, of fixed length and free of branches, which the compiler turns into vector code as good as intrinsics.
+ * The including file defines DECODER(name) and LINKAGE and has included formats.h and half.h. */
+#pragma STDC FP_CONTRACT OFF
+/* Without it the compiler unrolls these loops completely before it looks for vectors. */
+#define VECTOR _Pragma("clang loop vectorize(enable) unroll(disable)")
+
+LINKAGE void DECODER(f32)(const void *restrict blocks, float *restrict values, size_t count) { memcpy(values, blocks, count * 4); }
+
+LINKAGE void DECODER(f16)(const void *restrict blocks, float *restrict values, size_t count) {
+  const uint8_t *restrict p = blocks;
+  VECTOR
+  for (size_t i = 0; i < count; i++) values[i] = pk_f16_to_f32(pk_load16(p + 2 * i));
+}
+
+LINKAGE void DECODER(bf16)(const void *restrict blocks, float *restrict values, size_t count) {
+  const uint8_t *restrict p = blocks;
+  VECTOR
+  for (size_t i = 0; i < count; i++) values[i] = pk_bf16_to_f32(pk_load16(p + 2 * i));
+}
+
+/* { f16 d; u8 nibbles[16] }: d·(q − 8); value i in the low nibble i, value 16+i in the high one. */
+LINKAGE void DECODER(q4_0)(const void *restrict blocks, float *restrict values, size_t count) {
+  const uint8_t *restrict p = blocks;
+  for (size_t b = 0; b < count / 32; b++, p += 18, values += 32) {
+    const float d = pk_f16_to_f32(pk_load16(p));
+    VECTOR
+    for (int i = 0; i < 16; i++) {
+      values[i] = d * (float)((p[2 + i] & 15) - 8);
+      values[i + 16] = d * (float)((p[2 + i] >> 4) - 8);
+    }
+  }
+}
+
+/* { f16 d, m; u8 nibbles[16] }: d·q + m */
+LINKAGE void DECODER(q4_1)(const void *restrict blocks, float *restrict values, size_t count) {
+  const uint8_t *restrict p = blocks;
+  for (size_t b = 0; b < count / 32; b++, p += 20, values += 32) {
+    const float d = pk_f16_to_f32(pk_load16(p)), m = pk_f16_to_f32(pk_load16(p + 2));
+    VECTOR
+    for (int i = 0; i < 16; i++) {
+      values[i] = d * (float)(p[4 + i] & 15) + m;
+      values[i + 16] = d * (float)(p[4 + i] >> 4) + m;
+    }
+  }
+}
+
+/* { f16 d; u32 fifth bits; u8 nibbles[16] }: d·(q − 16) */
+LINKAGE void DECODER(q5_0)(const void *restrict blocks, float *restrict values, size_t count) {
+  const uint8_t *restrict p = blocks;
+  for (size_t b = 0; b < count / 32; b++, p += 22, values += 32) {
+    const float d = pk_f16_to_f32(pk_load16(p));
+    const uint32_t high = pk_load32(p + 2);
+    VECTOR
+    for (int i = 0; i < 16; i++) {
+      values[i] = d * (float)((int)((p[6 + i] & 15) | (high >> i & 1) << 4) - 16);
+      values[i + 16] = d * (float)((int)((p[6 + i] >> 4) | (high >> (i + 16) & 1) << 4) - 16);
+    }
+  }
+}
+
+/* { f16 d, m; u32 fifth bits; u8 nibbles[16] }: d·q + m */
+LINKAGE void DECODER(q5_1)(const void *restrict blocks, float *restrict values, size_t count) {
+  const uint8_t *restrict p = blocks;
+  for (size_t b = 0; b < count / 32; b++, p += 24, values += 32) {
+    const float d = pk_f16_to_f32(pk_load16(p)), m = pk_f16_to_f32(pk_load16(p + 2));
+    const uint32_t high = pk_load32(p + 4);
+    VECTOR
+    for (int i = 0; i < 16; i++) {
+      values[i] = d * (float)((p[8 + i] & 15) | (high >> i & 1) << 4) + m;
+      values[i + 16] = d * (float)((p[8 + i] >> 4) | (high >> (i + 16) & 1) << 4) + m;
+    }
+  }
+}
+
+/* { f16 d; i8 q[32] }: d·q */
+LINKAGE void DECODER(q8_0)(const void *restrict blocks, float *restrict values, size_t count) {
+  const uint8_t *restrict p = blocks;
+  for (size_t b = 0; b < count / 32; b++, p += 34, values += 32) {
+    const float d = pk_f16_to_f32(pk_load16(p));
+    VECTOR
+    for (int i = 0; i < 32; i++) values[i] = d * (float)(int8_t)p[2 + i];
+  }
+}
+
+/* { f16 d, dmin; u8 scales[12]; u8 nibbles[128] }: sub-block s of 32: (d·scale[s])·q − dmin·minimum[s];
+ * sub-blocks 2j and 2j+1 are the low and high nibbles of bytes 32j … 32j+31. */
+LINKAGE void DECODER(q4_K)(const void *restrict blocks, float *restrict values, size_t count) {
+  const uint8_t *restrict p = blocks;
+  for (size_t b = 0; b < count / 256; b++, p += 144) {
+    const float d = pk_f16_to_f32(pk_load16(p)), dmin = pk_f16_to_f32(pk_load16(p + 2));
+    uint8_t scales[8], minima[8];
+    pk_k_scales(p + 4, scales, minima);
+    for (int s = 0; s < 8; s++, values += 32) {
+      const float scale = d * (float)scales[s], minimum = dmin * (float)minima[s];
+      const uint8_t *q = p + 16 + 32 * (s / 2);
+      const int shift = 4 * (s & 1);
+      VECTOR
+      for (int i = 0; i < 32; i++) values[i] = scale * (float)(q[i] >> shift & 15) - minimum;
+    }
+  }
+}
+
+/* q4_K with u8 high[32] before the nibbles: bit s of high[i] is the fifth bit of value i of sub-block s. */
+LINKAGE void DECODER(q5_K)(const void *restrict blocks, float *restrict values, size_t count) {
+  const uint8_t *restrict p = blocks;
+  for (size_t b = 0; b < count / 256; b++, p += 176) {
+    const float d = pk_f16_to_f32(pk_load16(p)), dmin = pk_f16_to_f32(pk_load16(p + 2));
+    uint8_t scales[8], minima[8];
+    pk_k_scales(p + 4, scales, minima);
+    const uint8_t *high = p + 16;
+    for (int s = 0; s < 8; s++, values += 32) {
+      const float scale = d * (float)scales[s], minimum = dmin * (float)minima[s];
+      const uint8_t *q = p + 48 + 32 * (s / 2);
+      const int shift = 4 * (s & 1);
+      VECTOR
+      for (int i = 0; i < 32; i++) {
+        values[i] = scale * (float)((q[i] >> shift & 15) | (high[i] >> s & 1) << 4) - minimum;
+      }
+    }
+  }
+}
+
+/* { u8 low[128]; u8 high[64]; i8 scales[16]; f16 d }: (d·scale)·(q − 32), a scale for 16 values. In each half of 128
+ * values the 64 low bytes hold the low nibbles of values 0…63 and 64…127, the 32 high bytes two bits each of the four 32s. */
+LINKAGE void DECODER(q6_K)(const void *restrict blocks, float *restrict values, size_t count) {
+  const uint8_t *restrict p = blocks;
+  for (size_t b = 0; b < count / 256; b++, p += 210) {
+    const float d = pk_f16_to_f32(pk_load16(p + 208));
+    for (int s = 0; s < 8; s++, values += 32) {
+      const int half = s / 4, quarter = s & 3;
+      const uint8_t *low = p + 64 * half + 32 * (quarter & 1), *high = p + 128 + 32 * half;
+      const int8_t *scales = (const int8_t *)p + 192 + 2 * s;
+      const float scale[2] = {d * (float)scales[0], d * (float)scales[1]};
+      VECTOR
+      for (int i = 0; i < 32; i++) {
+        const int q = (low[i] >> 4 * (quarter >> 1) & 15) | (high[i] >> 2 * quarter & 3) << 4;
+        values[i] = scale[i / 16] * (float)(q - 32);
+      }
+    }
+  }
+}

@@ -1,0 +1,38 @@
+/* Chooses how a product is computed. */
+#include "matmul.h"
+
+/* The tile kernel of an operation; NULL: the portable reference. */
+static const pk_tile_kernel *kernel_of(const pk_matmul *op) {
+  if (op->level >= PK_LEVEL_AVX512_BF16 && op->compute == PK_COMPUTE_BF16) return pk_kernel_bf16();
+  if (op->level >= PK_LEVEL_AVX512) return pk_kernel_avx512_f32();
+  if (op->level >= PK_LEVEL_AVX2) return pk_kernel_avx2_f32();
+  return NULL;
+}
+
+void pk_matmul_scratch(const pk_matmul *op, size_t *shared, size_t *each) {
+  const pk_tile_kernel *kernel = kernel_of(op);
+  *shared = *each = 0;
+  if (op->m <= 0 || op->n <= 0 || !pk_format_of(op->w_type)) return;
+  if (kernel) {
+    pk_tiled_scratch(op, kernel, shared, each);
+  } else {
+    pk_reference_scratch(op, shared, each);
+  }
+}
+
+void pk_matmul_run(const pk_matmul *op, int32_t phase, int32_t part, int32_t parts, void *shared, void *each) {
+  const pk_tile_kernel *kernel = kernel_of(op);
+  if (op->m <= 0 || op->n <= 0 || !pk_format_of(op->w_type)) return;
+  if (kernel) {
+    pk_tiled_run(op, kernel, phase, part, parts, shared, each);
+  } else if (phase == 1) {
+    pk_reference_run(op, part, parts, each);
+  }
+}
+
+/* A thread is woken for some microseconds of work at least: 64 k multiplications, or 32 kB of weights to stream. */
+int32_t pk_matmul_parts(const pk_matmul *op, int32_t threads) {
+  const double work = (double)op->m * (double)op->n * (double)op->k;
+  const double useful = work / 65536;
+  return useful < 2 ? 1 : useful < threads ? (int32_t)useful : threads;
+}

@@ -1,0 +1,69 @@
+/* Inside of the products. Every mode becomes one shape of work:
+ *
+ *     C[rows, columns] = A[rows, k] · B[k, columns]
+ *
+ * A is read row-major, a value (or a pair of bf16) broadcast at a time. B is decoded from its format, a panel of columns
+ * at a time, into the order in which the kernel consumes it; so a weight is decoded once and used for all rows, and no
+ * matrix ever exists in a wider type. A panel holds for each step of k `vectors`·lanes columns:
+ *
+ *     f32 kernels:   panel[k][column]                 a step is one k
+ *     bf16 kernels:  panel[k / 2][column][k & 1]      a step is a pair of k (odd k: a zero joins)
+ *
+ *            A                     B
+ *     NT     X                     Wᵀ: panel columns are rows of W     (transposed while packing)
+ *     NN     X                     W:  panel steps are rows of W
+ *     TN     Xᵀ, W                 whichever of Xᵀ and Wᵀ has fewer rows becomes A; `swapped`: it is Wᵀ, C is Yᵀ
+ *
+ * A product element is one chain of fused multiply-adds over k, in order, whatever tile it falls in: results do not
+ * depend on the division of work. (Products with few rows go another way, matmul_gemv.c.) */
+#ifndef PK_MATMUL_H
+#define PK_MATMUL_H
+
+#include "formats.h"
+
+/* One tile of C: where its operands are and what happens to the sums. */
+typedef struct pk_tile {
+  const void *a; /* first row, row stride lda values */
+  int64_t lda;
+  const void *panel;
+  int64_t steps;
+  int32_t rows, columns, vectors;
+  void *y; /* first element, row stride ldy values of y_type */
+  int64_t ldy;
+  int32_t y_type, accumulate;
+  float alpha;
+  const float *bias; /* of the first column, or NULL */
+} pk_tile;
+
+/* What an instruction set offers. */
+typedef struct pk_tile_kernel {
+  int32_t type;    /* of A's and the panel's values, PK_F32 or PK_BF16 */
+  int32_t rows;    /* of a tile */
+  int32_t lanes;   /* columns in a vector */
+  int32_t vectors; /* in a full panel */
+  /* Multiplies a tile: at most `rows` rows. */
+  void (*multiply)(const pk_tile *tile);
+  /* `columns` f32 rows of `k` values (stride ld, zero-padded to a multiple of 32) become columns of the panel. */
+  void (*pack_columns)(const float *from, int64_t ld, int32_t columns, int64_t k, void *panel, int32_t vectors);
+  /* Two f32 rows of `columns` values (f32 kernels: one, `odd` unused; odd NULL: zeros) become a step. */
+  void (*pack_step)(const float *even, const float *odd, int32_t columns, void *panel, int32_t vectors);
+  /* The same straight from bf16 rows (stride ld values); NULL in f32 kernels. */
+  void (*pack_columns_bf16)(const uint16_t *from, int64_t ld, int32_t columns, int64_t k, void *panel, int32_t vectors);
+  void (*pack_step_bf16)(const uint16_t *even, const uint16_t *odd, int32_t columns, void *panel, int32_t vectors);
+} pk_tile_kernel;
+
+/* NULL on processors of another family. */
+const pk_tile_kernel *pk_kernel_avx2_f32(void);
+const pk_tile_kernel *pk_kernel_avx512_f32(void);
+const pk_tile_kernel *pk_kernel_bf16(void);
+
+void pk_tiled_scratch(const pk_matmul *op, const pk_tile_kernel *kernel, size_t *shared, size_t *each);
+void pk_tiled_run(const pk_matmul *op, const pk_tile_kernel *kernel, int32_t phase, int32_t part, int32_t parts, void *shared, void *each);
+
+void pk_reference_scratch(const pk_matmul *op, size_t *shared, size_t *each);
+void pk_reference_run(const pk_matmul *op, int32_t part, int32_t parts, void *each);
+
+static inline size_t pk_type_bytes(int32_t type) { return type == PK_F32 ? 4 : 2; }
+static inline size_t pk_round_up(size_t size, size_t multiple) { return (size + multiple - 1) / multiple * multiple; }
+
+#endif

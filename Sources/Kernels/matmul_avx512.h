@@ -1,0 +1,85 @@
+/* What the AVX-512 kernels share. Included inside a `clang attribute push` region, after <immintrin.h>. */
+#ifndef PK_MATMUL_AVX512_H
+#define PK_MATMUL_AVX512_H
+
+#include "matmul.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE __mmask16 first_lanes(int64_t count) {
+  return count >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << (count > 0 ? count : 0)) - 1);
+}
+
+/* 16×16 values of 32 bits: r[i] lane j becomes r[j] lane i. Four rounds of pairwise merges at distances 1, 2, 4, 8. */
+INLINE void transpose16(__m512i r[16]) {
+  __m512i t[16];
+#pragma unroll
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+#pragma unroll
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const __m512i a = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88), b = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    const __m512i c = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88), d = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+    t[i] = _mm512_shuffle_i32x4(a, c, 0x88);
+    t[i + 8] = _mm512_shuffle_i32x4(a, c, 0xdd);
+    t[i + 4] = _mm512_shuffle_i32x4(b, d, 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
+  }
+#pragma unroll
+  for (int i = 0; i < 16; i++) r[i] = t[i];
+}
+
+INLINE __m512 widen_bf16(__m256i h) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); }
+
+/* Round to nearest even with integers (AVX512-BF16's instruction is not there at every level). */
+INLINE __m256i narrow_bf16(__m512 x) {
+  const __m512i u = _mm512_castps_si512(x);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  __m512i r = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(u, odd), _mm512_set1_epi32(0x7fff)), 16);
+  const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  r = _mm512_mask_or_epi32(r, nan, _mm512_srli_epi32(u, 16), _mm512_set1_epi32(64));
+  return _mm512_cvtepi32_epi16(r);
+}
+
+/* Y = alpha·sum + bias (+ Y) for one vector of a tile. */
+INLINE void store_sums(const pk_tile *tile, __m512 sum, int row, int64_t column) {
+  const __mmask16 lanes = first_lanes(tile->columns - column);
+  __m512 y = _mm512_mul_ps(sum, _mm512_set1_ps(tile->alpha));
+  if (tile->bias) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(lanes, tile->bias + column));
+  const int64_t at = row * tile->ldy + column;
+  if (tile->y_type == PK_F32) {
+    float *p = (float *)tile->y + at;
+    if (tile->accumulate) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(lanes, p));
+    _mm512_mask_storeu_ps(p, lanes, y);
+  } else {
+    uint16_t *p = (uint16_t *)tile->y + at;
+    if (tile->accumulate) y = _mm512_add_ps(y, widen_bf16(_mm256_maskz_loadu_epi16(lanes, p)));
+    _mm256_mask_storeu_epi16(p, lanes, narrow_bf16(y));
+  }
+}
+
+/* Calls multiply_tile(tile, rows, vectors) with constants, so that the sums are registers. */
+#define EACH_SHAPE(tile)                                                     \
+  switch ((tile)->vectors * 16 + (tile)->rows) {                             \
+    SHAPES(tile, 1) SHAPES(tile, 2) SHAPES(tile, 3)                          \
+  }
+#define SHAPES(tile, v)                                                      \
+  case (v) * 16 + 1: multiply_tile(tile, 1, v); break;                       \
+  case (v) * 16 + 2: multiply_tile(tile, 2, v); break;                       \
+  case (v) * 16 + 3: multiply_tile(tile, 3, v); break;                       \
+  case (v) * 16 + 4: multiply_tile(tile, 4, v); break;                       \
+  case (v) * 16 + 5: multiply_tile(tile, 5, v); break;                       \
+  case (v) * 16 + 6: multiply_tile(tile, 6, v); break;                       \
+  case (v) * 16 + 7: multiply_tile(tile, 7, v); break;                       \
+  case (v) * 16 + 8: multiply_tile(tile, 8, v); break;
+
+#endif
