@@ -126,10 +126,12 @@ typedef struct pk_attention {
 } pk_attention;
 
 /* A row that sees no key at all yields zeros (and zero gradients). */
-size_t pk_attention_scratch(const pk_attention *op);          /* bytes per part, forward and backward */
-void pk_attention_forward(const pk_attention *op, int32_t part, int32_t parts, void *scratch);
-/* Phase 0: row sums Σ d_out⊙out into `delta` [batch, heads, q_len] (caller's); phase 1: d_q, d_k, d_v (shares are (batch, kv head) pairs). */
-void pk_attention_backward(const pk_attention *op, float *delta, int32_t phase, int32_t part, int32_t parts, void *scratch);
+/* Scratch, 64-byte aligned: `each` bytes per part (forward and backward); `shared` bytes once per backward, written in
+ * phase 0 and read in phase 1 (partial d_k, d_v in f32). Either pointer may be NULL. */
+void pk_attention_scratch(const pk_attention *op, size_t *each, size_t *shared);
+void pk_attention_forward(const pk_attention *op, int32_t part, int32_t parts, void *each);
+/* Phase 0: d_q, and partial sums of d_k, d_v for fixed chunks of queries; phase 1: their sums. The caller puts a barrier between them. */
+void pk_attention_backward(const pk_attention *op, int32_t phase, int32_t part, int32_t parts, void *shared, void *each);
 
 /* ---- norms.c; x, y, dx, dy of type act; weight and its gradient f32; rows × n ---- */
 
@@ -185,10 +187,13 @@ void pk_scale_columns(int32_t level, int32_t act, const void *x, const float *sc
 void pk_column_sums(int32_t level, int32_t act, const void *x1, const void *x2, float *out, int64_t rows, int64_t n, int32_t part, int32_t parts);
 /* y[r,:] = x[r,:] · s[r] */
 void pk_scale_rows(int32_t level, int32_t act, const void *x, const float *s, void *y, int64_t rows, int64_t n, int32_t part, int32_t parts);
-/* Inverted dropout from a counter-based generator (Philox 4x32-10; element i uses counter offset+i): y = keep ? x/(1−p) : 0.
- * The same (seed, offset) gives the same mask: the backward pass calls it again. May run in place. */
+/* Inverted dropout: y = (keep ? x/(1−p) : 0) (+ y). Element i is kept when word offset+i of the stream `seed` is ≥ p·2³²:
+ * the same (seed, offset) gives the same mask, the backward pass calls it again. May run in place.
+ * A stream is Philox 4x32-10: word e is word e mod 4 of the block with counter (e div 4, 0), key seed. */
 void pk_dropout(int32_t level, int32_t act, const void *x, void *y, size_t count, float p, uint64_t seed, uint64_t offset, int32_t accumulate, int32_t part, int32_t parts);
-/* The same generator's raw output: out[i] = word of counter offset+i. */
+/* One block of the generator (Random123's philox4x32, 10 rounds). */
+void pk_philox_block(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
+/* Words offset … offset+count−1 of the stream. */
 void pk_philox(uint64_t seed, uint64_t offset, uint32_t *out, size_t count);
 /* Row gather from a table in any format: y[i,:] = decode(table[ids[i],:]) · scale; ids are validated by the caller. */
 void pk_gather_rows(int32_t level, int32_t w_type, const void *w, int64_t w_row_bytes, int64_t n, const int32_t *ids, int64_t count, float scale, int32_t act, void *y, int32_t part, int32_t parts);
