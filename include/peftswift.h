@@ -1,1 +1,404 @@
+/* peftswift.h: fine-tuning and running neural networks with parameter-efficient adapters, inside your process.
+ *
+ * This header is the whole contract. It is C99 and C++, includes only <stdint.h> and <stddef.h>, and needs none of its
+ * macros to be used (LuaJIT's ffi.cdef and other foreign-function interfaces read it after preprocessing).
+ *
+ * IN TEN LINES
+ *
+ *     peft_context *context; peft_model *model; peft_session *session; peft_error error = PEFT_ERROR_INIT;
+ *     if (peft_context_create(&context, NULL, &error)) return complain(&error);
+ *     if (peft_model_open(&model, context, "model.gguf", NULL, &error)) return complain(&error);
+ *     if (peft_session_create(&session, model, NULL, &error)) return complain(&error);
+ *     peft_session_append_text(session, "Once upon a time", SIZE_MAX, 1, &error);
+ *     peft_session_generate(session, 64, on_text, NULL, &error);        // on_text(user_data, text, size) prints
+ *     peft_session_free(session); peft_model_free(model); peft_context_free(context);
+ *
+ * RULES THAT HOLD EVERYWHERE
+ *
+ * Results.  Every function that can fail returns PEFT_OK (0), PEFT_DONE (1: nothing more to give), or a negative
+ *   PEFT_ERROR_… code, and writes what was wrong into `error` if that is not NULL. Out-parameters come first; after a
+ *   failure they are NULL or 0, and nothing else has changed.
+ * Handles.  Objects are reached through opaque pointers that are looked up, never followed: NULL, a freed handle or one
+ *   of another kind gives PEFT_ERROR_HANDLE. `…_free` accepts NULL and any order: what a child needs of its parent
+ *   lives on until the child is freed. A pointer handed out through a pointer-to-pointer is yours to free.
+ * Threads.  A function that takes `const` handles may run at the same time as other such functions on the same handle.
+ *   A function that takes a non-const handle needs that handle to itself; if it is in use the answer is
+ *   PEFT_ERROR_STATE, never a deadlock. Different sessions over one model run in parallel. Worker threads start at the
+ *   first use and end with the context.
+ * Callbacks.  They come on the calling thread, during the call they were given to. Non-zero cancels: the call returns
+ *   PEFT_ERROR_CANCELLED and leaves everything usable. Calling the same non-const handle from inside is PEFT_ERROR_STATE.
+ * Text.  UTF-8. Text goes in as pointer and size in bytes; size SIZE_MAX means "up to the NUL". Text comes out in two
+ *   calls: `buffer`, `capacity`, `*needed`; *needed is the size in bytes without the NUL; when needed + 1 > capacity
+ *   nothing is written but *needed and the result is PEFT_OK (so `NULL, 0, &needed` asks for the size). What is written
+ *   ends in NUL.
+ * Options.  Structs begin with struct_size (set by the …_INIT macro or the …_init function) and only ever grow at the
+ *   end; NULL means all defaults. Option sets that grow quickly are JSON text: NULL or "{}" is all defaults; a key that
+ *   is not known is an error that lists the known ones (adapter configurations: a warning in the log, as PEFT does).
+ * Memory.  Data-sized memory comes from the context's budget; what does not fit is PEFT_ERROR_MEMORY with the numbers.
+ *   Model files are mapped, not copied.
+ * Your process.  The library installs no signal handler, prints nothing, reads no environment variable, changes no
+ *   locale, no floating-point mode and no other library's settings, and does not end the process, whatever it is given.
+ * Results do not depend on the number of threads: the same bits for 1 and for 16.
+ *
+ * "since" is 1.0 for every function without a remark.
+ */
+#ifndef PEFTSWIFT_H
+#define PEFTSWIFT_H
+
+#include <stddef.h>
 #include <stdint.h>
+
+#define PEFT_VERSION_MAJOR 1
+#define PEFT_VERSION_MINOR 0
+#define PEFT_VERSION_PATCH 0
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ------------------------------------------------------------------------------------------------ results */
+
+#define PEFT_OK 0
+#define PEFT_DONE 1                /* nothing more to give: the text is complete, the data set is at its end */
+#define PEFT_ERROR_ARGUMENT (-1)   /* an argument or option is out of range */
+#define PEFT_ERROR_HANDLE (-2)     /* a handle is NULL, freed, or of another kind */
+#define PEFT_ERROR_MEMORY (-3)     /* the memory budget or the machine has no room; detail: bytes missing */
+#define PEFT_ERROR_IO (-4)         /* the operating system refused */
+#define PEFT_ERROR_FORMAT (-5)     /* a file or text is malformed */
+#define PEFT_ERROR_UNSUPPORTED (-6)/* well-formed, but not something this version does; the message names it */
+#define PEFT_ERROR_NOT_FOUND (-7)  /* no such file, name or key */
+#define PEFT_ERROR_STATE (-8)      /* not now: handle in use, already merged, no adapter active … */
+#define PEFT_ERROR_CANCELLED (-9)  /* a callback or a …_cancel function stopped the call */
+#define PEFT_ERROR_NUMERIC (-10)   /* a value became NaN or infinite; everything is as it was before the call */
+#define PEFT_ERROR_CONTEXT_FULL (-11) /* the session's context has no room for more tokens */
+#define PEFT_ERROR_MISMATCH (-12)  /* two things that must fit do not: adapter and base, checkpoint and model */
+#define PEFT_ERROR_INTERNAL (-99)  /* a defect of the library; please report the message */
+
+/* The caller's own record of an error: no allocation, no thread-local state. */
+typedef struct peft_error {
+  uint32_t struct_size;  /* sizeof(peft_error) */
+  int32_t code;          /* what the function returned */
+  int64_t detail;        /* a number that belongs to it (line, byte offset, bytes missing), or 0 */
+  char message[512];     /* what was wrong, which value, what would be right; NUL-terminated UTF-8 */
+} peft_error;
+#define PEFT_ERROR_INIT { sizeof(peft_error), 0, 0, { 0 } }
+
+/* "1.0.0"; constant, never freed. */
+const char *peft_version(void);
+/* 10000·major + 100·minor + patch of the library that is loaded; compare with the PEFT_VERSION_… of this header. */
+int32_t peft_version_number(void);
+/* A short text for a code ("memory"); constant. Unknown codes give "unknown". */
+const char *peft_status_text(int32_t code);
+/* What this build and this machine can do, as JSON: {"version", "processor": {"level", "levels"}, "weight_formats",
+ * "adapter_methods", "architectures", "optimizers", "schedules"}. */
+int32_t peft_features(char *buffer, size_t capacity, size_t *needed, peft_error *error);
+
+/* ------------------------------------------------------------------------------------------------ handles */
+
+typedef struct peft_context peft_context;      /* threads, memory, log: everything else hangs on one */
+typedef struct peft_tensors peft_tensors;      /* named arrays: inputs, outputs, gradients, state dictionaries */
+typedef struct peft_model peft_model;          /* a base model and its adapters */
+typedef struct peft_tokenizer peft_tokenizer;
+typedef struct peft_dataset peft_dataset;
+typedef struct peft_trainer peft_trainer;
+typedef struct peft_session peft_session;      /* one conversation: a KV cache, a sampler, a choice of adapters */
+
+/* ------------------------------------------------------------------------------------------------ context */
+
+#define PEFT_LOG_WARNING 1
+#define PEFT_LOG_INFO 2
+/* A line for the host's log. May come from any thread that is inside a call. */
+typedef void (*peft_log_fn)(void *user_data, int32_t level, const char *message);
+/* The host's memory: both may be called from any thread; allocate may return NULL; alignment is a power of two ≤ 4096. */
+typedef void *(*peft_allocate_fn)(void *user_data, size_t size, size_t alignment);
+typedef void (*peft_deallocate_fn)(void *user_data, void *pointer, size_t size);
+/* The host's own parallel-for: call body(body_data, i) once for every i in 0..count-1, on any threads, return when all have returned. */
+typedef void (*peft_parallel_body_fn)(void *body_data, int32_t index);
+typedef void (*peft_parallel_for_fn)(void *user_data, int32_t count, peft_parallel_body_fn body, void *body_data);
+
+/* Instruction-set levels: the processor's best unless a lower one is asked for. */
+#define PEFT_LEVEL_AUTO 0
+#define PEFT_LEVEL_PORTABLE 1
+#define PEFT_LEVEL_AVX2 2
+#define PEFT_LEVEL_AVX512 3
+#define PEFT_LEVEL_AVX512_BF16 4
+
+typedef struct peft_context_options {
+  uint32_t struct_size;
+  int32_t threads;               /* 0: one per processor the process may use, at most 16; 1…256 */
+  uint64_t memory_budget;        /* bytes for all data-sized memory (mapped files excluded); 0: no limit */
+  int32_t level;                 /* PEFT_LEVEL_… */
+  int32_t reserved;              /* 0 */
+  peft_log_fn log;               /* NULL: silent */
+  peft_allocate_fn allocate;     /* both or neither */
+  peft_deallocate_fn deallocate;
+  peft_parallel_for_fn parallel_for; /* NULL: the library's own threads */
+  void *user_data;               /* given to the four functions above; must outlive the context and all its objects */
+} peft_context_options;
+#define PEFT_CONTEXT_OPTIONS_INIT { sizeof(peft_context_options), 0, 0, 0, 0, NULL, NULL, NULL, NULL, NULL }
+void peft_context_options_init(peft_context_options *options);
+
+/* Creates a context. Contexts do not see each other. */
+int32_t peft_context_create(peft_context **context, const peft_context_options *options, peft_error *error);
+void peft_context_free(peft_context *context);
+/* Bytes in use as JSON: {"limit", "live", "kept", "peak", "categories": {"weights": {"live", "peak"}, "adapters", "gradients",
+ * "optimizer", "activations", "cache", "scratch"}}. "kept" are freed blocks held for reuse; "peak" is of live + kept. */
+int32_t peft_context_memory(char *buffer, size_t capacity, size_t *needed, const peft_context *context, peft_error *error);
+/* Gives blocks held for reuse back to the machine and starts "peak" anew. */
+int32_t peft_context_trim(const peft_context *context, peft_error *error);
+
+/* ------------------------------------------------------------------------------------------------ named arrays */
+
+/* Element types of arrays; block formats of weights have the GGML numbers (2 q4_0, 3 q4_1, 6 q5_0, 7 q5_1, 8 q8_0, 12 q4_K, 13 q5_K, 14 q6_K). */
+#define PEFT_F32 0
+#define PEFT_F16 1
+#define PEFT_I8 24
+#define PEFT_I16 25
+#define PEFT_I32 26
+#define PEFT_I64 27
+#define PEFT_F64 28
+#define PEFT_BF16 30
+#define PEFT_U8 1000
+#define PEFT_BOOL 1001
+#define PEFT_MAX_RANK 8
+
+/* An array seen by the host: contiguous, row-major. */
+typedef struct peft_array {
+  uint32_t struct_size;
+  int32_t type;                 /* PEFT_F32 … */
+  int32_t rank;                 /* 0 … PEFT_MAX_RANK */
+  int32_t reserved;
+  int64_t shape[PEFT_MAX_RANK];
+  const void *data;
+  size_t size;                  /* bytes */
+} peft_array;
+#define PEFT_ARRAY_INIT { sizeof(peft_array), 0, 0, 0, { 0 }, NULL, 0 }
+
+/* An empty collection, to be filled with peft_tensors_set and handed to forward, step, set_state … */
+int32_t peft_tensors_create(peft_tensors **tensors, const peft_context *context, peft_error *error);
+void peft_tensors_free(peft_tensors *tensors);
+/* Copies an array in under a name, replacing one of that name. `data` may be freed afterwards. */
+int32_t peft_tensors_set(peft_tensors *tensors, const char *name, int32_t type, int32_t rank, const int64_t *shape, const void *data, peft_error *error);
+/* How many; 0 for an invalid handle. */
+int64_t peft_tensors_count(const peft_tensors *tensors);
+/* The name of number `index`; owned by `tensors`, valid until it is changed or freed. NULL when out of range. */
+const char *peft_tensors_name(const peft_tensors *tensors, int64_t index);
+/* The array of a name (PEFT_ERROR_NOT_FOUND if there is none). `array->data` is owned by `tensors`, valid until it is changed or freed: no copy. */
+int32_t peft_tensors_get(peft_array *array, const peft_tensors *tensors, const char *name, peft_error *error);
+/* Reads / writes a safetensors file. Reading maps the file; writing is atomic. */
+int32_t peft_tensors_load(peft_tensors **tensors, const peft_context *context, const char *path, peft_error *error);
+int32_t peft_tensors_save(const peft_tensors *tensors, const char *path, peft_error *error);
+
+/* ------------------------------------------------------------------------------------------------ models */
+
+/* Arithmetic. F32: products and activations in f32 (what conformance tests run). BF16: products of bf16 pairs with f32
+ * sums, activations stored in bf16 while training. INT8: as BF16, and products of few rows with quantised weights
+ * (generation) round activations to 8 bits per 32 values. */
+#define PEFT_COMPUTE_AUTO 0   /* INT8 for generation and BF16 for training where the processor has it and the weights are quantised or 16 bit; else F32 */
+#define PEFT_COMPUTE_F32 1
+#define PEFT_COMPUTE_BF16 2
+#define PEFT_COMPUTE_INT8 3
+
+/* done of total bytes or steps; non-zero cancels. */
+typedef int32_t (*peft_progress_fn)(void *user_data, int64_t done, int64_t total);
+
+typedef struct peft_model_options {
+  uint32_t struct_size;
+  int32_t compute;               /* PEFT_COMPUTE_… */
+  const char *options_json;      /* NULL, or {"quantization": {…}} (quantise on load; not in 1.0: names its absence) */
+  peft_progress_fn progress;     /* NULL: none */
+  void *user_data;
+} peft_model_options;
+#define PEFT_MODEL_OPTIONS_INIT { sizeof(peft_model_options), 0, NULL, NULL, NULL }
+void peft_model_options_init(peft_model_options *options);
+
+/* Opens a GGUF file, or a Hugging Face folder (config.json with model.safetensors or its shards). The files are mapped:
+ * they must not be changed while the model lives. Every tensor of the file is used or named in a warning in the log;
+ * a missing one is PEFT_ERROR_FORMAT naming it; an architecture that is not known is PEFT_ERROR_UNSUPPORTED. */
+int32_t peft_model_open(peft_model **model, const peft_context *context, const char *path, const peft_model_options *options, peft_error *error);
+/* The same from a GGUF image in memory, which must stay valid and unchanged until the model and all that came from it are freed. */
+int32_t peft_model_open_memory(peft_model **model, const peft_context *context, const void *data, size_t size, const peft_model_options *options, peft_error *error);
+void peft_model_free(peft_model *model);
+/* JSON: {"architecture", "config": {…as config.json…}, "parameters", "bytes", "formats": {"q4_1": 210, …}, "layers": [{"name", "kind"}, …],
+ * "compute", "load_report": {"unused": […]}}. */
+int32_t peft_model_describe(char *buffer, size_t capacity, size_t *needed, const peft_model *model, peft_error *error);
+/* The base parameters under transformers' names with their present (merged) values, decoded to f32 where quantised.
+ * `name` NULL: all of them (for a large quantised model that is a lot of memory); else that one. */
+int32_t peft_model_state(peft_tensors **state, const peft_model *model, const char *name, peft_error *error);
+/* A forward pass in evaluation mode, or training mode after peft_model_set_training. `inputs` by Hugging Face's names: "input_ids" (i64 or i32 [batch, length]),
+ * "attention_mask" (i64 [batch, length], 0 = padding), "position_ids", "labels"; networks of vectors take "x" (f32).
+ * `options_json`: {"adapter_names": ["a", "__base__", …] (one per sample: different adapters in one batch),
+ * "outputs": ["logits", "last_hidden_state"] (default logits)}. Outputs: "logits", "last_hidden_state", and "loss" when labels are given. */
+int32_t peft_model_forward(peft_tensors **outputs, const peft_model *model, const peft_tensors *inputs, const char *options_json, peft_error *error);
+/* Loss and gradients of the trainable parameters of the active adapters, by saved key ("adapter|key" when several are active). `loss` may be NULL. */
+int32_t peft_model_gradients(peft_tensors **gradients, double *loss, const peft_model *model, const peft_tensors *inputs, const char *options_json, peft_error *error);
+/* Training mode (dropout active) for peft_model_forward and peft_model_gradients; off in a new model. */
+int32_t peft_model_set_training(peft_model *model, int32_t is_training, peft_error *error);
+/* The model's tokenizer (PEFT_ERROR_NOT_FOUND if it came without one). */
+int32_t peft_model_tokenizer(peft_tokenizer **tokenizer, const peft_model *model, peft_error *error);
+/* Writes the model as it is now (merged adapters included) as a Hugging Face folder: config.json, model.safetensors, tokenizer files if known.
+ * `options_json`: {"dtype": "float32" | "bfloat16" | "float16" (default: as stored; quantised formats are decoded to float32)}. */
+int32_t peft_model_export(const peft_model *model, const char *folder, const char *options_json, peft_error *error);
+
+/* ------------------------------------------------------------------------------------------------ adapters of a model */
+
+/* Adds an adapter with fresh weights. `config_json` is the text of PEFT's adapter_config.json ({"peft_type": "LORA", "r": 8, …}): the same
+ * keys, defaults and rules for matching target modules. The first adapter becomes active; later ones do not. A configuration without any effect is an error.
+ * `options_json`: {"seed": 0, "trainable": true}. */
+int32_t peft_adapter_add(peft_model *model, const char *name, const char *config_json, const char *options_json, peft_error *error);
+/* Loads a PEFT folder (adapter_config.json, adapter_model.safetensors) or an HDF5 file written by this library. Missing, left-over or misshapen tensors are PEFT_ERROR_MISMATCH
+ * naming them, and nothing has changed. `trainable` 0: for inference. */
+int32_t peft_adapter_load(peft_model *model, const char *name, const char *path, int32_t trainable, peft_error *error);
+/* Writes a PEFT folder that HF PEFT opens; a path that ends in ".h5" writes one HDF5 file instead. A failed save leaves what was there. */
+int32_t peft_adapter_save(const peft_model *model, const char *name, const char *path, peft_error *error);
+int32_t peft_adapter_remove(peft_model *model, const char *name, peft_error *error);
+int32_t peft_adapter_rename(peft_model *model, const char *name, const char *new_name, peft_error *error);
+/* Which adapters act, in this order. `weights` NULL: all 1. count 0: none. Sessions that were given adapters of their own keep them. */
+int32_t peft_adapter_set_active(peft_model *model, const char *const *names, const float *weights, int64_t count, peft_error *error);
+/* 0: the base model answers, whatever is active; 1: back again. */
+int32_t peft_adapter_set_enabled(peft_model *model, int32_t is_enabled, peft_error *error);
+/* Multiplies an adapter's scaling by `factor` relative to its configuration (PEFT's set_scale). */
+int32_t peft_adapter_set_scale(peft_model *model, const char *name, float factor, peft_error *error);
+/* Whether the optimizer may change it. */
+int32_t peft_adapter_set_trainable(peft_model *model, const char *name, int32_t is_trainable, peft_error *error);
+/* JSON: {"enabled", "active": [{"name", "weight"}], "merged": […], "trainable_parameters", "all_parameters",
+ * "adapters": {name: {"peft_type", "trainable", "parameters", "layers": ["model.layers.0.self_attn.q_proj", …]}}}. */
+int32_t peft_adapter_status(char *buffer, size_t capacity, size_t *needed, const peft_model *model, peft_error *error);
+/* The configuration as it would be saved (adapter_config.json). */
+int32_t peft_adapter_config(char *buffer, size_t capacity, size_t *needed, const peft_model *model, const char *name, peft_error *error);
+/* What would be saved, by saved key. */
+int32_t peft_adapter_state(peft_tensors **state, const peft_model *model, const char *name, peft_error *error);
+/* The trainable parameters of the active adapters, by saved key ("adapter|key" when several are active). */
+int32_t peft_adapter_parameters(peft_tensors **parameters, const peft_model *model, peft_error *error);
+/* Sets tensors by saved key; keys that the adapter does not have, or other shapes, are PEFT_ERROR_MISMATCH and nothing changes. Keys may be left out. */
+int32_t peft_adapter_set_state(peft_model *model, const char *name, const peft_tensors *state, peft_error *error);
+/* Folds adapters (count 0: the active ones) into the base weights, layer by layer. Quantised weights are quantised again; the report says what survived:
+ * {"layers": [{"name", "kept"}…], "kept"} ("kept" = share of the change's norm that is in the new weight). `options_json`: {"safe": true} refuses
+ * non-finite results. The report's three parameters may be NULL, 0, NULL. */
+int32_t peft_model_merge(char *report, size_t capacity, size_t *needed, peft_model *model, const char *const *names, int64_t count, const char *options_json, peft_error *error);
+/* Gives back the exact weights from before the merge. PEFT_ERROR_STATE when nothing is merged. */
+int32_t peft_model_unmerge(peft_model *model, peft_error *error);
+/* Merges the active adapters for good and removes all adapters; modules trained in full take the place of the originals. */
+int32_t peft_model_merge_and_unload(peft_model *model, peft_error *error);
+
+/* ------------------------------------------------------------------------------------------------ tokenizers */
+
+/* Opens tokenizer.json (a file, or the folder it is in with its tokenizer_config.json), or the tokenizer of a GGUF file. */
+int32_t peft_tokenizer_open(peft_tokenizer **tokenizer, const peft_context *context, const char *path, peft_error *error);
+void peft_tokenizer_free(peft_tokenizer *tokenizer);
+/* JSON: {"vocabulary_size", "bos_token_id", "eos_token_id", "eos_token_ids", "pad_token_id", "unk_token_id", "chat_template": true|false}. */
+int32_t peft_tokenizer_describe(char *buffer, size_t capacity, size_t *needed, const peft_tokenizer *tokenizer, peft_error *error);
+/* Text to ids: two-call form counted in ids. Invalid UTF-8 is read as U+FFFD. */
+int32_t peft_tokenizer_encode(int32_t *ids, size_t capacity, size_t *needed, const peft_tokenizer *tokenizer, const char *text, size_t size, int32_t add_special_tokens, peft_error *error);
+/* Ids to text; unknown ids are PEFT_ERROR_ARGUMENT. */
+int32_t peft_tokenizer_decode(char *buffer, size_t capacity, size_t *needed, const peft_tokenizer *tokenizer, const int32_t *ids, size_t count, int32_t skip_special_tokens, peft_error *error);
+/* The model's chat template applied to messages: a JSON array of {"role", "content"}. `options_json`: {"add_generation_prompt": true, "chat_template": "…" (instead of the model's),
+ * and any variable the template reads}. */
+int32_t peft_tokenizer_chat(char *buffer, size_t capacity, size_t *needed, const peft_tokenizer *tokenizer, const char *messages_json, const char *options_json, peft_error *error);
+
+/* ------------------------------------------------------------------------------------------------ data sets */
+
+/* Opens a file of training text: .jsonl with "messages", "prompt"/"completion" or "text"; .csv with those columns; anything else is plain text cut
+ * into blocks. The file is streamed. `options_json`: {"format": "auto"|"jsonl"|"csv"|"text", "max_length": 512, "batch_size": 1, "packing": false,
+ * "shuffle": true, "seed": 0, "loss_on": "assistant"|"all", "holdout": 0.0 (share held out), "split": "train"|"holdout", "on_bad_line": "error"|"skip"}. */
+int32_t peft_dataset_open(peft_dataset **dataset, const peft_tokenizer *tokenizer, const char *path, const char *options_json, peft_error *error);
+/* The same from memory (copied). */
+int32_t peft_dataset_open_memory(peft_dataset **dataset, const peft_tokenizer *tokenizer, const char *data, size_t size, const char *options_json, peft_error *error);
+void peft_dataset_free(peft_dataset *dataset);
+/* JSON: {"samples", "batches_per_epoch", "epoch", "position", "skipped_lines"}. */
+int32_t peft_dataset_describe(char *buffer, size_t capacity, size_t *needed, const peft_dataset *dataset, peft_error *error);
+/* The next batch ("input_ids", "attention_mask", "labels", …), ready for peft_trainer_step; PEFT_DONE (and NULL) once at the end of each epoch. */
+int32_t peft_dataset_next(peft_tensors **batch, peft_dataset *dataset, peft_error *error);
+
+/* ------------------------------------------------------------------------------------------------ training */
+
+/* What one step did. */
+typedef struct peft_step {
+  uint32_t struct_size;
+  int32_t updated;          /* 1: the optimizer ran; 0: gradients were accumulated */
+  int64_t step;             /* optimizer steps so far */
+  int64_t tokens;           /* tokens in this micro-batch, padding excluded */
+  double loss;              /* of this micro-batch */
+  double gradient_norm;     /* before clipping; 0 when not updated */
+  double learning_rate;     /* used for this update */
+} peft_step;
+#define PEFT_STEP_INIT { sizeof(peft_step), 0, 0, 0, 0.0, 0.0, 0.0 }
+
+/* Where a run stands; non-zero stops it after the present step with PEFT_ERROR_CANCELLED, the adapter usable. */
+typedef struct peft_training_progress {
+  uint32_t struct_size;
+  int32_t reserved;
+  int64_t step, total_steps, epoch;
+  double loss;              /* smoothed over the last steps */
+  double evaluation_loss;   /* latest, NaN before the first */
+  double learning_rate;
+  double tokens_per_second;
+  double seconds, seconds_left;
+  uint64_t memory, memory_peak; /* bytes of the context's budget */
+} peft_training_progress;
+typedef int32_t (*peft_training_fn)(void *user_data, const peft_training_progress *progress);
+
+/* A trainer for one adapter of a model. `options_json` speaks transformers' TrainingArguments: {"optimizer": "adamw"|"sgd"|"lorafa", "lr": 2e-4, "betas": [0.9, 0.999], "eps": 1e-8,
+ * "weight_decay": 0.0, "momentum": 0.0, "lr_scheduler": "linear"|"cosine"|"constant", "warmup_steps": 0, "max_steps": null, "epochs": 1,
+ * "gradient_accumulation_steps": 1, "max_grad_norm": 1.0, "loraplus_lr_ratio": null, "loraplus_lr_embedding": 1e-6, "loraplus_weight_decay": null, "lorafa": {"r", "lora_alpha"},
+ * "gradient_checkpointing": "auto"|true|false, "seed": 0, "evaluation_steps": null, "early_stopping_patience": null, "adapter": name (default: the active one)}. */
+int32_t peft_trainer_create(peft_trainer **trainer, peft_model *model, const char *options_json, peft_error *error);
+void peft_trainer_free(peft_trainer *trainer);
+/* One micro-batch, forward and backward; after gradient_accumulation_steps of them an update. A loss that is not finite is PEFT_ERROR_NUMERIC and changes nothing. */
+int32_t peft_trainer_step(peft_step *step, peft_trainer *trainer, const peft_tensors *inputs, peft_error *error);
+/* Trains over a data set until max_steps or epochs; `evaluation` (may be NULL) is scored every evaluation_steps. Returns early with PEFT_ERROR_CANCELLED when `progress` says so. */
+int32_t peft_trainer_run(peft_trainer *trainer, peft_dataset *dataset, peft_dataset *evaluation, peft_training_fn progress, void *user_data, peft_error *error);
+/* As peft_trainer_run, but returns PEFT_OK when about `seconds` are over (at least one step), PEFT_DONE when the run is complete: for hosts that own the loop. */
+int32_t peft_trainer_advance(peft_step *step, peft_trainer *trainer, peft_dataset *dataset, double seconds, peft_error *error);
+/* Mean loss per labelled token over a data set, without dropout; perplexity = exp(loss). */
+int32_t peft_trainer_evaluate(double *loss, peft_trainer *trainer, peft_dataset *dataset, peft_error *error);
+/* Memory one step on a batch of this size takes, before any is taken: JSON {"total", "activations", "gradients", …, "gradient_checkpointing"}. */
+int32_t peft_trainer_plan(char *buffer, size_t capacity, size_t *needed, const peft_trainer *trainer, int64_t batch, int64_t length, peft_error *error);
+/* Everything a later process needs to go on as if nothing had happened, in one HDF5 file: adapter, optimizer, schedule, random streams, position in `dataset` (may be NULL). */
+int32_t peft_trainer_save(const peft_trainer *trainer, const peft_dataset *dataset, const char *path, peft_error *error);
+/* Continues from such a file: sets the trainer's adapter, optimizer and streams, and the position of `dataset` (may be NULL). Another base model or other options: PEFT_ERROR_MISMATCH naming the difference. */
+int32_t peft_trainer_resume(peft_trainer *trainer, peft_dataset *dataset, const char *path, peft_error *error);
+/* From any thread: the running call ends with PEFT_ERROR_CANCELLED after the present step. */
+int32_t peft_trainer_cancel(const peft_trainer *trainer, peft_error *error);
+
+/* ------------------------------------------------------------------------------------------------ sessions */
+
+/* A piece of text as it is made: whole UTF-8 characters, not NUL-terminated. Non-zero stops. */
+typedef int32_t (*peft_text_fn)(void *user_data, const char *text, size_t size);
+
+/* One conversation. `options_json`: {"context_length": 2048 (at most the model's), "temperature": 0 (greedy), "top_k": 0, "top_p": 1, "min_p": 0, "repetition_penalty": 1,
+ * "seed": 0, "stop": ["…"], "on_full": "stop"|"shift" (drop the oldest tokens after the first "keep"), "keep": 4,
+ * "adapters": [names] (default: those active in the model, followed as they change), "ignore_eos": false}. */
+int32_t peft_session_create(peft_session **session, const peft_model *model, const char *options_json, peft_error *error);
+void peft_session_free(peft_session *session);
+/* Tokens to read. The cache is filled; nothing is sampled. Ids out of range: PEFT_ERROR_ARGUMENT. No room: PEFT_ERROR_CONTEXT_FULL, nothing read. */
+int32_t peft_session_append(peft_session *session, const int32_t *ids, size_t count, peft_error *error);
+int32_t peft_session_append_text(peft_session *session, const char *text, size_t size, int32_t add_special_tokens, peft_error *error);
+/* Chat: messages as for peft_tokenizer_chat, followed by the start of the assistant's turn. What the session has read already is not read again when the messages only grow. */
+int32_t peft_session_append_chat(peft_session *session, const char *messages_json, peft_error *error);
+/* Pull: samples one token and reads it. PEFT_DONE at an end-of-sequence token or a stop string. `buffer` receives the text that became complete (maybe none), capacity ≥ 256. */
+int32_t peft_session_next(int32_t *token, char *buffer, size_t capacity, size_t *needed, peft_session *session, peft_error *error);
+/* Push: up to max_tokens tokens, text through `callback` as it is made. PEFT_DONE when the model ended by itself, PEFT_OK after max_tokens. */
+int32_t peft_session_generate(peft_session *session, int64_t max_tokens, peft_text_fn callback, void *user_data, peft_error *error);
+/* Adapters for this session alone, from the next token on; the cache stays. count 0: none (the base model). `weights` may be NULL. */
+int32_t peft_session_set_adapters(peft_session *session, const char *const *names, const float *weights, int64_t count, peft_error *error);
+/* New sampling options (the keys of peft_session_create but context_length). */
+int32_t peft_session_configure(peft_session *session, const char *options_json, peft_error *error);
+/* Forgets all tokens but the first `keep`. */
+int32_t peft_session_rewind(peft_session *session, int64_t keep, peft_error *error);
+/* A copy that goes its own way from here. */
+int32_t peft_session_fork(peft_session **copy, const peft_session *session, peft_error *error);
+/* The logits of the next token: f32 [vocabulary], as outputs "logits". */
+int32_t peft_session_logits(peft_tensors **logits, const peft_session *session, peft_error *error);
+/* JSON: {"tokens", "context_length", "generated", "prompt_tokens_per_second", "tokens_per_second", "cache_bytes", "adapters"}. */
+int32_t peft_session_describe(char *buffer, size_t capacity, size_t *needed, const peft_session *session, peft_error *error);
+/* The ids the session holds: two-call form counted in ids. */
+int32_t peft_session_tokens(int32_t *ids, size_t capacity, size_t *needed, const peft_session *session, peft_error *error);
+/* From any thread: the running call ends with PEFT_ERROR_CANCELLED after the present token. */
+int32_t peft_session_cancel(const peft_session *session, peft_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
