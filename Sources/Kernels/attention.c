@@ -42,10 +42,10 @@ static float score(const pk_attention *op, int64_t b, int64_t h, int64_t t, int6
   return op->softcap > 0 ? op->softcap * tanhf(s / op->softcap) : s;
 }
 
-void pk_attention_scratch(const pk_attention *op, size_t *each, size_t *shared) {
+void pk_attention_scratch(const pk_attention *op, int32_t backward, size_t *each, size_t *shared) {
   const size_t kv = (size_t)(op->batch * op->k_len * op->kv_heads * op->head_dim);
   *each = (size_t)(op->k_len + op->head_dim) * sizeof(float);
-  *shared = 2 * kv * sizeof(float);
+  *shared = backward ? 2 * kv * sizeof(float) : 0;
 }
 
 void pk_attention_forward(const pk_attention *op, int32_t part, int32_t parts, void *each) {

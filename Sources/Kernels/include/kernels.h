@@ -125,10 +125,10 @@ typedef struct pk_attention {
   void *d_q, *d_k, *d_v;     /* overwritten */
 } pk_attention;
 
-/* A row that sees no key at all yields zeros (and zero gradients). */
-/* Scratch, 64-byte aligned: `each` bytes per part (forward and backward); `shared` bytes once per backward, written in
- * phase 0 and read in phase 1 (partial d_k, d_v in f32). Either pointer may be NULL. */
-void pk_attention_scratch(const pk_attention *op, size_t *each, size_t *shared);
+/* Bytes of scratch (64-byte aligned) for the forward or the backward kernel: `each` per part; `shared` once per backward,
+ * written in phase 0 and read in phase 1 (partial d_k, d_v in f32; 0 forward). Depends on shapes, act and level, not on the pointers. */
+void pk_attention_scratch(const pk_attention *op, int32_t backward, size_t *each, size_t *shared);
+/* A row that sees no key at all yields zeros, lse −∞ and zero gradients. */
 void pk_attention_forward(const pk_attention *op, int32_t part, int32_t parts, void *each);
 /* Phase 0: d_q, and partial sums of d_k, d_v for fixed chunks of queries; phase 1: their sums. The caller puts a barrier between them. */
 void pk_attention_backward(const pk_attention *op, int32_t phase, int32_t part, int32_t parts, void *shared, void *each);
