@@ -108,3 +108,9 @@ extension JSONValue {
         }
     }
 }
+
+extension JSONObject: ExpressibleByDictionaryLiteral {
+    package init(dictionaryLiteral pairs: (String, JSONValue)...) {
+        for (key, value) in pairs { self[key] = value }
+    }
+}
