@@ -1,4 +1,4 @@
-public import CPEFTSwift
+internal import CPEFTSwift
 internal import Glibc
 internal import Platform
 
@@ -27,12 +27,11 @@ private func report(_ failure: PEFTError, to error: UnsafeMutablePointer<peft_er
     unsafe error.pointee.code = failure.kind.rawValue
     unsafe error.pointee.detail = failure.detail
     unsafe withUnsafeMutableBytes(of: &error.pointee.message) { room in
-        unsafe copy(failure.message, into: room.baseAddress?.assumingMemoryBound(to: CChar.self), capacity: room.count, cutting: true)
+        _ = unsafe copy(failure.message, into: room.baseAddress?.assumingMemoryBound(to: CChar.self), capacity: room.count, cutting: true)
     }
 }
 
 /// Writes text and a NUL. When it does not fit: nothing, or (`cutting`) as many whole characters as do.
-@discardableResult
 private func copy(_ text: String, into buffer: UnsafeMutablePointer<CChar>?, capacity: Int, cutting: Bool) -> Int {
     var text = text
     return text.withUTF8 { utf8 in
@@ -40,7 +39,7 @@ private func copy(_ text: String, into buffer: UnsafeMutablePointer<CChar>?, cap
         var size = min(utf8.count, capacity - 1)
         // Step back from the middle of a character.
         while size > 0, size < utf8.count, unsafe utf8[size] & 0xc0 == 0x80 { size -= 1 }
-        if let source = unsafe utf8.baseAddress { unsafe memcpy(buffer, source, size) }
+        if let source = utf8.baseAddress { unsafe memcpy(buffer, source, size) }
         unsafe buffer[size] = 0
         return utf8.count
     }
@@ -99,7 +98,7 @@ func names(_ pointer: UnsafePointer<UnsafePointer<CChar>?>?, _ count: Int64, _ w
     guard let pointer = unsafe pointer else { throw PEFTError(.argument, "\(what) is NULL") }
     guard count <= 4096 else { throw PEFTError(.argument, "\(what): \(count) names, at most 4096 are accepted") }
     var names: [String] = []
-    for index in 0..<Int(count) { names.append(try text(unsafe pointer[index], "\(what)[\(index)]")) }
+    for index in 0..<Int(count) { unsafe names.append(try text(unsafe pointer[index], "\(what)[\(index)]")) }
     return names
 }
 

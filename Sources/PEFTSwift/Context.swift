@@ -1,5 +1,4 @@
 public import CPEFTSwift
-internal import Glibc
 internal import Kernels
 internal import Platform
 internal import Tensors
@@ -76,23 +75,24 @@ public func peft_context_create(
         let hooks = unsafe HostHooks(options: given)
         let budget = unsafe given.memory_budget
         let engine = Engine(
-            threads: unsafe given.threads == 0 ? usableProcessors() : Int(given.threads),
+            // Unasked, a guest does not take a whole server.
+            threads: unsafe given.threads == 0 ? min(Int(pk_usable_processors()), 16) : Int(given.threads),
             level: unsafe given.level == PEFT_LEVEL_AUTO ? .max : given.level - 1,
             budget: MemoryBudget(limit: budget == 0 ? .max : Int(clamping: budget), host: hooks.allocator),
             parallelFor: hooks.parallelFor, log: hooks.log)
-        unsafe result.pointee = try HandleTable.shared.add(ContextObject(engine), .context)
+        unsafe result.pointee = try handles.add(ContextObject(engine), .context)
     }
 }
 
 @_cdecl("peft_context_free") @implementation
-public func peft_context_free(_ context: OpaquePointer?) { unsafe HandleTable.shared.remove(context, .context) }
+public func peft_context_free(_ context: OpaquePointer?) { unsafe handles.remove(context, .context) }
 
 @_cdecl("peft_context_memory") @implementation
 public func peft_context_memory(
     _ buffer: UnsafeMutablePointer<CChar>?, _ capacity: Int, _ needed: UnsafeMutablePointer<Int>?, _ context: OpaquePointer?, _ error: UnsafeMutablePointer<peft_error>?
 ) -> Int32 {
     unsafe guarded(error) { () throws(PEFTError) -> Void in
-        let engine = try find(context).engine
+        let engine = unsafe try handles.context(context).engine
         unsafe give(memoryReport(engine.budget).text(), buffer, capacity, needed)
     }
 }
@@ -100,14 +100,16 @@ public func peft_context_memory(
 @_cdecl("peft_context_trim") @implementation
 public func peft_context_trim(_ context: OpaquePointer?, _ error: UnsafeMutablePointer<peft_error>?) -> Int32 {
     unsafe guarded(error) { () throws(PEFTError) -> Void in
-        let budget = try find(context).engine.budget
+        let budget = unsafe try handles.context(context).engine.budget
         budget.trim()
         budget.resetPeak()
     }
 }
 
-func find(_ context: OpaquePointer?) throws(PEFTError) -> ContextObject {
-    unsafe try HandleTable.shared.find(context, .context, as: ContextObject.self)
+extension HandleTable {
+    func context(_ handle: OpaquePointer?) throws(PEFTError) -> ContextObject {
+        unsafe try find(handle, .context, as: ContextObject.self)
+    }
 }
 
 /// Copies as much of a host's option struct as both sides know; what the host's older header lacks stays zero (default).
@@ -131,12 +133,4 @@ private func memoryReport(_ budget: MemoryBudget) -> JSONValue {
         "limit": budget.limit == .max ? .null : .integer(Int64(budget.limit)), "live": .integer(Int64(statistics.live)),
         "kept": .integer(Int64(statistics.kept)), "peak": .integer(Int64(statistics.peak)), "categories": .object(categories),
     ])
-}
-
-/// Processors the scheduler lets this process use, at most 16 (a guest does not take a whole server unasked).
-private func usableProcessors() -> Int {
-    var set = cpu_set_t()
-    guard unsafe sched_getaffinity(0, MemoryLayout<cpu_set_t>.size, &set) == 0 else { return 1 }
-    let count = unsafe withUnsafeBytes(of: &set) { bytes in unsafe bytes.reduce(0) { $0 + $1.nonzeroBitCount } }
-    return max(1, min(count, 16))
 }

@@ -8,14 +8,15 @@ enum HandleKind: UInt64 {
     var name: String { "peft_\(self)" }
 }
 
+/// The table of this process.
+let handles = HandleTable()
+
 /// Where handles are looked up: a handle is a slot number and a generation, never an address, so a stale or foreign
 /// pointer is found out instead of followed.
 ///
 /// The table is the one thing all contexts of a process share. It holds references only; no object in it knows of
 /// another context's.
 final class HandleTable: Sendable {
-    static let shared = HandleTable()
-
     private struct Slot {
         var generation: UInt64 = 1
         var kind: HandleKind?
@@ -56,7 +57,7 @@ final class HandleTable: Sendable {
     /// The object behind a handle, kept alive by the returned reference while a call uses it.
     func find<T>(_ handle: OpaquePointer?, _ kind: HandleKind, as type: T.Type) throws(PEFTError) -> T {
         guard let handle = unsafe handle else { throw PEFTError(.handle, "the \(kind.name) handle is NULL") }
-        let bits = UInt64(UInt(bitPattern: unsafe handle))
+        let bits = UInt64(UInt(bitPattern: handle))
         let object: (any AnyObject & Sendable)? = state.withLock { state in
             guard let index = HandleTable.index(of: bits, kind, in: state.slots) else { return nil }
             return state.slots[index].object
@@ -70,7 +71,7 @@ final class HandleTable: Sendable {
     /// Empties the slot; the object goes when the last call that uses it has returned. Invalid handles are ignored.
     func remove(_ handle: OpaquePointer?, _ kind: HandleKind) {
         guard let handle = unsafe handle else { return }
-        let bits = UInt64(UInt(bitPattern: unsafe handle))
+        let bits = UInt64(UInt(bitPattern: handle))
         let object: (any AnyObject & Sendable)? = state.withLock { state in
             guard let index = HandleTable.index(of: bits, kind, in: state.slots) else { return nil }
             defer {

@@ -1,5 +1,4 @@
-public import CPEFTSwift
-internal import Platform
+internal import CPEFTSwift
 
 // Group "results": version, status texts. The texts are StaticStrings, so their addresses hold for ever.
 

@@ -36,6 +36,9 @@
 /* The highest level this processor (and its operating system) supports. */
 int32_t pk_best_level(void);
 
+/* How many processors the scheduler lets this process use. */
+int32_t pk_usable_processors(void);
+
 /* Tells the processor that a loop is waiting for another thread. */
 static inline void pk_pause(void) {
 #if defined(__x86_64__)
