@@ -1,5 +1,4 @@
 package import Autograd
-package import Platform
 package import Tensors
 
 /// One forward pass over a model: the tape, who adapts what, and where the tokens stand.
@@ -16,14 +15,14 @@ package final class ForwardContext {
     package let keyMask: Tensor?
     /// i32 `[batch·length]`: first key each query may see (packed sequences); nil: 0.
     package let firstKey: Tensor?
-    /// Keys and values of earlier tokens; nil outside generation.
-    package let cache: KeyValueCache?
+    /// Keys and values of earlier tokens, one cache per sample; empty outside generation.
+    package let caches: [KeyValueCache]
     /// Recompute each block in the backward pass instead of keeping its activations.
     package let recomputesBlocks: Bool
 
     package init(
         tape: Tape, routing: Routing, batch: Int, length: Int, positions: Tensor, keyMask: Tensor? = nil, firstKey: Tensor? = nil,
-        cache: KeyValueCache? = nil, recomputesBlocks: Bool = false
+        caches: [KeyValueCache] = [], recomputesBlocks: Bool = false
     ) {
         self.tape = tape
         self.routing = routing
@@ -32,13 +31,13 @@ package final class ForwardContext {
         self.positions = positions
         self.keyMask = keyMask
         self.firstKey = firstKey
-        self.cache = cache
+        self.caches = caches
         self.recomputesBlocks = recomputesBlocks
     }
 
     /// The same pass on another tape (a recomputed block).
     package func on(_ tape: Tape) -> ForwardContext {
         ForwardContext(
-            tape: tape, routing: routing, batch: batch, length: length, positions: positions, keyMask: keyMask, firstKey: firstKey, cache: cache)
+            tape: tape, routing: routing, batch: batch, length: length, positions: positions, keyMask: keyMask, firstKey: firstKey, caches: caches)
     }
 }

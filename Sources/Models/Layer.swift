@@ -1,4 +1,3 @@
-package import Autograd
 package import Platform
 package import Tensors
 
@@ -13,5 +12,28 @@ package protocol Layer: AnyObject, Sendable {
     /// The layer's own tensors by their short names ("weight", "bias"), as stored.
     var tensors: [(name: String, tensor: Tensor)] { get }
     /// Replaces one of them (merge, unmerge, residual initialisations); the caller holds the model's write lock.
+    /// - Throws: `.mismatch` when the shape differs or the format is none the kernels read.
     func setTensor(_ name: String, _ tensor: Tensor) throws(PEFTError)
+}
+
+extension Layer {
+    /// The tensor of that short name.
+    package func tensor(_ name: String) -> Tensor? { tensors.first { $0.name == name }?.tensor }
+
+    func checkReplacement(_ tensor: Tensor, like present: Tensor, _ tensorName: String) throws(PEFTError) {
+        guard tensor.shape == present.shape, tensor.dtype.isWeightFormat else {
+            throw PEFTError(.mismatch, "\(name).\(tensorName): \(tensor.dtype.name) \(tensor.shape) cannot replace \(present.dtype.name) \(present.shape)")
+        }
+    }
+
+    /// Vectors (biases, norm weights) are f32 everywhere.
+    func checkReplacement(_ tensor: Tensor, size: Int, _ tensorName: String) throws(PEFTError) {
+        guard tensor.count == size, tensor.dtype == .f32 else {
+            throw PEFTError(.mismatch, "\(name).\(tensorName): \(tensor.dtype.name) \(tensor.shape) cannot replace f32 [\(size)]")
+        }
+    }
+
+    func noTensor(_ tensorName: String) -> PEFTError {
+        PEFTError(.notFound, "\(name) (\(kind)) has no tensor \"\(tensorName)\"; it has \(tensors.map(\.name))")
+    }
 }

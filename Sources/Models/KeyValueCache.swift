@@ -1,0 +1,122 @@
+internal import Glibc
+internal import Kernels
+package import Platform
+package import Tensors
+
+/// The keys (already rotated) and values of one sequence, per layer; memory of category `.cache`, taken as the sequence
+/// grows. One computation at a time.
+package final class KeyValueCache {
+    package let engine: Engine
+    /// Most tokens it may hold.
+    package let capacity: Int
+    package let layerCount: Int
+    /// Key-value heads · head size: the columns of keys and of values.
+    package let width: Int
+    package let headSize: Int
+    /// f32 or bf16.
+    package let dtype: DType
+    /// Tokens held.
+    package private(set) var length = 0
+    /// Tokens there is memory for.
+    private var allocated = 0
+    /// `[allocated, width]` each.
+    private var keys: [Tensor] = []
+    private var values: [Tensor] = []
+
+    /// - Throws: `.argument` for sizes that cannot be.
+    package init(_ engine: Engine, layerCount: Int, capacity: Int, keyValueHeads: Int, headSize: Int, dtype: DType) throws(PEFTError) {
+        guard layerCount > 0, capacity > 0, keyValueHeads > 0, headSize > 0, capacity <= Int(Int32.max) else {
+            throw PEFTError(.argument, "a cache of \(capacity) tokens × \(layerCount) layers × \(keyValueHeads) heads of \(headSize)")
+        }
+        self.engine = engine
+        self.layerCount = layerCount
+        self.capacity = capacity
+        self.width = try checkedProduct(keyValueHeads, headSize, of: "cache row")
+        self.headSize = headSize
+        self.dtype = dtype
+    }
+
+    /// Writes `k`, `v` `[n, width]` of `layer` behind the tokens held and returns all rows, old and new, as views. The new
+    /// tokens count once `advance` was called: a forward pass that fails half way leaves the cache as it was.
+    /// - Throws: `.contextFull` when they do not fit, `.memory`.
+    package func append(_ k: Tensor, _ v: Tensor, layer: Int) throws(PEFTError) -> (keys: Tensor, values: Tensor) {
+        let end = length + k.rows
+        guard layer >= 0, layer < layerCount, k.columns == width, v.columns == width, v.rows == k.rows, k.dtype == dtype, v.dtype == dtype else {
+            throw PEFTError(.internal, "cache layer \(layer): keys \(k.dtype.name) \(k.shape), values \(v.dtype.name) \(v.shape), width \(width)")
+        }
+        guard end <= capacity else {
+            throw PEFTError(.contextFull, "\(end) tokens do not fit in a context of \(capacity)", detail: Int64(end - capacity))
+        }
+        try reserve(end)
+        copyRows(k, 0..<k.rows, into: keys[layer], at: length)
+        copyRows(v, 0..<v.rows, into: values[layer], at: length)
+        return (try keys[layer].rows(0..<end), try values[layer].rows(0..<end))
+    }
+
+    /// The last `count` rows that every layer appended are valid from now on.
+    package func advance(by count: Int) {
+        length = min(length + max(count, 0), allocated)
+    }
+
+    /// Forgets all tokens from `newLength` on (rollback); nothing when there are fewer.
+    package func truncate(to newLength: Int) {
+        length = max(0, min(length, newLength))
+    }
+
+    /// An independent copy that may hold `capacity` tokens (fork, or growing a full context).
+    package func copy(capacity: Int? = nil) throws(PEFTError) -> KeyValueCache {
+        let copy = try KeyValueCache(
+            engine, layerCount: layerCount, capacity: max(capacity ?? self.capacity, length), keyValueHeads: width / headSize, headSize: headSize, dtype: dtype)
+        try copy.reserve(length)
+        for layer in 0..<(length > 0 ? layerCount : 0) {
+            copyRows(keys[layer], 0..<length, into: copy.keys[layer], at: 0)
+            copyRows(values[layer], 0..<length, into: copy.values[layer], at: 0)
+        }
+        copy.length = length
+        return copy
+    }
+
+    /// Drops `count` tokens after the first `keep` and moves the rest up. Keys carry their position as a rotation, and
+    /// rotations add up: each moved key is rotated back by `count` positions.
+    package func shift(keeping keep: Int, dropping count: Int, rotary: RotaryTable) throws(PEFTError) {
+        guard keep >= 0, count > 0, keep <= length, count <= length - keep else {
+            throw PEFTError(.argument, "dropping \(count) tokens after the first \(keep) of a cache that holds \(length)")
+        }
+        let from = keep + count..<length
+        let (cosines, sines) = try rotary.table(positions: count + 1)
+        let positions = try Tensor(engine, [Int32](repeating: Int32(clamping: count), count: from.count), shape: [from.count], .scratch)
+        for layer in 0..<layerCount {
+            copyRows(keys[layer], from, into: keys[layer], at: keep)
+            copyRows(values[layer], from, into: values[layer], at: keep)
+            let moved = try keys[layer].rows(keep..<keep + from.count)
+            engine.parallel(engine.shares(moved.count)) { part, parts in
+                unsafe pk_rope(
+                    engine.level, dtype.rawValue, moved.pointer, moved.pointer, cosines.pointer.assumingMemoryBound(to: Float.self),
+                    sines.pointer.assumingMemoryBound(to: Float.self), positions.pointer.assumingMemoryBound(to: Int32.self), Int64(from.count),
+                    Int64(width / headSize), Int64(headSize), Int64(rotary.dimension), Int64(width), Int64(width), 0, 1, part, parts)
+            }
+        }
+        length -= count
+    }
+
+    /// Makes room for `count` tokens, doubling so that growth costs little.
+    private func reserve(_ count: Int) throws(PEFTError) {
+        guard count > allocated else { return }
+        let size = min(capacity, max(count, allocated * 2, 64))
+        var grown: [[Tensor]] = [[], []]
+        for (kind, present) in [keys, values].enumerated() {
+            for layer in 0..<layerCount {
+                let tensor = try Tensor(engine, [size, width], dtype, .cache)
+                if layer < present.count { copyRows(present[layer], 0..<allocated, into: tensor, at: 0) }
+                grown[kind].append(tensor)
+            }
+        }
+        (keys, values, allocated) = (grown[0], grown[1], size)
+    }
+
+    /// Ranges may overlap.
+    private func copyRows(_ source: Tensor, _ range: Range<Int>, into target: Tensor, at row: Int) {
+        guard !range.isEmpty, source.storage.isReal, target.storage.isReal, range.upperBound <= source.rows, row + range.count <= target.rows else { return }
+        unsafe memmove(target.pointer + row * target.rowBytes, source.pointer + range.lowerBound * source.rowBytes, range.count * target.rowBytes)
+    }
+}

@@ -1,0 +1,59 @@
+package import Autograd
+package import Platform
+package import Tensors
+
+/// A network with its weights: immutable while sessions and trainers run over it, except under the write lock.
+package final class Model: Sendable {
+    package let engine: Engine
+    /// How activations are stored and products computed, unless a computation decides otherwise.
+    package let precision: Precision
+    /// The keys of Hugging Face's config.json, also when the weights came from GGUF.
+    package let configuration: JSONObject
+    /// "llama", "qwen2" …: `model_type`
+    package let architecture: String
+    /// In the order of the module tree.
+    package let layers: [any Layer]
+    package let network: any Network
+    /// Readers: computations, from their first layer to their last. Writers: optimizer steps, merges, loads.
+    package let lock = ReadWriteLock()
+    /// What the files held and the model did not use.
+    package let warnings: [String]
+    private let indexByName: [String: Int]
+
+    init(
+        engine: Engine, precision: Precision, configuration: JSONObject, architecture: String, layers: [any Layer], network: any Network, warnings: [String]
+    ) {
+        self.engine = engine
+        self.precision = precision
+        self.configuration = configuration
+        self.architecture = architecture
+        self.layers = layers
+        self.network = network
+        self.warnings = warnings
+        indexByName = Dictionary(layers.enumerated().map { ($0.element.name, $0.offset) }, uniquingKeysWith: { first, _ in first })
+    }
+
+    package var task: ModelTask { network.task }
+
+    /// "model.layers.0.self_attn.q_proj"
+    package func layer(named name: String) -> (any Layer)? { indexByName[name].map { layers[$0] } }
+
+    /// Nothing adapted: the base model.
+    package var unadapted: Adaptation { Adaptation(layerCount: layers.count) }
+
+    package func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {
+        try network.hidden(input, context)
+    }
+
+    package func logits(_ hidden: Variable, of input: ModelInput, rows: LogitRows = .all, _ context: ForwardContext) throws(PEFTError) -> Variable {
+        try network.logits(hidden, of: input, rows: rows, context)
+    }
+
+    /// An empty cache for one sequence.
+    /// - Throws: `.unsupported` when the network has none.
+    package func makeCache(capacity: Int) throws(PEFTError) -> KeyValueCache {
+        guard let shape = network.cacheShape else { throw PEFTError(.unsupported, "a \(architecture) model does not generate") }
+        return try KeyValueCache(
+            engine, layerCount: shape.layerCount, capacity: capacity, keyValueHeads: shape.keyValueHeads, headSize: shape.headSize, dtype: precision.activation)
+    }
+}

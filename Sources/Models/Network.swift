@@ -1,0 +1,55 @@
+package import Autograd
+package import Platform
+package import Tensors
+
+/// What goes into a model.
+package enum ModelInput {
+    /// i32 `[batch·length]`
+    case ids(Tensor)
+    /// `[batch·length, hiddenSize]`: rows that stand in for looked-up embeddings.
+    case embeddings(Variable)
+    /// `[batch, features]` of a network without tokens.
+    case features(Variable)
+}
+
+/// What a model's logits are for, and so which loss they have.
+package enum ModelTask: Sendable, Equatable {
+    /// Logits of a row predict the next token.
+    case causalLM
+    /// Logits of a sample are of its label.
+    case classification
+}
+
+/// Which rows the head shall be applied to.
+package enum LogitRows: Sendable {
+    case all
+    /// The last of each sample: generation.
+    case last
+}
+
+/// One architecture's forward pass over its layers. An architecture is one file that builds one of these
+/// (`Architecture`); everything else is the same for all (`Model`).
+package protocol Network: AnyObject, Sendable {
+    var task: ModelTask { get }
+    /// The last linear layer, when logits are nothing but its output: losses then need no matrix of all logits.
+    var head: Linear? { get }
+    /// What a cache must hold; nil when the network has none.
+    var cacheShape: CacheShape? { get }
+    /// The states before the head, `[batch·length, hiddenSize]`.
+    func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable
+    /// The head's output: `[batch·length, vocabulary]` (`.last`: `[batch, vocabulary]`), or `[batch, labels]`.
+    func logits(_ hidden: Variable, of input: ModelInput, rows: LogitRows, _ context: ForwardContext) throws(PEFTError) -> Variable
+}
+
+package struct CacheShape: Sendable, Equatable {
+    package let layerCount: Int
+    package let keyValueHeads: Int
+    package let headSize: Int
+    /// Positions the model was trained for.
+    package let maximumLength: Int
+    package let rotary: RotaryTable
+
+    package static func == (a: CacheShape, b: CacheShape) -> Bool {
+        a.layerCount == b.layerCount && a.keyValueHeads == b.keyValueHeads && a.headSize == b.headSize
+    }
+}

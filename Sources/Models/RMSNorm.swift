@@ -1,0 +1,29 @@
+package import Platform
+package import Tensors
+
+/// `y = x / √(mean x² + ε) · weight` over the last dimension.
+package final class RMSNorm: Layer, @unchecked Sendable {
+    // Sendable: `weight` is replaced only by the holder of the model's write lock.
+
+    package let name: String
+    package let index: Int
+    package let epsilon: Float
+    /// f32 `[size]`
+    package private(set) var weight: Tensor
+
+    package init(name: String, index: Int, weight: Tensor, epsilon: Float) {
+        self.name = name
+        self.index = index
+        self.weight = weight
+        self.epsilon = epsilon
+    }
+
+    package var kind: String { "RMSNorm" }
+    package var tensors: [(name: String, tensor: Tensor)] { [("weight", weight)] }
+
+    package func setTensor(_ name: String, _ tensor: Tensor) throws(PEFTError) {
+        guard name == "weight" else { throw noTensor(name) }
+        try checkReplacement(tensor, size: weight.count, name)
+        weight = tensor
+    }
+}

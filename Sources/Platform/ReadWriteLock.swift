@@ -1,0 +1,34 @@
+internal import Glibc
+
+/// Many readers or one writer (`pthread_rwlock`). A waiting writer goes before new readers: sessions that step all the
+/// time do not starve an optimizer. Therefore it must not be taken twice by one thread.
+@safe package final class ReadWriteLock: @unchecked Sendable {
+    // Sendable: the lock itself is made for several threads; its address is constant.
+    private let lock: UnsafeMutablePointer<pthread_rwlock_t>
+
+    package init() {
+        unsafe lock = .allocate(capacity: 1)
+        var attributes = pthread_rwlockattr_t()
+        unsafe pthread_rwlockattr_init(&attributes)
+        unsafe pthread_rwlockattr_setkind_np(&attributes, Int32(PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP))
+        unsafe pthread_rwlock_init(lock, &attributes)
+        unsafe pthread_rwlockattr_destroy(&attributes)
+    }
+
+    deinit {
+        unsafe pthread_rwlock_destroy(lock)
+        unsafe lock.deallocate()
+    }
+
+    package func reading<R, E: Error>(_ body: () throws(E) -> R) throws(E) -> R {
+        unsafe pthread_rwlock_rdlock(lock)
+        defer { unsafe pthread_rwlock_unlock(lock) }
+        return try body()
+    }
+
+    package func writing<R, E: Error>(_ body: () throws(E) -> R) throws(E) -> R {
+        unsafe pthread_rwlock_wrlock(lock)
+        defer { unsafe pthread_rwlock_unlock(lock) }
+        return try body()
+    }
+}
