@@ -5,7 +5,7 @@ package import Platform
 package enum Compute: Int32, Sendable {
     case f32 = 0
     case bf16 = 1
-    /// Forward products of few rows with quantised weights: activations rounded to int8 per 32 values.
+    /// Forward products of few rows with quantised weights: activations rounded to int8 per 32 values. All others: bf16.
     case int8 = 2
 }
 
@@ -19,6 +19,9 @@ extension Engine {
         /// Y[m,n] = X[k,m]ᵀ·W[k,n]
         case weightGradient = 2
     }
+
+    /// Above this many rows the bf16 product is faster than dot products of int8 blocks.
+    private static let int8Rows = 8
 
     /// `y = alpha · x∘w (+ bias) (+ y)`. Leading dimensions fold into rows; `x`, `y` are f32 or bf16, `w` any weight format.
     ///
@@ -39,7 +42,8 @@ extension Engine {
         guard m > 0, n > 0 else { return }
         var op = unsafe pk_matmul()
         unsafe op.level = level
-        unsafe op.compute = compute.rawValue
+        let isInt8 = compute == .int8 && mode == .forward && m <= Engine.int8Rows && w.dtype.isQuantized
+        unsafe op.compute = (compute == .int8 && !isInt8 ? Compute.bf16 : compute).rawValue
         unsafe op.mode = mode.rawValue
         unsafe (op.x_type, op.w_type, op.y_type) = (x.dtype.rawValue, w.dtype.rawValue, y.dtype.rawValue)
         unsafe (op.m, op.n, op.k) = (Int64(m), Int64(n), Int64(k))

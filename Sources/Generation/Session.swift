@@ -1,0 +1,217 @@
+package import Adapters
+internal import Autograd
+package import Models
+package import Platform
+internal import Synchronization
+package import Tensors
+package import Tokenizers
+
+/// One conversation over a model: the tokens read so far with their keys and values, a sampler, a choice of adapters.
+///
+/// One call at a time; different sessions run in parallel, and share the model's weights.
+package final class Session: @unchecked Sendable {
+    // Sendable: the C interface lets one call at a time in; `cancel` is the exception and only sets an atomic flag.
+
+    package let model: Model
+    package let tokenizer: Tokenizer?
+    package let contextLength: Int
+    package private(set) var options: SessionOptions
+    /// Which adapters act, asked before each forward pass.
+    package var adaptation: @Sendable () throws(PEFTError) -> Adaptation
+    /// The tokens in the context.
+    package private(set) var tokens: [Int32] = []
+    package private(set) var statistics = SessionStatistics()
+
+    private var cache: KeyValueCache
+    private var sampler: Sampler
+    /// f32 `[vocabulary]` of the token after the last; nil before the first.
+    private var logits: [Float]?
+    private let isCancelled = Atomic<Bool>(false)
+
+    /// Rows of one forward pass when much is read at once: bounds the memory for activations, and enough for full speed.
+    private static let chunk = 512
+    package static let defaultContextLength = 2048
+
+    /// - Throws: `.argument` for a context longer than the model's, `.unsupported` for a model that does not generate.
+    package init(
+        _ model: Model, tokenizer: Tokenizer?, options: SessionOptions, adaptation: @escaping @Sendable () throws(PEFTError) -> Adaptation
+    ) throws(PEFTError) {
+        guard let shape = model.network.cacheShape else { throw PEFTError(.unsupported, "a \(model.architecture) model does not generate") }
+        contextLength = options.contextLength ?? min(Session.defaultContextLength, shape.maximumLength)
+        guard contextLength <= shape.maximumLength else {
+            throw PEFTError(.argument, "context_length is \(contextLength); this model's limit is \(shape.maximumLength)")
+        }
+        self.model = model
+        self.tokenizer = tokenizer
+        self.options = options
+        self.adaptation = adaptation
+        cache = try model.makeCache(capacity: contextLength)
+        sampler = Sampler(options.sampling)
+    }
+
+    private init(copying other: Session) throws(PEFTError) {
+        model = other.model
+        tokenizer = other.tokenizer
+        contextLength = other.contextLength
+        options = other.options
+        adaptation = other.adaptation
+        tokens = other.tokens
+        statistics = other.statistics
+        cache = try other.cache.copy()
+        sampler = other.sampler
+        logits = other.logits
+    }
+
+    /// A copy that goes its own way from here.
+    package func fork() throws(PEFTError) -> Session { try Session(copying: self) }
+
+    /// New sampling options; the context stays.
+    package func configure(_ options: SessionOptions) {
+        self.options = options
+        sampler.options = options.sampling
+    }
+
+    /// From any thread: the running call ends with `.cancelled` after the present token or chunk.
+    package func cancel() { isCancelled.store(true, ordering: .releasing) }
+
+    package var cacheBytes: Int { cache.byteCount }
+
+    /// Logits of the next token.
+    /// - Throws: `.state` before anything was read.
+    package func nextLogits() throws(PEFTError) -> [Float] {
+        guard let logits else { throw PEFTError(.state, "the session has read no tokens yet, so there is nothing to continue") }
+        return logits
+    }
+
+    /// Forgets all tokens but the first `keep`.
+    package func rewind(to keep: Int) throws(PEFTError) {
+        guard keep >= 0, keep <= tokens.count else { throw PEFTError(.argument, "rewinding to \(keep) tokens; the session holds \(tokens.count)") }
+        guard keep < tokens.count else { return }
+        cache.truncate(to: max(keep - 1, 0))
+        let last = keep > 0 ? tokens[keep - 1] : nil
+        tokens.removeSubrange(max(keep - 1, 0)...)
+        logits = nil
+        if let last { try append([last]) }
+    }
+
+    /// Reads tokens: afterwards the next one can be sampled.
+    /// - Throws: `.argument` for ids the model does not have, `.contextFull`; the session is as it was.
+    package func append(_ ids: [Int32]) throws(PEFTError) {
+        guard !ids.isEmpty else { return }
+        if let vocabulary = model.configuration["vocab_size"]?.intValue, let wrong = ids.first(where: { $0 < 0 || Int($0) >= vocabulary }) {
+            throw PEFTError(.argument, "token id \(wrong); this model's are 0 to \(vocabulary - 1)", detail: Int64(wrong))
+        }
+        try makeRoom(for: ids.count)
+        let start = tokens.count
+        do throws(PEFTError) {
+            try read(ids)
+        } catch {
+            cache.truncate(to: start)
+            tokens.removeSubrange(start...)
+            throw error
+        }
+    }
+
+    private func read(_ ids: [Int32]) throws(PEFTError) {
+        isCancelled.store(false, ordering: .relaxed)
+        let clock = ContinuousClock()
+        let begin = clock.now
+        var position = 0
+        while position < ids.count {
+            if isCancelled.load(ordering: .acquiring) { throw PEFTError(.cancelled, "cancelled after \(position) of \(ids.count) tokens") }
+            let end = min(position + Session.chunk, ids.count)
+            try forward(Array(ids[position..<end]), isLast: end == ids.count)
+            position = end
+        }
+        statistics.add(read: ids.count, seconds: (clock.now - begin).seconds)
+    }
+
+    /// One pass over `ids`, which follow what the cache holds.
+    private func forward(_ ids: [Int32], isLast: Bool) throws(PEFTError) {
+        let engine = model.engine
+        let first = Int32(clamping: cache.length)
+        let adaptation = try self.adaptation()
+        let result: Tensor? = try model.lock.read { () throws(PEFTError) in
+            let context = ForwardContext(
+                tape: Tape(engine, model.precision), routing: .all(adaptation), batch: 1, length: ids.count,
+                positions: try Tensor(engine, (0..<Int32(ids.count)).map { first + $0 }, shape: [ids.count]), caches: [cache])
+            let input = ModelInput.ids(try Tensor(engine, ids, shape: [ids.count]))
+            let hidden = try model.hidden(input, context)
+            return isLast ? try model.logits(hidden, of: input, rows: .last, context).value : nil
+        }
+        cache.advance(by: ids.count)
+        tokens += ids
+        if let result { logits = try result.floats(engine) }
+    }
+
+    /// Makes sure `count` more tokens fit.
+    private func makeRoom(for count: Int) throws(PEFTError) {
+        let excess = tokens.count + count - contextLength
+        guard excess > 0 else { return }
+        guard options.onFull == .shift, let rotary = model.network.cacheShape?.rotary else {
+            throw PEFTError(
+                .contextFull, "\(count) more tokens do not fit: the session holds \(tokens.count) of \(contextLength) (rewind it, or set on_full to \"shift\")",
+                detail: Int64(excess))
+        }
+        let keep = min(options.keep, tokens.count)
+        // Half of what may go, so that a full context is not shifted at every token.
+        let dropped = max(excess, (tokens.count - keep) / 2)
+        guard dropped <= tokens.count - keep else {
+            throw PEFTError(.contextFull, "\(count) tokens do not fit in a context of \(contextLength) that keeps its first \(keep)", detail: Int64(excess))
+        }
+        try cache.shift(keeping: keep, dropping: dropped, rotary: rotary)
+        tokens.removeSubrange(keep..<keep + dropped)
+    }
+
+    /// Samples the next token without reading it.
+    func sample() throws(PEFTError) -> Int32 {
+        try sampler.sample(try nextLogits(), history: tokens)
+    }
+
+    /// Reads a token that was just generated.
+    func accept(_ token: Int32) throws(PEFTError) {
+        let clock = ContinuousClock()
+        let begin = clock.now
+        try makeRoom(for: 1)
+        try forward([token], isLast: true)
+        statistics.add(generated: 1, seconds: (clock.now - begin).seconds)
+    }
+
+    /// True once after `cancel`.
+    func takeCancellation() -> Bool { isCancelled.exchange(false, ordering: .acquiringAndReleasing) }
+
+    /// The ids that end an answer.
+    var endTokens: Set<Int32> {
+        guard !options.ignoresEnd else { return [] }
+        var ends = Set(tokenizer?.specialTokens.endOfTurn ?? [])
+        if let end = tokenizer?.specialTokens.end { ends.insert(end) }
+        switch model.configuration["eos_token_id"] {
+        case .integer(let id): ends.insert(Int32(clamping: id))
+        case .array(let ids): ends.formUnion(ids.compactMap { $0.intValue.map { Int32(clamping: $0) } })
+        default: break
+        }
+        return ends
+    }
+}
+
+/// Counts and speeds of a session.
+package struct SessionStatistics: Sendable {
+    package private(set) var tokensRead = 0
+    package private(set) var secondsReading = 0.0
+    package private(set) var tokensGenerated = 0
+    package private(set) var secondsGenerating = 0.0
+
+    mutating func add(read count: Int, seconds: Double) {
+        tokensRead += count
+        secondsReading += seconds
+    }
+
+    mutating func add(generated count: Int, seconds: Double) {
+        tokensGenerated += count
+        secondsGenerating += seconds
+    }
+}
+
+extension Duration {
+    fileprivate var seconds: Double { Double(components.seconds) + Double(components.attoseconds) * 1e-18 }
+}
