@@ -13,7 +13,9 @@ void pk_matmul_scratch(const pk_matmul *op, size_t *shared, size_t *each) {
   const pk_tile_kernel *kernel = kernel_of(op);
   *shared = *each = 0;
   if (op->m <= 0 || op->n <= 0 || !pk_format_of(op->w_type)) return;
-  if (kernel) {
+  if (pk_gemv_serves(op)) {
+    pk_gemv_scratch(op, each);
+  } else if (kernel) {
     pk_tiled_scratch(op, kernel, shared, each);
   } else {
     pk_reference_scratch(op, shared, each);
@@ -23,7 +25,9 @@ void pk_matmul_scratch(const pk_matmul *op, size_t *shared, size_t *each) {
 void pk_matmul_run(const pk_matmul *op, int32_t phase, int32_t part, int32_t parts, void *shared, void *each) {
   const pk_tile_kernel *kernel = kernel_of(op);
   if (op->m <= 0 || op->n <= 0 || !pk_format_of(op->w_type)) return;
-  if (kernel) {
+  if (pk_gemv_serves(op)) {
+    if (phase == 1) pk_gemv_run(op, part, parts, each);
+  } else if (kernel) {
     pk_tiled_run(op, kernel, phase, part, parts, shared, each);
   } else if (phase == 1) {
     pk_reference_run(op, part, parts, each);

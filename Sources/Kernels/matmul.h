@@ -60,6 +60,25 @@ const pk_tile_kernel *pk_kernel_bf16(void);
 void pk_tiled_scratch(const pk_matmul *op, const pk_tile_kernel *kernel, size_t *shared, size_t *each);
 void pk_tiled_run(const pk_matmul *op, const pk_tile_kernel *kernel, int32_t phase, int32_t part, int32_t parts, void *shared, void *each);
 
+/* Products of few rows (forward only), matmul_gemv.c: bound by reading W once, so W is multiplied as it is read.
+ * A kernel multiplies four rows of W with one, two or four prepared rows of X. */
+typedef struct pk_gemv_kernel {
+  size_t (*x_bytes)(int64_t k);                                /* of a prepared row of X, a multiple of 64 */
+  void (*prepare)(const float *x, int64_t k, void *prepared);  /* x is zero-padded to a multiple of 128 */
+  /* sums[i·4 + r] = W row r · X row i, for count ∈ {1, 2, 4} rows of X, x_bytes apart */
+  void (*multiply)(const uint8_t *const w[4], const uint8_t *x, size_t x_bytes, int32_t count, int64_t k, float *sums);
+} pk_gemv_kernel;
+
+/* Kernels of a format; NULL: there is none (a caller then decodes to f32 first). */
+const pk_gemv_kernel *pk_gemv_avx2_f32(int32_t w_type);
+const pk_gemv_kernel *pk_gemv_avx2_int8(int32_t w_type);
+const pk_gemv_kernel *pk_gemv_avx512_f32(int32_t w_type);
+const pk_gemv_kernel *pk_gemv_vnni_int8(int32_t w_type);
+
+int32_t pk_gemv_serves(const pk_matmul *op);
+void pk_gemv_scratch(const pk_matmul *op, size_t *each);
+void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each);
+
 void pk_reference_scratch(const pk_matmul *op, size_t *shared, size_t *each);
 void pk_reference_run(const pk_matmul *op, int32_t part, int32_t parts, void *each);
 

@@ -67,6 +67,16 @@ INLINE void store_sums(const pk_tile *tile, __m512 sum, int row, int64_t column)
   }
 }
 
+/* The sums of four vectors. */
+INLINE __m128 sum_lanes(__m512 a, __m512 b, __m512 c, __m512 d) {
+  const __m512 ab0 = _mm512_unpacklo_ps(a, b), ab1 = _mm512_unpackhi_ps(a, b);
+  const __m512 cd0 = _mm512_unpacklo_ps(c, d), cd1 = _mm512_unpackhi_ps(c, d);
+  const __m512 ab = _mm512_add_ps(ab0, ab1), cd = _mm512_add_ps(cd0, cd1);
+  const __m512 abcd = _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xee));
+  const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(abcd), _mm512_extractf32x8_ps(abcd, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+}
+
 /* Calls multiply_tile(tile, rows, vectors) with constants, so that the sums are registers. */
 #define EACH_SHAPE(tile)                                                     \
   switch ((tile)->vectors * 16 + (tile)->rows) {                             \

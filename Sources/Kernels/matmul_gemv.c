@@ -1,0 +1,121 @@
+/* Forward products of few rows (decoding text, one token a session): as much memory traffic as arithmetic, so W is read
+ * once, four rows at a time, and multiplied as it arrives, without a panel in between.
+ *
+ * There is no phase 0: every part prepares the rows of X for itself (a few kB; cheaper than a barrier). Formats without
+ * a kernel of their own are decoded by the chunk and multiplied as f32. Each output is summed in one order, whichever part and
+ * whatever neighbours compute it. PK_COMPUTE_BF16 is served in f32: no slower here, and more exact. */
+#include "half.h"
+#include "matmul.h"
+
+enum {
+  most_rows = 8, /* of X; beyond, panels win */
+  w_rows = 4,
+  chunk = 1024,  /* values decoded at a time */
+  pad = 128      /* X is padded with zeros to a multiple of this */
+};
+
+typedef struct gemv {
+  const pk_gemv_kernel *kernel;
+  pk_decode_fn *decode; /* of formats without a kernel */
+  int64_t padded_k;
+  size_t x_bytes;       /* of a prepared row; by the chunk when decoding */
+} gemv;
+
+static const pk_gemv_kernel *kernel_f32(int32_t level, int32_t type) {
+  return level >= PK_LEVEL_AVX512 ? pk_gemv_avx512_f32(type) : pk_gemv_avx2_f32(type);
+}
+
+static const pk_gemv_kernel *kernel_int8(int32_t level, int32_t type) {
+  const pk_gemv_kernel *kernel = level >= PK_LEVEL_AVX512_BF16 ? pk_gemv_vnni_int8(type) : NULL;
+  return kernel ? kernel : pk_gemv_avx2_int8(type);
+}
+
+static gemv make_gemv(const pk_matmul *op) {
+  gemv g = {.padded_k = (op->k + pad - 1) / pad * pad};
+  if (op->compute == PK_COMPUTE_INT8) g.kernel = kernel_int8(op->level, op->w_type);
+  if (!g.kernel) g.kernel = kernel_f32(op->level, op->w_type);
+  if (!g.kernel) {
+    g.decode = pk_decoder(op->level, op->w_type);
+    g.kernel = kernel_f32(op->level, PK_F32);
+  }
+  if (g.kernel) g.x_bytes = g.kernel->x_bytes(g.decode ? g.padded_k : op->k);
+  return g;
+}
+
+int32_t pk_gemv_serves(const pk_matmul *op) {
+  return op->mode == PK_NT && op->m <= most_rows && op->k > 0 && op->level >= PK_LEVEL_AVX2 &&
+         kernel_f32(op->level, PK_F32) != NULL;
+}
+
+/* A part's scratch: X prepared; a row of X as f32; four decoded chunks of W. */
+void pk_gemv_scratch(const pk_matmul *op, size_t *each) {
+  const gemv g = make_gemv(op);
+  *each = (size_t)op->m * g.x_bytes + (size_t)g.padded_k * 4 + (g.decode ? w_rows * chunk * 4 : 0);
+}
+
+static void finish(const pk_matmul *op, int64_t row, int64_t column, int64_t count, const float *sums) {
+  for (int64_t c = 0; c < count; c++) {
+    const int64_t at = row * op->ldy + column + c;
+    float y = op->alpha * sums[c] + (op->bias ? op->bias[column + c] : 0);
+    if (op->y_type == PK_F32) {
+      float *p = (float *)op->y + at;
+      *p = op->accumulate ? y + *p : y;
+    } else {
+      uint16_t *p = (uint16_t *)op->y + at;
+      *p = pk_f32_to_bf16(op->accumulate ? y + pk_bf16_to_f32(*p) : y);
+    }
+  }
+}
+
+/* sums[m][4] of four rows of W in a format without a kernel: chunk after chunk. */
+static void multiply_decoded(const pk_matmul *op, const gemv *g, const uint8_t *const w[w_rows], const uint8_t *x, int32_t count, float *decoded, float *sums) {
+  const pk_format *format = pk_format_of(op->w_type);
+  for (int32_t i = 0; i < count * w_rows; i++) sums[i] = 0;
+  for (int64_t k = 0; k < op->k; k += chunk) {
+    const int64_t values = op->k - k < chunk ? op->k - k : chunk;
+    const uint8_t *rows[w_rows];
+    float part[w_rows * w_rows];
+    for (int32_t r = 0; r < w_rows; r++) {
+      g->decode(w[r] + k / format->block_values * format->block_bytes, decoded + r * chunk, (size_t)values);
+      rows[r] = (const uint8_t *)(decoded + r * chunk);
+    }
+    g->kernel->multiply(rows, x + (size_t)k * 4, g->x_bytes, count, values, part);
+    for (int32_t i = 0; i < count * w_rows; i++) sums[i] += part[i];
+  }
+}
+
+void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
+  const gemv g = make_gemv(op);
+  uint8_t *x = each;
+  float *row = (float *)(x + (size_t)op->m * g.x_bytes), *decoded = row + g.padded_k;
+  int64_t first, end;
+  pk_share((op->n + w_rows - 1) / w_rows, part, parts, &first, &end);
+  if (first == end) return;
+
+  for (int64_t i = op->k; i < g.padded_k; i++) row[i] = 0;
+  for (int64_t i = 0; i < op->m; i++) {
+    const uint8_t *from = (const uint8_t *)op->x + (size_t)(i * op->ldx) * pk_type_bytes(op->x_type);
+    pk_convert(op->level, from, op->x_type, row, PK_F32, (size_t)op->k, 0, 1);
+    g.kernel->prepare(row, g.decode ? g.padded_k : op->k, x + (size_t)i * g.x_bytes);
+  }
+
+  for (int64_t group = first; group < end; group++) {
+    const int64_t column = group * w_rows, left = op->n - column, columns = left < w_rows ? left : w_rows;
+    const uint8_t *w[w_rows]; /* beyond the last row: that row again, its sums unused */
+    for (int64_t r = 0; r < w_rows; r++) {
+      w[r] = (const uint8_t *)op->w + (column + (r < columns ? r : columns - 1)) * op->w_row_bytes;
+    }
+    for (int64_t i = 0; i < op->m;) {
+      float sums[w_rows * w_rows];
+      const int32_t count = op->m - i >= 4 ? 4 : op->m - i >= 2 ? 2 : 1;
+      const uint8_t *rows = x + (size_t)i * g.x_bytes;
+      if (g.decode) {
+        multiply_decoded(op, &g, w, rows, count, decoded, sums);
+      } else {
+        g.kernel->multiply(w, rows, g.x_bytes, count, op->k, sums);
+      }
+      for (int32_t r = 0; r < count; r++) finish(op, i + r, column, columns, sums + r * w_rows);
+      i += count;
+    }
+  }
+}

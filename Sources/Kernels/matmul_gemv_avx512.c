@@ -1,0 +1,156 @@
+/* Few-row products in f32 with AVX-512: 32 values of a row of W become two vectors in registers, whatever the format,
+ * and are multiplied with the rows of X. Four rows of W share the loads of X. */
+#include "half.h"
+#include "matmul.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c"))), apply_to = function)
+#include "matmul_avx512.h"
+
+static size_t x_bytes(int64_t k) { return (size_t)(k + 127) / 128 * 128 * 4; }
+
+static void prepare(const float *x, int64_t k, void *prepared) { memcpy(prepared, x, x_bytes(k)); }
+
+/* ---- 32 values at block b of a row; `left` of them exist (plain formats only) ---- */
+
+typedef void load_fn(const uint8_t *row, int64_t b, int64_t left, __m512 w[2]);
+
+INLINE void load_f32(const uint8_t *row, int64_t b, int64_t left, __m512 w[2]) {
+  w[0] = _mm512_maskz_loadu_ps(first_lanes(left), row + 128 * b);
+  w[1] = _mm512_maskz_loadu_ps(first_lanes(left - 16), row + 128 * b + 64);
+}
+
+INLINE void load_f16(const uint8_t *row, int64_t b, int64_t left, __m512 w[2]) {
+  w[0] = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(left), row + 64 * b));
+  w[1] = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(left - 16), row + 64 * b + 32));
+}
+
+INLINE void load_bf16(const uint8_t *row, int64_t b, int64_t left, __m512 w[2]) {
+  w[0] = widen_bf16(_mm256_maskz_loadu_epi16(first_lanes(left), row + 64 * b));
+  w[1] = widen_bf16(_mm256_maskz_loadu_epi16(first_lanes(left - 16), row + 64 * b + 32));
+}
+
+INLINE __m512 half_at(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_set1_epi16((short)pk_load16(p))); }
+
+INLINE __m512 from_bytes(__m128i q) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(q)); }
+
+INLINE void load_q8_0(const uint8_t *row, int64_t b, int64_t left, __m512 w[2]) {
+  (void)left;
+  const uint8_t *p = row + 34 * b;
+  const __m512 d = half_at(p);
+  w[0] = _mm512_mul_ps(d, from_bytes(_mm_loadu_si128((const __m128i *)(p + 2))));
+  w[1] = _mm512_mul_ps(d, from_bytes(_mm_loadu_si128((const __m128i *)(p + 18))));
+}
+
+INLINE void nibbles(const uint8_t *p, __m128i q[2]) {
+  const __m128i packed = _mm_loadu_si128((const __m128i *)p), mask = _mm_set1_epi8(15);
+  q[0] = _mm_and_si128(packed, mask);
+  q[1] = _mm_and_si128(_mm_srli_epi16(packed, 4), mask);
+}
+
+INLINE void fifth_bits(const uint8_t *p, __m128i q[2]) {
+  const uint32_t high = pk_load32(p);
+  const __m128i bit = _mm_set1_epi8(16);
+  q[0] = _mm_or_si128(q[0], _mm_maskz_mov_epi8((__mmask16)high, bit));
+  q[1] = _mm_or_si128(q[1], _mm_maskz_mov_epi8((__mmask16)(high >> 16), bit));
+}
+
+INLINE void load_q4_0(const uint8_t *row, int64_t b, int64_t left, __m512 w[2]) {
+  (void)left;
+  const uint8_t *p = row + 18 * b;
+  __m128i q[2];
+  nibbles(p + 2, q);
+  const __m512 d = half_at(p), zero = _mm512_mul_ps(d, _mm512_set1_ps(-8));
+  for (int i = 0; i < 2; i++) w[i] = _mm512_fmadd_ps(d, from_bytes(q[i]), zero);
+}
+
+INLINE void load_q4_1(const uint8_t *row, int64_t b, int64_t left, __m512 w[2]) {
+  (void)left;
+  const uint8_t *p = row + 20 * b;
+  __m128i q[2];
+  nibbles(p + 4, q);
+  const __m512 d = half_at(p), m = half_at(p + 2);
+  for (int i = 0; i < 2; i++) w[i] = _mm512_fmadd_ps(d, from_bytes(q[i]), m);
+}
+
+INLINE void load_q5_0(const uint8_t *row, int64_t b, int64_t left, __m512 w[2]) {
+  (void)left;
+  const uint8_t *p = row + 22 * b;
+  __m128i q[2];
+  nibbles(p + 6, q);
+  fifth_bits(p + 2, q);
+  const __m512 d = half_at(p), zero = _mm512_mul_ps(d, _mm512_set1_ps(-16));
+  for (int i = 0; i < 2; i++) w[i] = _mm512_fmadd_ps(d, from_bytes(q[i]), zero);
+}
+
+INLINE void load_q5_1(const uint8_t *row, int64_t b, int64_t left, __m512 w[2]) {
+  (void)left;
+  const uint8_t *p = row + 24 * b;
+  __m128i q[2];
+  nibbles(p + 8, q);
+  fifth_bits(p + 4, q);
+  const __m512 d = half_at(p), m = half_at(p + 2);
+  for (int i = 0; i < 2; i++) w[i] = _mm512_fmadd_ps(d, from_bytes(q[i]), m);
+}
+
+/* ---- the product ---- */
+
+INLINE void dot(const uint8_t *const w[4], const uint8_t *x, size_t x_stride, const int rows, int64_t k, float *sums, load_fn *load) {
+  __m512 sum[4][4];
+#pragma unroll
+  for (int i = 0; i < rows; i++) {
+#pragma unroll
+    for (int r = 0; r < 4; r++) sum[i][r] = _mm512_setzero_ps();
+  }
+  for (int64_t b = 0; b * 32 < k; b++) {
+#pragma unroll
+    for (int r = 0; r < 4; r++) {
+      __m512 v[2];
+      load(w[r], b, k - b * 32, v);
+#pragma unroll
+      for (int i = 0; i < rows; i++) {
+        const uint8_t *at = x + (size_t)i * x_stride + 128 * b;
+        sum[i][r] = _mm512_fmadd_ps(v[0], _mm512_load_ps(at), sum[i][r]);
+        sum[i][r] = _mm512_fmadd_ps(v[1], _mm512_load_ps(at + 64), sum[i][r]);
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < rows; i++) _mm_storeu_ps(sums + 4 * i, sum_lanes(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));
+}
+
+#define KERNEL(name)                                                                                                         \
+  static void multiply_##name(const uint8_t *const w[4], const uint8_t *x, size_t stride, int32_t count, int64_t k, float *sums) { \
+    if (count == 1) dot(w, x, stride, 1, k, sums, load_##name);                                                              \
+    if (count == 2) dot(w, x, stride, 2, k, sums, load_##name);                                                              \
+    if (count == 4) dot(w, x, stride, 4, k, sums, load_##name);                                                              \
+  }                                                                                                                          \
+  static const pk_gemv_kernel kernel_##name = {x_bytes, prepare, multiply_##name};
+KERNEL(f32)
+KERNEL(f16)
+KERNEL(bf16)
+KERNEL(q4_0)
+KERNEL(q4_1)
+KERNEL(q5_0)
+KERNEL(q5_1)
+KERNEL(q8_0)
+
+const pk_gemv_kernel *pk_gemv_avx512_f32(int32_t w_type) {
+  switch (w_type) {
+    case PK_F32: return &kernel_f32;
+    case PK_F16: return &kernel_f16;
+    case PK_BF16: return &kernel_bf16;
+    case PK_Q4_0: return &kernel_q4_0;
+    case PK_Q4_1: return &kernel_q4_1;
+    case PK_Q5_0: return &kernel_q5_0;
+    case PK_Q5_1: return &kernel_q5_1;
+    case PK_Q8_0: return &kernel_q8_0;
+    default: return NULL;
+  }
+}
+
+#pragma clang attribute pop
+#else
+const pk_gemv_kernel *pk_gemv_avx512_f32(int32_t w_type) { (void)w_type; return NULL; }
+#endif
