@@ -1,0 +1,27 @@
+"""Fine-tuning and running models with parameter-efficient adapters: libpeftswift from Python.
+
+>>> from peftswift import Model, LoraConfig, get_peft_model
+>>> model = get_peft_model(Model.from_pretrained("model.gguf"), LoraConfig(r=8, target_modules="all-linear"))
+"""
+
+import json as _json
+
+from ._library import (Cancelled, Context, ContextFullError, PeftError, PeftIOError, PeftLookupError, PeftMemoryError, PeftValueError, Tensors, call_text,
+                       lib)
+from .config import LoraConfig, PeftConfig, TaskType
+from .model import Model, Output
+from .peft_model import PeftModel, get_peft_model
+from .session import Session
+from .tokenizer import Tokenizer
+from .trainer import Dataset, Trainer
+
+__version__ = lib.peft_version().decode()
+
+
+def features():
+    """What this build and this machine can do."""
+    return _json.loads(call_text("peft_features"))
+
+
+__all__ = ["Cancelled", "Context", "ContextFullError", "Dataset", "LoraConfig", "Model", "Output", "PeftConfig", "PeftError", "PeftIOError", "PeftLookupError",
+           "PeftMemoryError", "PeftModel", "PeftValueError", "Session", "TaskType", "Tensors", "Tokenizer", "Trainer", "features", "get_peft_model"]

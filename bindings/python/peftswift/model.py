@@ -1,0 +1,223 @@
+"""Models with adapters: the engine's own surface."""
+
+import ctypes as c
+import json
+from types import SimpleNamespace
+
+import numpy as np
+
+from ._library import F64, Context, Handle, ModelOptions, Tensors, c_floats, c_names, call, call_text, encoded, lib
+from .session import Session
+from .tokenizer import Tokenizer
+from .trainer import Trainer
+
+_COMPUTE = {"auto": 0, "float32": 1, "f32": 1, "bfloat16": 2, "bf16": 2, "int8": 3}
+
+
+class Output(SimpleNamespace):
+    """What a forward pass returned: ``loss``, ``logits``, ``last_hidden_state`` … (numpy), None for what there is not."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None
+
+
+class Model(Handle):
+    """A base model and its adapters.
+
+    >>> m = Model.from_pretrained("SmolLM2-135M-Instruct.Q4_1.gguf", dtype="auto")
+    >>> m.add_adapter("default", {"peft_type": "LORA", "r": 8, "target_modules": "all-linear"})
+    """
+
+    kind = "model"
+
+    @classmethod
+    def from_pretrained(cls, path, dtype="auto", quantization=None, context=None, threads=0, memory_budget=0):
+        """Opens a Hugging Face folder or a GGUF file.
+
+        dtype: "float32", "bfloat16", "int8" (bf16, with 8-bit activations while generating) or "auto".
+        context: shared threads and memory budget; otherwise one is made with ``threads`` and ``memory_budget``.
+        """
+        if str(dtype) not in _COMPUTE:
+            raise ValueError(f"dtype is {dtype!r}; {', '.join(_COMPUTE)} are accepted")
+        context = context or Context(threads=threads, memory_budget=memory_budget)
+        options = ModelOptions()
+        lib.peft_model_options_init(c.byref(options))
+        options.compute = _COMPUTE[str(dtype)]
+        options.options_json = json.dumps({"quantization": quantization}).encode() if quantization else None
+        model = cls.make("peft_model_open", context, encoded(str(path)), c.byref(options))
+        model.context, model.path, model._training = context, str(path), False
+        return model
+
+    # ---- the base
+
+    def describe(self):
+        """Architecture, configuration, layers, formats (peft_model_describe)."""
+        return json.loads(call_text("peft_model_describe", self))
+
+    @property
+    def config(self):
+        return self.describe()["config"]
+
+    @property
+    def tokenizer(self):
+        return Tokenizer.make("peft_model_tokenizer", self)
+
+    def state_dict(self):
+        """Base parameters under transformers' names with their present values (f32 where quantised)."""
+        return Tensors.make("peft_model_state", self, None).arrays()
+
+    def get_parameter(self, name):
+        """One base parameter."""
+        return Tensors.make("peft_model_state", self, name.encode()).get(name)
+
+    def export(self, folder, dtype=None):
+        """Writes a Hugging Face folder of the model as it is now, merged adapters included."""
+        call("peft_model_export", self, encoded(str(folder)), json.dumps({"dtype": dtype} if dtype else {}).encode())
+
+    # ---- running
+
+    def _tensors(self, inputs):
+        return Tensors.from_arrays(self.context, {k: v for k, v in inputs.items() if v is not None})
+
+    def train(self, mode=True):
+        call("peft_model_set_training", self, int(mode))
+        self._training = bool(mode)
+        return self
+
+    def eval(self):
+        return self.train(False)
+
+    def __call__(self, adapter_names=None, output_hidden_states=False, **inputs):
+        """A forward pass. Inputs by Hugging Face's names: input_ids, attention_mask, labels, position_ids; or x.
+
+        adapter_names: one adapter per sample, "__base__" for none.
+        """
+        options = {}
+        if adapter_names is not None:
+            options["adapter_names"] = list(adapter_names)
+        if output_hidden_states:
+            options["outputs"] = ["logits", "last_hidden_state"]
+        out = Tensors.make("peft_model_forward", self, self._tensors(inputs), json.dumps(options).encode()).arrays()
+        if "loss" in out:
+            out["loss"] = float(out["loss"].reshape(-1)[0])
+        return Output(**out)
+
+    forward = __call__
+
+    def gradients(self, **inputs):
+        """{saved key: gradient} of the trainable parameters of the active adapters."""
+        return Tensors.make("peft_model_gradients", None, self, self._tensors(inputs), None).arrays()
+
+    def loss_and_gradients(self, **inputs):
+        """Loss and gradients of one forward and backward pass."""
+        loss = F64()
+        gradients = Tensors.make("peft_model_gradients", c.byref(loss), self, self._tensors(inputs), None).arrays()
+        return loss.value, gradients
+
+    def session(self, **options):
+        """A conversation with a KV cache of its own (options: peft_session_create)."""
+        return Session.create(self, **options)
+
+    def generate(self, input_ids, max_new_tokens=20, do_sample=False, eos_token_id="model", temperature=1.0, seed=0, **options):
+        """Continues rows of token ids; returns prompt and new ids ``[rows, length]``.
+
+        eos_token_id None: never stop; "model": at the model's own ends. Rows that end early are filled up with the end token.
+        """
+        rows = np.atleast_2d(np.asarray(input_ids))
+        options = {"temperature": temperature if do_sample else 0, "seed": seed, "ignore_eos": eos_token_id is None, **options}
+        options.setdefault("context_length", rows.shape[1] + max_new_tokens)
+        ends = set(np.atleast_1d(eos_token_id).tolist()) if eos_token_id not in (None, "model") else set()
+        results = []
+        for row in rows:
+            session = self.session(**options)
+            session.append([int(i) for i in row])
+            new = []
+            for token in session.tokens(max_new_tokens):
+                new.append(token)
+                if token in ends:
+                    break
+            results.append(new)
+        width = max((len(new) for new in results), default=0)
+        return np.array([[*row.tolist(), *new, *[new[-1] if new else 0] * (width - len(new))] for row, new in zip(rows, results)], dtype=np.int64)
+
+    # ---- adapters
+
+    def add_adapter(self, adapter_name, config, calibration=None, seed=0):
+        """A fresh adapter from a configuration (a dict with PEFT's keys, or a LoraConfig …)."""
+        if calibration is not None:
+            raise ValueError("calibrated initialisations (EVA, CorDA, LoRA-GA) are not in this version")
+        config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+        call("peft_adapter_add", self, adapter_name.encode(), json.dumps(config).encode(), json.dumps({"seed": seed}).encode())
+
+    def load_adapter(self, path, adapter_name="default", is_trainable=False):
+        """A PEFT folder (or an .h5 file of this library)."""
+        call("peft_adapter_load", self, adapter_name.encode(), encoded(str(path)), int(is_trainable))
+
+    def save_pretrained(self, path, adapter_name="default"):
+        """Writes a PEFT folder that HF PEFT opens (or one .h5 file)."""
+        call("peft_adapter_save", self, adapter_name.encode(), encoded(str(path)))
+
+    def delete_adapter(self, adapter_name):
+        call("peft_adapter_remove", self, adapter_name.encode())
+
+    def rename_adapter(self, adapter_name, new_name):
+        call("peft_adapter_rename", self, adapter_name.encode(), new_name.encode())
+
+    def set_adapter(self, adapter_name, weights=None):
+        """One name or a list: which adapters act, in this order."""
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        call("peft_adapter_set_active", self, c_names(names)[0], c_floats(weights), len(names))
+
+    def disable_adapter_layers(self):
+        call("peft_adapter_set_enabled", self, 0)
+
+    def enable_adapter_layers(self):
+        call("peft_adapter_set_enabled", self, 1)
+
+    def set_scale(self, adapter_name, factor):
+        call("peft_adapter_set_scale", self, adapter_name.encode(), factor)
+
+    def set_requires_grad(self, adapter_name, requires_grad=True):
+        call("peft_adapter_set_trainable", self, adapter_name.encode(), int(requires_grad))
+
+    def adapter_status(self):
+        """Which adapters there are, which act, where (peft_adapter_status)."""
+        return json.loads(call_text("peft_adapter_status", self))
+
+    def adapter_config(self, adapter_name="default"):
+        """The configuration as adapter_config.json holds it."""
+        return json.loads(call_text("peft_adapter_config", self, adapter_name.encode()))
+
+    def adapter_state_dict(self, adapter_name="default"):
+        """What would be saved, by saved key."""
+        return Tensors.make("peft_adapter_state", self, adapter_name.encode()).arrays()
+
+    def load_adapter_state_dict(self, adapter_name, state):
+        call("peft_adapter_set_state", self, adapter_name.encode(), self._tensors(state))
+
+    def trainable_parameters(self):
+        """The trainable parameters of the active adapters, by saved key."""
+        return Tensors.make("peft_adapter_parameters", self).arrays()
+
+    def merge_adapter(self, adapter_names=None, safe_merge=False):
+        """Folds adapters into the base weights; returns the report (what survived re-quantising)."""
+        names, count = c_names(list(adapter_names or []))
+        room = c.create_string_buffer(1 << 20)
+        needed = c.c_size_t()
+        call("peft_model_merge", room, len(room), c.byref(needed), self, names, count, json.dumps({"safe": bool(safe_merge)}).encode())
+        return json.loads(room.value) if room.value else None
+
+    def unmerge_adapter(self):
+        call("peft_model_unmerge", self)
+
+    def merge_and_unload(self):
+        call("peft_model_merge_and_unload", self)
+        return self
+
+    # ---- training
+
+    def trainer(self, **options):
+        """A trainer for the active adapter (options: peft_trainer_create)."""
+        return Trainer.create(self, **options)

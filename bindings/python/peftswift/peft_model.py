@@ -1,0 +1,69 @@
+"""HF PEFT's names over the engine: what a PEFT user types works here."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+from .config import PeftConfig
+from .model import Model
+
+
+class PeftModel(Model):
+    """A model with adapters, in PEFT's vocabulary. It shares the base model's handle: both see the same adapters."""
+
+    def __init__(self, base):
+        # The handle stays the base's own to free.
+        self._as_parameter_ = base._as_parameter_
+        self.base_model, self.context, self.path, self._training = base, base.context, base.path, base._training
+
+    @classmethod
+    def from_pretrained(cls, model, path, adapter_name="default", is_trainable=False):
+        """Loads an adapter folder onto a model and makes it active."""
+        peft_model = cls(model)
+        peft_model.load_adapter(path, adapter_name, is_trainable)
+        peft_model.set_adapter(adapter_name)
+        return peft_model
+
+    @property
+    def active_adapters(self):
+        return [a["name"] for a in self.adapter_status()["active"]]
+
+    active_adapter = active_adapters
+
+    @property
+    def peft_config(self):
+        return {name: self.adapter_config(name) for name in self.adapter_status()["adapters"]}
+
+    def get_nb_trainable_parameters(self):
+        status = self.adapter_status()
+        return status["trainable_parameters"], status["all_parameters"]
+
+    def print_trainable_parameters(self):
+        trainable, total = self.get_nb_trainable_parameters()
+        print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}")
+
+    @contextmanager
+    def disable_adapter(self):
+        self.disable_adapter_layers()
+        try:
+            yield
+        finally:
+            self.enable_adapter_layers()
+
+    def save_pretrained(self, path, selected_adapters=None):
+        """``default`` goes into the folder itself, every other adapter into a folder of its own inside, as PEFT does."""
+        for name in selected_adapters or self.adapter_status()["adapters"]:
+            super().save_pretrained(path if name == "default" else Path(path) / name, name)
+
+    def merge_and_unload(self):
+        super().merge_and_unload()
+        return self.base_model
+
+
+def get_peft_model(model, peft_config, adapter_name="default", seed=0):
+    """Adds a fresh adapter to a model and makes it active."""
+    if not isinstance(peft_config, (PeftConfig, dict)):
+        raise TypeError(f"peft_config is {type(peft_config).__name__}; a LoraConfig (or another config class, or a dict) is expected")
+    peft_model = PeftModel(model)
+    peft_model.add_adapter(adapter_name, peft_config, seed=seed)
+    peft_model.set_adapter(adapter_name)
+    return peft_model

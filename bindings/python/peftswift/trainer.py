@@ -1,0 +1,132 @@
+"""Training an adapter, step by step or over a data set."""
+
+import ctypes as c
+import json
+
+from ._library import (DONE, F64, TRAINING_CALLBACK, Cancelled, Handle, Step, Tensors, call, call_text, encoded)
+
+
+class Dataset(Handle):
+    """Training text from a file: JSONL (messages, prompt/completion, text), CSV, or plain text."""
+
+    kind = "dataset"
+
+    @classmethod
+    def open(cls, tokenizer, path, **options):
+        """Options: peft_dataset_open (max_length, batch_size, packing, shuffle, seed, loss_on, holdout, split …)."""
+        return cls.make("peft_dataset_open", tokenizer, encoded(str(path)), json.dumps(options).encode())
+
+    @classmethod
+    def from_text(cls, tokenizer, text, **options):
+        data = text.encode()
+        return cls.make("peft_dataset_open_memory", tokenizer, data, len(data), json.dumps(options).encode())
+
+    @classmethod
+    def from_messages(cls, tokenizer, conversations, **options):
+        """A list of conversations, each a list of {"role", "content"}."""
+        return cls.from_text(tokenizer, "".join(json.dumps({"messages": m}) + "\n" for m in conversations), format="jsonl", **options)
+
+    def describe(self):
+        return json.loads(call_text("peft_dataset_describe", self))
+
+    def __iter__(self):
+        """One epoch of batches ({name: array})."""
+        while (batch := Tensors.make("peft_dataset_next", self)) is not None:
+            yield batch.arrays()
+
+
+class Trainer(Handle):
+    """Made by ``model.trainer(lr=…, lr_scheduler=…, …)``."""
+
+    kind = "trainer"
+
+    @classmethod
+    def create(cls, model, **options):
+        if "betas" in options:
+            options["betas"] = list(options["betas"])
+        trainer = cls.make("peft_trainer_create", model, json.dumps(options).encode())
+        trainer.model, trainer.last_step = model, None
+        return trainer
+
+    def step(self, **inputs):
+        """One micro-batch; returns its loss. An update follows after gradient_accumulation_steps calls."""
+        step = Step(struct_size=c.sizeof(Step))
+        call("peft_trainer_step", c.byref(step), self, self.model._tensors(inputs))
+        self.last_step = step
+        return step.loss
+
+    def run(self, dataset, evaluation=None, progress=True):
+        """Trains over a data set. ``progress``: True (a bar), False, or a function of a Progress record that stops the run by returning False.
+
+        Returns True when the run is complete, False when it was stopped (the adapter is usable either way).
+        """
+        report, finish = (_bar() if progress is True else (progress or None, lambda: None))
+        failure = []
+
+        def receive(_, record):
+            try:
+                return int(report(record.contents) is False) if report else 0
+            except BaseException as error:  # An exception (Ctrl-C too) cannot cross the C frames: it is raised below.
+                failure.append(error)
+                return 1
+
+        try:
+            call("peft_trainer_run", self, dataset, evaluation, TRAINING_CALLBACK(receive), None)
+            return True
+        except Cancelled:
+            if failure:
+                raise failure[0] from None
+            return False
+        finally:
+            finish()
+
+    def advance(self, dataset, seconds):
+        """Trains for about ``seconds``; returns True when the run is complete."""
+        step = Step(struct_size=c.sizeof(Step))
+        code = call("peft_trainer_advance", c.byref(step), self, dataset, seconds)
+        self.last_step = step
+        return code == DONE
+
+    def evaluate(self, dataset):
+        """Mean loss per labelled token; perplexity = exp(loss)."""
+        loss = F64()
+        call("peft_trainer_evaluate", c.byref(loss), self, dataset)
+        return loss.value
+
+    def plan(self, batch=1, length=512):
+        """Bytes one step takes, by category, before any is taken."""
+        return json.loads(call_text("peft_trainer_plan", self, batch, length))
+
+    def save(self, path, dataset=None):
+        """Everything a later process needs to go on, in one HDF5 file."""
+        call("peft_trainer_save", self, dataset, encoded(str(path)))
+
+    def resume(self, path, dataset=None):
+        call("peft_trainer_resume", self, dataset, encoded(str(path)))
+
+    def cancel(self):
+        """From any thread: ends the running call after the present step."""
+        call("peft_trainer_cancel", self)
+
+
+def _bar():
+    """A progress bar: tqdm if it is there, else one line that is written over."""
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        import sys
+
+        def report(p):
+            sys.stderr.write(f"\rstep {p.step}/{p.total_steps}  loss {p.loss:.3f}  {p.tokens_per_second:.0f} tok/s  "
+                             f"{p.memory_peak / 1e6:.0f} MB  {p.seconds_left:.0f} s left   ")
+            sys.stderr.flush()
+
+        return report, lambda: sys.stderr.write("\n")
+    bar = tqdm(unit="step")
+
+    def report(p):
+        bar.total = p.total_steps
+        bar.set_postfix_str(f"loss {p.loss:.3f}, {p.tokens_per_second:.0f} tok/s, {p.memory_peak / 1e6:.0f} MB")
+        bar.update(p.step - bar.n)
+
+    return report, bar.close
