@@ -32,7 +32,7 @@ let package = Package(
     targets: [
         .systemLibrary(name: "CPEFTSwift", path: "include"),
         .systemLibrary(name: "COpenBLAS", path: "Sources/COpenBLAS"),
-        .systemLibrary(name: "CHDF5", path: "Sources/CHDF5"),
+        .target(name: "CHDF5", path: "Sources/CHDF5", cSettings: [.unsafeFlags(["-std=c11", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"])]),
         .systemLibrary(name: "CPCRE2", path: "Sources/CPCRE2"),
         .systemLibrary(name: "CUTF8Proc", path: "Sources/CUTF8Proc"),
         .systemLibrary(name: "CJansson", path: "Sources/CJansson"),
