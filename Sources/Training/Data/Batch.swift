@@ -1,0 +1,73 @@
+/// What one step trains on: token ids of `rows` sequences of equal length, `[rows·length]`, row after row.
+package struct Batch: Sendable, Equatable {
+    package var rows: Int
+    package var length: Int
+    package var ids: [Int32]
+    /// Per token: the id where it is to be learned, −100 where not. (Token t is predicted from the ones before it: the
+    /// shift is the loss's business, as in transformers.)
+    package var labels: [Int32]
+    /// Per token, for the rotary embedding; nil: 0, 1, 2, … in each row.
+    package var positions: [Int32]?
+    /// 0 = padding; nil: none.
+    package var keyMask: [UInt8]?
+    /// Packed rows, per token: index in the row where its sample begins; nil: 0.
+    package var firstKey: [Int32]?
+
+    package init(rows: Int, length: Int, ids: [Int32], labels: [Int32], positions: [Int32]? = nil, keyMask: [UInt8]? = nil, firstKey: [Int32]? = nil) {
+        (self.rows, self.length, self.ids, self.labels) = (rows, length, ids, labels)
+        (self.positions, self.keyMask, self.firstKey) = (positions, keyMask, firstKey)
+    }
+
+    /// Tokens without the padding.
+    package var tokenCount: Int { keyMask.map { $0.count { $0 != 0 } } ?? ids.count }
+
+    /// Predictions that count in the loss (the mean is over these).
+    package var learnedCount: Int {
+        var count = 0
+        for (index, label) in labels.enumerated() where index % length != 0 && label != Sample.ignored { count += 1 }
+        return count
+    }
+}
+
+extension Batch {
+    /// A sample a row, filled up on the right to the longest.
+    package init(_ samples: [Sample], paddingID: Int32) {
+        let length = samples.map(\.ids.count).max() ?? 0
+        self.init(rows: samples.count, length: length, ids: [], labels: [])
+        var mask: [UInt8] = []
+        for sample in samples {
+            let missing = length - sample.ids.count
+            ids += sample.ids + Array(repeating: paddingID, count: missing)
+            labels += sample.labels + Array(repeating: Sample.ignored, count: missing)
+            mask += Array(repeating: 1, count: sample.ids.count) + Array(repeating: 0, count: missing)
+        }
+        if mask.contains(0) { keyMask = mask }
+    }
+
+    /// Several samples a row, one behind the other. A sample sees only itself (`firstKey`), counts its positions from 0,
+    /// and its first token is not predicted from the sample before.
+    package init(packing rowsOfSamples: [[Sample]], paddingID: Int32) {
+        let length = rowsOfSamples.map { $0.reduce(0) { $0 + $1.ids.count } }.max() ?? 0
+        self.init(rows: rowsOfSamples.count, length: length, ids: [], labels: [])
+        var (places, first, mask): ([Int32], [Int32], [UInt8]) = ([], [], [])
+        for samples in rowsOfSamples {
+            var used = 0
+            for sample in samples {
+                ids += sample.ids
+                labels += [Sample.ignored] + sample.labels.dropFirst()
+                places += 0..<Int32(sample.ids.count)
+                first += Array(repeating: Int32(used), count: sample.ids.count)
+                mask += Array(repeating: 1, count: sample.ids.count)
+                used += sample.ids.count
+            }
+            ids += Array(repeating: paddingID, count: length - used)
+            labels += Array(repeating: Sample.ignored, count: length - used)
+            places += 0..<Int32(length - used)
+            first += Array(repeating: Int32(used), count: length - used)
+            mask += Array(repeating: 0, count: length - used)
+        }
+        positions = places
+        firstKey = first
+        if mask.contains(0) { keyMask = mask }
+    }
+}
