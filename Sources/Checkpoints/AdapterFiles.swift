@@ -11,7 +11,7 @@ package struct AdapterFiles: Sendable {
     package static let configFile = "adapter_config.json"
     package static let weightsFile = "adapter_model.safetensors"
     private static let pickleFile = "adapter_model.bin"
-    /// Group and attribute of an HDF5 file (HDF5Layout.md).
+    /// Group and attribute of an HDF5 file (docs/checkpoint-layout.md).
     package static let group = "adapter"
     package static let configAttribute = "adapter_config"
 

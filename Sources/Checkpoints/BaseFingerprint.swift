@@ -69,7 +69,7 @@ private struct FNV1a {
 
     mutating func add(_ text: String) {
         for byte in text.utf8 { add(byte) }
-        add(0xff)  // No UTF-8 text has this byte: "ab","c" differs from "a","bc".
+        add(UInt8(0xff))  // No UTF-8 text has this byte: "ab","c" differs from "a","bc".
     }
 
     mutating func add(_ number: Int) {

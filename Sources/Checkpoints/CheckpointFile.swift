@@ -2,7 +2,7 @@ package import Platform
 package import Tensors
 
 /// An adapter or a training checkpoint in one HDF5 file: a JSON document and named tensors in groups. The layout, with the
-/// lines of h5py that read and write it, is in HDF5Layout.md.
+/// lines of h5py that read and write it, is in docs/checkpoint-layout.md.
 package struct CheckpointFile: Sendable {
     package enum Kind: String, Sendable {
         case adapter, training

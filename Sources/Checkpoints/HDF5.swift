@@ -1,7 +1,7 @@
 internal import CHDF5
 internal import Tensors
 
-/// What the reader and the writer of HDF5 files share. The layout of our files is in HDF5Layout.md.
+/// What the reader and the writer of HDF5 files share. The layout of our files is in docs/checkpoint-layout.md.
 enum HDF5 {
     static let signature: [UInt8] = [0x89, 0x48, 0x44, 0x46, 0x0d, 0x0a, 0x1a, 0x0a]  // "\x89HDF\r\n\x1a\n"
     /// Root attribute that makes an HDF5 file one of ours; its value is the version of the layout.
