@@ -1,0 +1,39 @@
+internal import Kernels
+package import Platform
+package import Tensors
+
+extension Tape {
+    /// Exact attention over whole sequences: `q` `[batch·queryLength, heads·headDim]`, `k`, `v`
+    /// `[batch·keyLength, keyValueHeads·headDim]`; the result is like `q`.
+    ///
+    /// - Parameters:
+    ///   - keyMask: u8 `[batch, keyLength]`, 0 = padding.
+    ///   - firstKey: i32 `[batch, queryLength]`, first key each query may see (packed sequences).
+    /// Keeps q, k, v, the result and one f32 per query and head. A query that sees no key gives zeros.
+    package func attention(
+        q: Variable, k: Variable, v: Variable, shape: AttentionShape, keyMask: Tensor? = nil, firstKey: Tensor? = nil
+    ) throws(PEFTError) -> Variable {
+        let dtype = q.value.dtype
+        try require(k.value.dtype == dtype && v.value.dtype == dtype, "attention: q \(dtype.name), k \(k.value.dtype.name), v \(v.value.dtype.name)")
+        let out = try Tensor(engine, [shape.batch * shape.queryLength, shape.heads * shape.headDim], dtype)
+        let output = result(out, of: q, k, v)
+        let logSums = output.needsGradient ? try Tensor(engine, [shape.batch, shape.heads, shape.queryLength]) : nil
+        try engine.attention(
+            q: AttentionOperand(q.value, length: shape.queryLength), k: AttentionOperand(k.value, length: shape.keyLength),
+            v: AttentionOperand(v.value, length: shape.keyLength), out: AttentionOperand(out, length: shape.queryLength), shape: shape, keyMask: keyMask,
+            firstKey: firstKey, logSums: logSums)
+        record(output) { [engine] dY throws(PEFTError) in
+            guard let logSums else { return }
+            let dQ = try Tensor(engine, q.shape, dtype)
+            let dK = try Tensor(engine, k.shape, dtype)
+            let dV = try Tensor(engine, v.shape, dtype)
+            try engine.attentionBackward(
+                q: q.value, k: k.value, v: v.value, out: out, shape: shape, keyMask: keyMask, firstKey: firstKey, logSums: logSums, dOut: dY, dQ: dQ, dK: dK,
+                dV: dV)
+            try q.slot?.add(dQ, engine)
+            try k.slot?.add(dK, engine)
+            try v.slot?.add(dV, engine)
+        }
+        return output
+    }
+}
