@@ -9,7 +9,7 @@ struct AddedToken: Sendable {
     /// Takes the white space on its left, on its right, with it.
     var stripsLeft = false
     var stripsRight = false
-    /// Looked for after normalization, as its normalized content.
+    /// Looked for after normalization.
     var isNormalized = false
 }
 
@@ -32,12 +32,11 @@ struct AddedTokenMatcher: Sendable {
         var id: Int32?
     }
 
-    /// Looks for `patterns[i]` and finds `tokens[i]`.
-    init(_ tokens: [AddedToken], patterns: [[UInt8]]) {
+    init(_ tokens: [AddedToken]) {
         self.tokens = tokens
-        for (index, pattern) in patterns.enumerated() where !pattern.isEmpty {
+        for (index, token) in tokens.enumerated() where !token.content.isEmpty {
             var node = 0
-            for byte in pattern {
+            for byte in token.content {
                 if let child = nodes[node].children.first(where: { $0.byte == byte }) {
                     node = child.node
                 } else {
@@ -47,7 +46,7 @@ struct AddedTokenMatcher: Sendable {
                 }
             }
             if nodes[node].token < 0 { nodes[node].token = index }
-            isFirst[Int(pattern[0])] = true
+            isFirst[Int(token.content[0])] = true
         }
     }
 

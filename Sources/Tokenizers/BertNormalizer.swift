@@ -16,7 +16,7 @@ struct BertNormalizer: Sendable {
             text = Normalizer.mapScalars(text) { BertNormalizer.isIdeograph($0) ? " \($0) " : nil }
         }
         if stripsAccents ?? lowercases {
-            text = try Normalizer.stripAccents.apply(to: Normalizer.normalize(text, .nfd))
+            text = Normalizer.mapScalars(try Normalizer.normalize(text, .nfd)) { $0.properties.generalCategory == .nonspacingMark ? "" : nil }
         }
         return lowercases ? try Normalizer.lowercase.apply(to: text) : text
     }

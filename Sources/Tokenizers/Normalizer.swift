@@ -16,7 +16,7 @@ indirect enum Normalizer: Sendable {
         case .form(let form): return try Normalizer.normalize(text, form)
         case .lowercase: return Normalizer.mapScalars(text) { $0.properties.lowercaseMapping }
         case .stripAccents:
-            return Normalizer.mapScalars(text) { $0.properties.generalCategory == .nonspacingMark ? "" : nil }
+            return Normalizer.mapScalars(text) { $0.isMark ? "" : nil }
         case .strip(let left, let right):
             let start = left ? leadingWhitespace(text.bytes[...]) : 0
             let end = right ? text.bytes.count - trailingWhitespace(text.bytes[start...]) : text.bytes.count

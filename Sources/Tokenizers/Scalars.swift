@@ -53,11 +53,19 @@ func trailingWhitespace(_ bytes: ArraySlice<UInt8>) -> Int {
 }
 
 extension Unicode.Scalar {
+    /// A mark that combines with the character before it.
+    var isMark: Bool {
+        switch properties.generalCategory {
+        case .nonspacingMark, .spacingMark, .enclosingMark: true
+        default: false
+        }
+    }
+
     /// `\w` of a Unicode regular expression (Unicode Technical Standard 18, annex C).
     var isWord: Bool {
-        if properties.isAlphabetic || properties.isJoinControl { return true }
+        if properties.isAlphabetic || properties.isJoinControl || isMark { return true }
         return switch properties.generalCategory {
-        case .nonspacingMark, .spacingMark, .enclosingMark, .decimalNumber, .connectorPunctuation: true
+        case .decimalNumber, .connectorPunctuation: true
         default: false
         }
     }

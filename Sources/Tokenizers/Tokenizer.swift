@@ -45,19 +45,18 @@ package final class Tokenizer: Sendable {
         (prefix, suffix) = (parts.prefix, parts.suffix)
         specialTokens = parts.specialTokens
         chatTemplate = parts.chatTemplate
-        addedTokens = Dictionary(parts.addedTokens.map { ($0.id, $0) }) { _, last in last }
         addedIDs = Dictionary(parts.addedTokens.map { ($0.content, $0.id) }) { _, last in last }
         vocabularySize = max(parts.model.vocabulary.count, Int(parts.addedTokens.map(\.id).max() ?? -1) + 1)
 
-        let raw = parts.addedTokens.filter { !$0.isNormalized }
-        rawMatcher = AddedTokenMatcher(raw, patterns: raw.map(\.content))
-        let others = parts.addedTokens.filter(\.isNormalized)
-        var patterns: [[UInt8]] = []
-        for token in others {
-            let content = AlignedText(token.content, 0..<token.content.count, tracking: false)
-            patterns.append(try parts.normalizer?.apply(to: content).bytes ?? token.content)
+        // Tokens that are looked for in normalized text are normalized themselves, and decoded so.
+        var tokens = parts.addedTokens
+        for index in tokens.indices where tokens[index].isNormalized {
+            let content = AlignedText(tokens[index].content, 0..<tokens[index].content.count, tracking: false)
+            if let normalizer { tokens[index].content = try normalizer.apply(to: content).bytes }
         }
-        normalizedMatcher = AddedTokenMatcher(others, patterns: patterns)
+        rawMatcher = AddedTokenMatcher(tokens.filter { !$0.isNormalized })
+        normalizedMatcher = AddedTokenMatcher(tokens.filter(\.isNormalized))
+        addedTokens = Dictionary(tokens.map { ($0.id, $0) }) { _, last in last }
     }
 
     /// The token's id; nil if there is no such token.
