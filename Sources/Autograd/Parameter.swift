@@ -1,4 +1,4 @@
-internal import Platform
+package import Platform
 package import Tensors
 
 /// A trainable tensor: f32, under the key it is saved with. Its gradient lives in the `GradientStore` of a computation.
@@ -30,7 +30,7 @@ package final class GradientStore {
     package func gradient(of parameter: Parameter) -> Tensor? { gradients[ObjectIdentifier(parameter)] }
 
     /// The buffer to add to; zero at first.
-    func buffer(for parameter: Parameter) throws(PEFTError) -> Tensor {
+    package func buffer(for parameter: Parameter) throws(PEFTError) -> Tensor {
         if let present = gradients[ObjectIdentifier(parameter)] { return present }
         let fresh = try Tensor.zeros(engine, parameter.value.shape, .f32, .gradients)
         gradients[ObjectIdentifier(parameter)] = fresh

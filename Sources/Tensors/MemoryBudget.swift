@@ -83,7 +83,7 @@ package final class MemoryBudget: Sendable {
     }
 
     /// Sizes are rounded up to eighths of a power of two, so that a freed block fits the next request of about its size.
-    static func sizeClass(_ byteCount: Int) -> Int {
+    package static func sizeClass(_ byteCount: Int) -> Int {
         guard byteCount > 512 else { return max((byteCount + 63) & ~63, 64) }
         let step = 1 << (Int.bitWidth - 1 - (byteCount - 1).leadingZeroBitCount - 3)
         return (byteCount + step - 1) & ~(step - 1)

@@ -9,6 +9,9 @@ package struct LearningRateSchedule: Sendable, Equatable {
         case constantWithWarmup = "constant_with_warmup"
         case linear
         case cosine
+
+        /// The rate depends on how many updates the run has.
+        package var needsEnd: Bool { self == .linear || self == .cosine }
     }
 
     package let shape: Shape

@@ -54,7 +54,9 @@ package struct TrainerOptions: Sendable, Equatable {
 
     /// All that decides the numbers of a run, for comparison with a checkpoint: name and value, in a fixed order.
     var identity: [(name: String, value: String)] {
-        [
+        // A run of constant rate may be made longer; elsewhere its length is part of every rate.
+        let end = schedule.needsEnd ? [("max_steps", maxSteps.map { "\($0)" } ?? "null"), ("epochs", maxSteps == nil ? "\(epochs)" : "null")] : []
+        return end + [
             ("optimizer", optimizer.rule.rawValue), ("lr", "\(optimizer.learningRate)"), ("betas", "[\(optimizer.beta1), \(optimizer.beta2)]"),
             ("eps", "\(optimizer.epsilon)"), ("weight_decay", "\(optimizer.weightDecay)"), ("momentum", "\(optimizer.momentum)"),
             ("loraplus_lr_ratio", optimizer.loraPlusRatio.map { "\($0)" } ?? "null"),

@@ -1,10 +1,16 @@
-/// What one step trains on: token ids of `rows` sequences of equal length, `[rows·length]`, row after row.
+/// What goes into one pass: token ids of `rows` sequences of equal length, `[rows·length]`, row after row; or vectors of
+/// a network without tokens.
 package struct Batch: Sendable, Equatable {
     package var rows: Int
+    /// Tokens of a row; 1 for vectors.
     package var length: Int
     package var ids: [Int32]
-    /// Per token: the id where it is to be learned, −100 where not. (Token t is predicted from the ones before it: the
-    /// shift is the loss's business, as in transformers.)
+    /// `[rows·featureSize]` instead of ids.
+    package var features: [Float] = []
+    package var featureSize = 0
+    /// Empty: no loss is asked for. For language models per token: the id where it is to be learned, −100 where not
+    /// (token t is predicted from the ones before it: the shift is the loss's business, as in transformers). For
+    /// classification per row: its class.
     package var labels: [Int32]
     /// Per token, for the rotary embedding; nil: 0, 1, 2, … in each row.
     package var positions: [Int32]?
@@ -18,14 +24,21 @@ package struct Batch: Sendable, Equatable {
         (self.positions, self.keyMask, self.firstKey) = (positions, keyMask, firstKey)
     }
 
-    /// Tokens without the padding.
-    package var tokenCount: Int { keyMask.map { $0.count { $0 != 0 } } ?? ids.count }
+    /// Vectors of `featureSize` values, one a row.
+    package init(features: [Float], featureSize: Int, labels: [Int32]) {
+        self.init(rows: featureSize > 0 ? features.count / featureSize : 0, length: 1, ids: [], labels: labels)
+        self.features = features
+        self.featureSize = featureSize
+    }
 
-    /// Predictions that count in the loss (the mean is over these).
-    package var learnedCount: Int {
-        var count = 0
-        for (index, label) in labels.enumerated() where index % length != 0 && label != Sample.ignored { count += 1 }
-        return count
+    /// Tokens without the padding; rows of vectors.
+    package var tokenCount: Int { keyMask.map { $0.count { $0 != 0 } } ?? rows * length }
+
+    /// For each token the label of the next one: what a language model's loss compares with.
+    package var shiftedLabels: [Int32] {
+        var shifted = Array(labels.dropFirst()) + [Sample.ignored]
+        for end in stride(from: length - 1, to: shifted.count, by: max(length, 1)) { shifted[end] = Sample.ignored }
+        return shifted
     }
 }
 

@@ -13,8 +13,8 @@ package struct DataPosition: Sendable, Equatable {
     }
 }
 
-/// Reads a data set batch by batch, epoch after epoch.
-package struct BatchLoader {
+/// Reads a data set batch by batch, epoch after epoch. One thread at a time.
+package final class BatchLoader {
     package let dataSet: DataSet
     package private(set) var position: DataPosition
     /// The records of `position.epoch` in order.
@@ -23,19 +23,28 @@ package struct BatchLoader {
     private var current: [Sample]?
 
     package init(_ dataSet: DataSet, at position: DataPosition = DataPosition()) throws(PEFTError) {
-        guard position.epoch >= 0, position.sample >= 0, (0...dataSet.recordCount).contains(position.record) else {
-            throw PEFTError(.mismatch, "position \(position) is outside of \(dataSet.name) with \(dataSet.recordCount) records")
-        }
         self.dataSet = dataSet
+        self.position = DataPosition()
+        order = []
+        try move(to: position)
+    }
+
+    /// Goes on reading at `position`.
+    /// - Throws: `.mismatch` for a position that the data set does not have.
+    package func move(to position: DataPosition) throws(PEFTError) {
+        guard position.epoch >= 0, position.sample >= 0, (0...dataSet.recordCount).contains(position.record) else {
+            throw PEFTError(.mismatch, "epoch \(position.epoch), record \(position.record) is outside of \(dataSet.name) with \(dataSet.recordCount) records")
+        }
         self.position = position
         order = dataSet.order(epoch: position.epoch)
+        current = nil
     }
 
     /// The next batch; nil once at the end of each epoch (the following call begins the next). The last batch of an epoch
     /// may have fewer rows.
     /// - Throws: what reading and tokenising throw; `.format` when a whole epoch has nothing to learn. The position is then
     ///   as before.
-    package mutating func next() throws(PEFTError) -> Batch? {
+    package func next() throws(PEFTError) -> Batch? {
         let before = (position, order)
         do throws(PEFTError) {
             return try read()
@@ -46,7 +55,7 @@ package struct BatchLoader {
         }
     }
 
-    private mutating func read() throws(PEFTError) -> Batch? {
+    private func read() throws(PEFTError) -> Batch? {
         let options = dataSet.options
         let startsEpoch = position.record == 0 && position.sample == 0
         var rows: [[Sample]] = []
@@ -75,7 +84,7 @@ package struct BatchLoader {
     }
 
     /// The sample at `position`, which moves over used up records; nil at the end of the epoch.
-    private mutating func peek() throws(PEFTError) -> Sample? {
+    private func peek() throws(PEFTError) -> Sample? {
         while position.record < order.count {
             let samples: [Sample]
             if let current { samples = current } else { samples = try dataSet.samples(order[position.record]) }
@@ -93,7 +102,7 @@ extension DataSet {
     /// Batches in an epoch. Where a record is a sample they follow from the number of records; else (packing, plain text,
     /// `split`, `drop`, skipped records) the first epoch is tokenised once to count them.
     package func countBatches() throws(PEFTError) -> Int {
-        var loader = try BatchLoader(self)
+        let loader = try BatchLoader(self)
         var count = 0
         while try loader.next() != nil { count += 1 }
         return count

@@ -1,0 +1,153 @@
+package import Autograd
+package import Models
+package import Platform
+package import Tensors
+
+/// Forward passes over host data and the losses of transformers' models: what training, evaluation, `forward` and
+/// `gradients` have in common.
+package enum ModelLoss {
+    /// About what one chunk of logits may take (f32).
+    private static let chunkBytes = 32 << 20
+
+    /// Checks a batch against a model before anything is computed.
+    /// - Throws: `.argument` naming the value and the range: sizes, token ids, labels, length.
+    package static func check(_ batch: Batch, _ model: Model) throws(PEFTError) {
+        guard batch.rows > 0, batch.length > 0 else { throw PEFTError(.argument, "an empty batch: \(batch.rows) rows of \(batch.length) tokens") }
+        let tokens = try checkedProduct(batch.rows, batch.length, of: "batch")
+        if batch.featureSize > 0 {
+            guard batch.features.count == batch.rows * batch.featureSize else {
+                throw PEFTError(.argument, "\(batch.features.count) values for \(batch.rows) rows of \(batch.featureSize)")
+            }
+        } else {
+            try check(batch.ids.count, tokens, "input_ids")
+        }
+        if let mask = batch.keyMask { try check(mask.count, tokens, "attention_mask") }
+        if let positions = batch.positions { try check(positions.count, tokens, "position_ids") }
+        if let first = batch.firstKey { try check(first.count, tokens, "first keys") }
+        if !batch.labels.isEmpty { try check(batch.labels.count, model.task == .causalLM ? tokens : batch.rows, "labels") }
+        if let longest = model.network.cacheShape?.maximumLength, batch.length > longest {
+            throw PEFTError(.argument, "a row of \(batch.length) tokens; the model was made for at most \(longest)")
+        }
+    }
+
+    private static func check(_ count: Int, _ wanted: Int, _ name: String) throws(PEFTError) {
+        guard count == wanted else { throw PEFTError(.argument, "\(name) has \(count) values, the batch has \(wanted)") }
+    }
+
+    /// The batch as the model takes it. Memory: `tape.engine`.
+    package static func input(_ batch: Batch, _ routing: Routing, _ tape: Tape, recomputesBlocks: Bool = false) throws(PEFTError) -> (
+        input: ModelInput, context: ForwardContext
+    ) {
+        let (engine, count) = (tape.engine, batch.rows * batch.length)
+        let places = batch.positions ?? (0..<batch.rows).flatMap { _ in 0..<Int32(clamping: batch.length) }
+        let context = ForwardContext(
+            tape: tape, routing: routing, batch: batch.rows, length: batch.length, positions: try Tensor(engine, places, shape: [count]),
+            keyMask: try batch.keyMask.map { (mask) throws(PEFTError) in try ModelLoss.mask(mask, batch, engine) },
+            firstKey: try batch.firstKey.map { (first) throws(PEFTError) in try Tensor(engine, first, shape: [count]) }, recomputesBlocks: recomputesBlocks)
+        if batch.featureSize > 0 {
+            return (.features(Variable(try Tensor(engine, batch.features, shape: [batch.rows, batch.featureSize]))), context)
+        }
+        return (.ids(try Tensor(engine, batch.ids, shape: [count])), context)
+    }
+
+    private static func mask(_ mask: [UInt8], _ batch: Batch, _ engine: Engine) throws(PEFTError) -> Tensor {
+        let tensor = try Tensor(engine, [batch.rows, batch.length], .u8)
+        if !engine.isPlanning {
+            unsafe mask.withUnsafeBytes { if let base = $0.baseAddress { unsafe tensor.pointer.copyMemory(from: base, byteCount: min($0.count, tensor.byteCount)) } }
+        }
+        return tensor
+    }
+
+    /// The loss of `batch`, without the logits of all tokens where the model allows it.
+    ///
+    /// Language models: the mean over labelled tokens of −log p(token | tokens before). Classification: the mean over rows.
+    /// - Parameter gradientScale: on all gradients; the caller plays `tape` back from the result with a gradient of 1.
+    package static func loss(_ model: Model, _ batch: Batch, _ routing: Routing, _ tape: Tape, gradientScale: Float = 1, recomputesBlocks: Bool = false)
+        throws(PEFTError) -> LossResult
+    {
+        let (input, context) = try input(batch, routing, tape, recomputesBlocks: recomputesBlocks)
+        let hidden = try model.hidden(input, context)
+        guard model.task == .causalLM else {
+            let logits = try model.logits(hidden, of: input, context)
+            return try scaled(tape.crossEntropy(logits, labels: try Tensor(tape.engine, batch.labels, shape: [batch.labels.count])), gradientScale, tape)
+        }
+        let labels = batch.shiftedLabels
+        let counted = tape.engine.isPlanning ? labels.count : labels.count { $0 != ignoredLabel }
+        guard let head = model.network.head else {
+            let logits = try model.logits(hidden, of: input, context)
+            return try scaled(tape.crossEntropy(logits, labels: try Tensor(tape.engine, labels, shape: [labels.count])), gradientScale, tape)
+        }
+        let rowsPerChunk = max(32, min(512, chunkBytes / (4 * max(head.outputSize, 1)) / 32 * 32))
+        return try tape.chunkedCrossEntropy(
+            hidden, labels: labels, divisor: Float(max(counted, 1)), gradientScale: gradientScale, rowsPerChunk: rowsPerChunk
+        ) { (inner, rows) throws(PEFTError) in
+            try model.logits(rows, of: input, context.on(inner))
+        }
+    }
+
+    /// A loss whose gradient is `scale` times that of `loss`.
+    private static func scaled(_ loss: LossResult, _ scale: Float, _ tape: Tape) throws(PEFTError) -> LossResult {
+        guard scale != 1 else { return loss }
+        let output = tape.result(loss.variable.value, of: loss.variable)
+        tape.record(output) { [engine = tape.engine, slot = loss.variable.slot] dLoss throws(PEFTError) in
+            let seed = try Tensor(engine, dLoss.shape)
+            engine.axpby(scale, dLoss, 0, into: seed)
+            try slot?.add(seed, engine)
+        }
+        return LossResult(sum: loss.sum, count: loss.count, variable: output)
+    }
+}
+
+/// What a forward pass gives back.
+package struct ForwardOutput {
+    /// nil without labels; NaN when no label counts, as torch has it.
+    package let loss: Double?
+    /// f32 `[rows, length, vocabulary]` or `[rows, labels]`.
+    package let logits: Tensor
+    /// f32 `[rows, length, hiddenSize]`: what the head sees.
+    package let hidden: Tensor
+}
+
+extension Model {
+    /// A forward pass over host data, under the read lock.
+    ///
+    /// - Parameters:
+    ///   - isTraining: dropout is active, drawn from `random`.
+    package func forward(_ batch: Batch, _ routing: Routing, isTraining: Bool = false, random: RandomStream = RandomStream(seed: 0)) throws(PEFTError) -> ForwardOutput {
+        try ModelLoss.check(batch, self)
+        return try lock.reading { () throws(PEFTError) in
+            let tape = Tape(engine, precision, isTraining: isTraining, random: random)
+            let (input, context) = try ModelLoss.input(batch, routing, tape)
+            let hidden = try hidden(input, context)
+            let logits = try logits(hidden, of: input, context).value
+            let plain = logits.dtype == .f32 ? logits : try logits.converted(to: .f32, engine)
+            var loss: Double?
+            if !batch.labels.isEmpty {
+                let labels = task == .causalLM ? batch.shiftedLabels : batch.labels
+                let result = try Tape(engine, precision).crossEntropy(Variable(plain), labels: try Tensor(engine, labels, shape: [labels.count]))
+                loss = result.count == 0 ? .nan : result.sum / Double(result.count)
+            }
+            let states = hidden.value.dtype == .f32 ? hidden.value : try hidden.value.converted(to: .f32, engine)
+            let isSequence = batch.featureSize == 0 && plain.rows == batch.rows * batch.length
+            return ForwardOutput(
+                loss: loss, logits: isSequence ? try plain.reshaped([batch.rows, batch.length, plain.columns]) : plain,
+                hidden: states.rows == batch.rows * batch.length && batch.featureSize == 0 ? try states.reshaped([batch.rows, batch.length, states.columns]) : states)
+        }
+    }
+
+    /// Loss and gradients of `batch`; nothing changes.
+    /// - Throws: `.argument` without labels, `.numeric` for a loss that is not finite.
+    package func gradients(_ batch: Batch, _ routing: Routing, isTraining: Bool = false, random: RandomStream = RandomStream(seed: 0)) throws(PEFTError) -> (
+        loss: Double, gradients: GradientStore
+    ) {
+        try ModelLoss.check(batch, self)
+        guard !batch.labels.isEmpty else { throw PEFTError(.argument, "gradients need 'labels'") }
+        return try lock.reading { () throws(PEFTError) in
+            let store = GradientStore(engine)
+            let tape = Tape(engine, precision, gradients: store, isTraining: isTraining, random: random)
+            let loss = try ModelLoss.loss(self, batch, routing, tape)
+            try tape.backward(from: loss.variable, gradient: try Tensor(engine, [1], shape: [1]))
+            return (loss.count == 0 ? .nan : loss.sum / Double(loss.count), store)
+        }
+    }
+}

@@ -1,0 +1,50 @@
+package import Autograd
+package import Models
+package import Platform
+
+/// What a trainer changes and what it runs: the parameters of one adapter (or of several active ones) and the adaptation
+/// they act through.
+package struct Trainee: Sendable {
+    /// The adapter's name; names joined by "|" when there are several.
+    package let name: String
+    /// Everything the adapter saves: key and parameter, trainable or not. Keys are unique.
+    package let entries: [(key: String, parameter: Parameter)]
+    package let adaptation: Adaptation
+    /// adapter_config.json.
+    package let configuration: JSONObject
+    /// LoRA's factor of the layer that a parameter key belongs to; nil where there is none.
+    package let scaling: @Sendable (_ key: String) -> Double?
+
+    package init(
+        name: String, entries: [(key: String, parameter: Parameter)], adaptation: Adaptation, configuration: JSONObject,
+        scaling: @escaping @Sendable (String) -> Double? = { _ in nil }
+    ) {
+        self.name = name
+        self.entries = entries
+        self.adaptation = adaptation
+        self.configuration = configuration
+        self.scaling = scaling
+    }
+
+    /// The trainable parameters, each once. LoRA-FA leaves LoRA's A as it is.
+    func parameters(for rule: OptimizerOptions.Rule) -> [Parameter] {
+        var seen: Set<ObjectIdentifier> = []
+        var parameters: [Parameter] = []
+        for (key, parameter) in entries where parameter.isTrainable && seen.insert(ObjectIdentifier(parameter)).inserted {
+            if rule == .loraFA, LoRAFA.isFixed(key) { continue }
+            parameters.append(parameter)
+        }
+        return parameters
+    }
+
+    func key(of parameter: Parameter) -> String { entries.first { $0.parameter === parameter }?.key ?? parameter.name }
+
+    /// "base_model.model.model.norm.weight" stands in for a tensor of an nn.LayerNorm.
+    func isLayerNorm(_ key: String, _ model: Model) -> Bool {
+        let path = key.split(separator: ".").dropLast()
+        for start in path.indices {
+            if let layer = model.layer(named: path[start...].joined(separator: ".")) { return layer.kind == "LayerNorm" }
+        }
+        return false
+    }
+}

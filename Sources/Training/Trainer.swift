@@ -1,0 +1,197 @@
+internal import Autograd
+internal import Glibc
+package import Models
+package import Platform
+internal import Synchronization
+internal import Tensors
+
+/// What one step did.
+package struct StepResult: Sendable {
+    /// Mean loss of this micro-batch.
+    package var loss = 0.0
+    /// The optimizer ran; false: gradients were accumulated.
+    package var updated = false
+    /// Norm of all gradients before clipping; 0 when not updated.
+    package var gradientNorm = 0.0
+    /// Used for this update (of parameters in no special group).
+    package var learningRate = 0.0
+    /// Optimizer steps so far.
+    package var step = 0
+    /// Tokens of this micro-batch, padding excluded.
+    package var tokens = 0
+    package var seconds = 0.0
+}
+
+/// Trains parameters of adapters over a frozen model, a micro-batch at a time.
+///
+/// One thread at a time; sessions may run over the same model meanwhile: they see each update as a whole.
+/// The numbers depend on nothing but the model, the parameters, the options and the batches, not on threads.
+package final class Trainer {
+    package let model: Model
+    package let options: TrainerOptions
+    package let trainee: Trainee
+    let optimizer: any Optimizer
+    let gradients: GradientStore
+    /// Optimizer steps so far.
+    package internal(set) var step = 0
+    /// Micro-batches since the last of them.
+    package internal(set) var microStep = 0
+    /// Source of dropout masks.
+    var random: RandomStream
+    /// Optimizer steps of the whole run; nil: not known yet.
+    package internal(set) var totalSteps: Int?
+    /// Of `run` and `advance`.
+    var runState = RunState()
+    /// By [rows, length]: what the plan of such a batch said, where there is a budget to keep.
+    private var recomputation: [[Int]: Bool] = [:]
+    private let cancelled = Atomic(false)
+
+    /// Takes the optimizer's memory.
+    /// - Throws: `.argument` for wrong options or nothing to train, `.memory`.
+    package init(_ model: Model, _ trainee: Trainee, _ options: TrainerOptions) throws(PEFTError) {
+        try options.validate()
+        self.model = model
+        self.options = options
+        self.trainee = trainee
+        optimizer = try Trainer.makeOptimizer(trainee, options, model, model.engine)
+        gradients = GradientStore(model.engine)
+        random = RandomStream(seed: options.seed, purpose: "dropout")
+        totalSteps = options.maxSteps
+    }
+
+    static func makeOptimizer(_ trainee: Trainee, _ options: TrainerOptions, _ model: Model, _ engine: Engine) throws(PEFTError) -> any Optimizer {
+        let parameters = trainee.parameters(for: options.optimizer.rule)
+        guard !parameters.isEmpty else { throw PEFTError(.argument, "there is nothing to train: no active adapter has trainable parameters") }
+        let rates = parameters.map { parameter in
+            ParameterRates(
+                for: parameter.name, dimensions: parameter.value.shape.count, isLayerNorm: trainee.isLayerNorm(parameter.name, model), options.optimizer)
+        }
+        switch options.optimizer.rule {
+        case .adamw: return try AdamW(parameters, rates, options.optimizer, engine)
+        case .sgd: return try SGD(parameters, rates, options.optimizer, engine)
+        case .loraFA: return try LoRAFA(parameters, rates, trainee, engine)
+        }
+    }
+
+    /// From any thread: the running `run` or `advance` ends after its present step.
+    package func cancel() { cancelled.store(true, ordering: .relaxed) }
+
+    /// True once after `cancel`.
+    func takeCancellation() -> Bool { cancelled.exchange(false, ordering: .relaxed) }
+
+    /// One micro-batch, forward and backward; after `accumulationSteps` of them an update.
+    ///
+    /// - Throws: `.argument` for a batch that does not fit the model, `.numeric` when loss or gradients are not finite,
+    ///   `.memory`. Adapter and optimizer are then as they were; micro-batches accumulated for the update are dropped.
+    package func step(_ batch: Batch) throws(PEFTError) -> StepResult {
+        let start = Trainer.now()
+        try ModelLoss.check(batch, model)
+        guard !batch.labels.isEmpty else { throw PEFTError(.argument, "training needs 'labels'") }
+        let schedule = try schedule()
+        let recomputes = try recomputesBlocks(for: batch)
+        var result = StepResult(tokens: batch.tokenCount)
+        let randomBefore = random
+        do throws(PEFTError) {
+            result.loss = try accumulate(batch, recomputes)
+            if microStep + 1 == options.accumulationSteps { try update(schedule, &result) }
+        } catch {
+            random = randomBefore
+            gradients.clear()
+            microStep = 0
+            throw error
+        }
+        microStep = result.updated ? 0 : microStep + 1
+        result.step = step
+        result.seconds = Trainer.now() - start
+        return result
+    }
+
+    /// Forward and backward under the read lock; returns the loss.
+    private func accumulate(_ batch: Batch, _ recomputes: Bool) throws(PEFTError) -> Double {
+        let tape = Tape(model.engine, model.precision, gradients: gradients, isTraining: options.usesDropout, random: random)
+        let loss = try model.lock.reading { () throws(PEFTError) in
+            try Trainer.accumulate(model, trainee, batch, tape, accumulationSteps: options.accumulationSteps, recomputes)
+        }
+        random = tape.random
+        return loss
+    }
+
+    /// The same on any tape: planning runs it too.
+    static func accumulate(_ model: Model, _ trainee: Trainee, _ batch: Batch, _ tape: Tape, accumulationSteps: Int, _ recomputes: Bool) throws(PEFTError) -> Double {
+        let scale = 1 / Float(accumulationSteps)
+        let loss = try ModelLoss.loss(model, batch, .all(trainee.adaptation), tape, gradientScale: scale, recomputesBlocks: recomputes)
+        guard loss.count > 0 else { throw PEFTError(.argument, "nothing in the batch is to be learned: all labels are \(Sample.ignored)") }
+        let mean = loss.sum / Double(loss.count)
+        guard mean.isFinite else { throw PEFTError(.numeric, "the loss is \(mean); nothing was changed by this step") }
+        try tape.backward(from: loss.variable, gradient: try Tensor(tape.engine, [1], shape: [1]))
+        return mean
+    }
+
+    /// Clips, updates under the write lock, and begins the next accumulation.
+    private func update(_ schedule: LearningRateSchedule, _ result: inout StepResult) throws(PEFTError) {
+        let norm = GradientClipping.norm(of: optimizer.parameters, in: gradients, model.engine)
+        guard norm.isFinite else { throw PEFTError(.numeric, "the norm of the gradients is \(norm); nothing was changed by this step") }
+        let factor = schedule.factor(step)
+        let clip = GradientClipping.factor(norm: norm, maximum: options.maximumGradientNorm)
+        model.lock.writing { optimizer.update(gradients, gradientScale: clip, rateFactor: factor) }
+        gradients.clear()
+        step += 1
+        result.updated = true
+        result.gradientNorm = norm
+        result.learningRate = options.optimizer.learningRate * factor
+    }
+
+    private func schedule() throws(PEFTError) -> LearningRateSchedule {
+        if options.schedule.needsEnd, totalSteps == nil {
+            throw PEFTError(.argument, "lr_scheduler '\(options.schedule.rawValue)' needs max_steps: it must know where the run ends")
+        }
+        return LearningRateSchedule(options.schedule, warmupSteps: options.warmupSteps, totalSteps: totalSteps ?? 0)
+    }
+
+    /// Mean loss per labelled token over a data set, without dropout.
+    package func evaluate(_ dataSet: DataSet) throws(PEFTError) -> Evaluation {
+        let loader = try BatchLoader(dataSet)
+        var (sum, count) = (0.0, 0)
+        while let batch = try loader.next() {
+            let loss = try evaluate(batch)
+            sum += loss.sum
+            count += loss.count
+        }
+        return Evaluation(loss: sum / Double(max(count, 1)), tokens: count)
+    }
+
+    /// Sum and number of the losses of a batch.
+    package func evaluate(_ batch: Batch) throws(PEFTError) -> (sum: Double, count: Int) {
+        try ModelLoss.check(batch, model)
+        return try model.lock.reading { () throws(PEFTError) in
+            let loss = try ModelLoss.loss(model, batch, .all(trainee.adaptation), Tape(model.engine, model.precision))
+            return (loss.sum, loss.count)
+        }
+    }
+
+    /// Whether blocks are recomputed for a batch like this one; checks that it fits the budget before anything is taken.
+    private func recomputesBlocks(for batch: Batch) throws(PEFTError) -> Bool {
+        guard model.engine.budget.limit != .max else { return options.recomputation == .on }
+        let shape = [batch.rows, batch.length]
+        if let known = recomputation[shape] { return known }
+        let plan = try plan(rows: batch.rows, length: batch.length, featureSize: batch.featureSize)
+        guard plan.fits else { throw plan.tooLarge(rows: batch.rows, length: batch.length) }
+        recomputation[shape] = plan.recomputesBlocks
+        return plan.recomputesBlocks
+    }
+
+    /// Seconds of a clock that only goes forward.
+    static func now() -> Double {
+        var time = timespec()
+        unsafe clock_gettime(CLOCK_MONOTONIC, &time)
+        return Double(time.tv_sec) + Double(time.tv_nsec) * 1e-9
+    }
+}
+
+/// Loss of a data set.
+package struct Evaluation: Sendable {
+    package let loss: Double
+    /// Tokens the mean is over.
+    package let tokens: Int
+    package var perplexity: Double { exp(loss) }
+}

@@ -1,0 +1,61 @@
+internal import Autograd
+internal import Models
+package import Platform
+package import Tensors
+
+/// What one training step takes, found by executing it without data. Bytes as the budget counts them.
+package struct TrainingPlan: Sendable {
+    /// Weights and adapters as they are, and the step's own peak of each category.
+    package let byCategory: [(category: MemoryCategory, bytes: Int)]
+    /// Peak of all together: what the budget must have.
+    package let total: Int
+    package let recomputesBlocks: Bool
+    /// Of the model's budget.
+    package let limit: Int
+
+    package var fits: Bool { total <= limit }
+
+    func tooLarge(rows: Int, length: Int) -> PEFTError {
+        let parts = byCategory.filter { $0.bytes > 0 }.map { "\($0.category.name) \($0.bytes)" }.joined(separator: ", ")
+        let advice = recomputesBlocks ? "a smaller batch or shorter rows would help" : "gradient checkpointing, a smaller batch or shorter rows would help"
+        return PEFTError(
+            .memory, "a training step on \(rows) × \(length) tokens needs \(total) bytes (\(parts)), the memory budget is \(limit); \(advice)",
+            detail: Int64(total - limit))
+    }
+}
+
+extension Trainer {
+    /// The plan of a step on `rows` × `length` tokens (all learned); nothing is taken. With `Recomputation.automatic`:
+    /// the plan with recomputed blocks if the one without does not fit the budget.
+    package func plan(rows: Int, length: Int, featureSize: Int = 0) throws(PEFTError) -> TrainingPlan {
+        let count = try checkedProduct(rows, length, of: "batch")
+        guard count > 0, count <= 1 << 31 else { throw PEFTError(.argument, "a plan for \(rows) rows of \(length) tokens") }
+        let labels = [Int32](repeating: 0, count: count)
+        let batch =
+            featureSize > 0
+            ? Batch(features: Array(repeating: 0, count: rows * featureSize), featureSize: featureSize, labels: labels)
+            : Batch(rows: rows, length: length, ids: labels, labels: labels)
+        try ModelLoss.check(batch, model)
+        let plain = options.recomputation == .on ? nil : try plan(batch, recomputes: false)
+        if let plain, plain.fits || options.recomputation == .off { return plain }
+        return try plan(batch, recomputes: true)
+    }
+
+    private func plan(_ batch: Batch, recomputes: Bool) throws(PEFTError) -> TrainingPlan {
+        let planner = model.engine.planner()
+        let store = GradientStore(planner)
+        let tape = Tape(planner, model.precision, gradients: store, isTraining: options.usesDropout)
+        _ = try Trainer.accumulate(model, trainee, batch, tape, accumulationSteps: options.accumulationSteps, recomputes)
+        let step = planner.budget.statistics
+        let now = model.engine.budget.statistics
+        // This trainer's gradients may be there already: they are in the step's plan.
+        var own = 0
+        for parameter in optimizer.parameters { own += gradients.gradient(of: parameter).map { MemoryBudget.sizeClass($0.byteCount) } ?? 0 }
+        var bytes: [(category: MemoryCategory, bytes: Int)] = []
+        for category in MemoryCategory.allCases {
+            let there = now.byCategory[category.rawValue] - (category == .gradients ? own : 0)
+            bytes.append((category, there + step.peakByCategory[category.rawValue]))
+        }
+        return TrainingPlan(byCategory: bytes, total: now.live - own + step.peak, recomputesBlocks: recomputes, limit: model.engine.budget.limit)
+    }
+}
