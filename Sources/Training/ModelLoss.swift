@@ -61,40 +61,27 @@ package enum ModelLoss {
     /// The loss of `batch`, without the logits of all tokens where the model allows it.
     ///
     /// Language models: the mean over labelled tokens of −log p(token | tokens before). Classification: the mean over rows.
-    /// - Parameter gradientScale: on all gradients; the caller plays `tape` back from the result with a gradient of 1.
+    /// - Parameter gradientScale: on all gradients.
+    /// - Returns: the loss, and the gradient of it that `Tape.backward` must be given for that scale.
     package static func loss(_ model: Model, _ batch: Batch, _ routing: Routing, _ tape: Tape, gradientScale: Float = 1, recomputesBlocks: Bool = false)
-        throws(PEFTError) -> LossResult
+        throws(PEFTError) -> (result: LossResult, seed: Float)
     {
         let (input, context) = try input(batch, routing, tape, recomputesBlocks: recomputesBlocks)
         let hidden = try model.hidden(input, context)
-        guard model.task == .causalLM else {
+        let labels = model.task == .causalLM ? batch.shiftedLabels : batch.labels
+        guard model.task == .causalLM, let head = model.network.head else {
             let logits = try model.logits(hidden, of: input, context)
-            return try scaled(tape.crossEntropy(logits, labels: try Tensor(tape.engine, batch.labels, shape: [batch.labels.count])), gradientScale, tape)
+            return (try tape.crossEntropy(logits, labels: try Tensor(tape.engine, labels, shape: [labels.count])), gradientScale)
         }
-        let labels = batch.shiftedLabels
-        let counted = tape.engine.isPlanning ? labels.count : labels.count { $0 != ignoredLabel }
-        guard let head = model.network.head else {
-            let logits = try model.logits(hidden, of: input, context)
-            return try scaled(tape.crossEntropy(logits, labels: try Tensor(tape.engine, labels, shape: [labels.count])), gradientScale, tape)
-        }
+        let counted = labels.count { $0 != ignoredLabel }
         let rowsPerChunk = max(32, min(512, chunkBytes / (4 * max(head.outputSize, 1)) / 32 * 32))
-        return try tape.chunkedCrossEntropy(
+        let loss = try tape.chunkedCrossEntropy(
             hidden, labels: labels, divisor: Float(max(counted, 1)), gradientScale: gradientScale, rowsPerChunk: rowsPerChunk
         ) { (inner, rows) throws(PEFTError) in
             try model.logits(rows, of: input, context.on(inner))
         }
-    }
-
-    /// A loss whose gradient is `scale` times that of `loss`.
-    private static func scaled(_ loss: LossResult, _ scale: Float, _ tape: Tape) throws(PEFTError) -> LossResult {
-        guard scale != 1 else { return loss }
-        let output = tape.result(loss.variable.value, of: loss.variable)
-        tape.record(output) { [engine = tape.engine, slot = loss.variable.slot] dLoss throws(PEFTError) in
-            let seed = try Tensor(engine, dLoss.shape)
-            engine.axpby(scale, dLoss, 0, into: seed)
-            try slot?.add(seed, engine)
-        }
-        return LossResult(sum: loss.sum, count: loss.count, variable: output)
+        // chunkedCrossEntropy has the scale in its gradients already.
+        return (loss, 1)
     }
 }
 
@@ -145,8 +132,8 @@ extension Model {
         return try lock.reading { () throws(PEFTError) in
             let store = GradientStore(engine)
             let tape = Tape(engine, precision, gradients: store, isTraining: isTraining, random: random)
-            let loss = try ModelLoss.loss(self, batch, routing, tape)
-            try tape.backward(from: loss.variable, gradient: try Tensor(engine, [1], shape: [1]))
+            let (loss, seed) = try ModelLoss.loss(self, batch, routing, tape)
+            try tape.backward(from: loss.variable, gradient: try Tensor(engine, [seed], shape: [1]))
             return (loss.count == 0 ? .nan : loss.sum / Double(loss.count), store)
         }
     }
