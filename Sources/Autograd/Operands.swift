@@ -23,9 +23,6 @@ extension Tape {
     /// parameters with each other) stays f32.
     func compute(for x: Tensor) -> Compute { x.dtype == precision.activation ? precision.compute : .f32 }
 
-    /// The same in the backward pass, where rounding to int8 has no place.
-    func backwardCompute(for x: Tensor) -> Compute { compute(for: x) == .int8 ? .f32 : compute(for: x) }
-
     /// The value of `y` in memory that nobody else uses: its own, or a copy.
     func owned(_ y: inout Variable) throws(PEFTError) -> Tensor {
         if y.value.hasStorageAlone() { return y.value }

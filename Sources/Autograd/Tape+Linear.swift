@@ -27,7 +27,7 @@ extension Tape {
         let output = bias.map { result(y, of: x, w, $0) } ?? result(y, of: x, w)
         let input = w.needsGradient ? x.value : nil
         let weights = x.needsGradient ? w.value : nil
-        record(output) { [engine, compute = backwardCompute(for: x.value), xSlot = x.slot, wSlot = w.slot, biasSlot = bias?.slot] dY throws(PEFTError) in
+        record(output) { [engine, compute = compute(for: x.value), xSlot = x.slot, wSlot = w.slot, biasSlot = bias?.slot] dY throws(PEFTError) in
             if let biasSlot { engine.addColumnSums(of: dY, to: try biasSlot.sum(engine)) }
             if let wSlot, let input {
                 let (dW, accumulate) = try wSlot.buffer(engine)
@@ -46,7 +46,7 @@ extension Tape {
     /// `linear` (`a·bᵀ`) and `linear(transposed: true)` (`a·b`).
     package func transposedProduct(_ a: Variable, _ b: Variable) throws(PEFTError) -> Variable {
         let y = try Tensor(engine, [a.value.columns, b.value.columns], a.value.dtype)
-        let compute = backwardCompute(for: a.value)
+        let compute = compute(for: a.value)
         try engine.multiply(.weightGradient, a.value, b.value, into: y, compute: compute)
         let output = result(y, of: a, b)
         record(output) { [engine, a, b] dY throws(PEFTError) in

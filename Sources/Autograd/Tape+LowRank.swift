@@ -17,13 +17,13 @@ extension Tape {
         let mask = drawMask(p, count: x.value.count)
         let compute = compute(for: x.value)
         let h = try Tensor(engine, [x.value.rows, rank], x.value.dtype)
-        try engine.multiply(.forward, try masked(x.value, mask), a.value, into: h, compute: compute)
+        try engine.multiply(.forward, try engine.masked(x.value, mask), a.value, into: h, compute: compute)
         let sum = try owned(&y)
         try engine.multiply(.forward, h, b.value, into: sum, compute: compute, alpha: scale, accumulate: true)
         let output = result(sum, of: y, x, a, b)
         let input = a.needsGradient ? x.value : nil
         let hidden = b.needsGradient ? h : nil
-        record(output) { [self, ySlot = y.slot, xSlot = x.slot, aSlot = a.slot, bSlot = b.slot, a = a.value, b = b.value, compute = backwardCompute(for: x.value)] dY throws(PEFTError) in
+        record(output) { [engine, ySlot = y.slot, xSlot = x.slot, aSlot = a.slot, bSlot = b.slot, a = a.value, b = b.value] dY throws(PEFTError) in
             if let bSlot, let hidden {
                 let (dB, accumulate) = try bSlot.buffer(engine)
                 try engine.multiply(.weightGradient, dY, hidden, into: dB, compute: compute, alpha: scale, accumulate: accumulate)
@@ -33,31 +33,34 @@ extension Tape {
                 try engine.multiply(.inputGradient, dY, b, into: dH, compute: compute, alpha: scale)
                 if let aSlot, let input {
                     let (dA, accumulate) = try aSlot.buffer(engine)
-                    try engine.multiply(.weightGradient, dH, try masked(input, mask), into: dA, compute: compute, accumulate: accumulate)
+                    try engine.multiply(.weightGradient, dH, try engine.masked(input, mask), into: dA, compute: compute, accumulate: accumulate)
                 }
-                if let xSlot { try addMaskedProduct(dH, a, mask, to: xSlot, compute) }
+                if let xSlot { try engine.addMaskedProduct(dH, a, mask, to: xSlot, compute) }
             }
             if let ySlot { try ySlot.add(dY, engine) }
         }
         return output
     }
+}
 
+extension Engine {
     /// `gradient += drop(d·w)`.
-    private func addMaskedProduct(_ d: Tensor, _ w: Tensor, _ mask: DropoutMask?, to slot: GradientSlot, _ compute: Compute) throws(PEFTError) {
+    fileprivate func addMaskedProduct(_ d: Tensor, _ w: Tensor, _ mask: DropoutMask?, to slot: GradientSlot, _ compute: Compute) throws(PEFTError) {
         guard let mask else {
-            let (sum, accumulate) = try slot.buffer(engine)
-            return try engine.multiply(.inputGradient, d, w, into: sum, compute: compute, accumulate: accumulate)
+            let (sum, accumulate) = try slot.buffer(self)
+            return try multiply(.inputGradient, d, w, into: sum, compute: compute, accumulate: accumulate)
         }
-        let product = try Tensor(engine, slot.shape, slot.dtype)
-        try engine.multiply(.inputGradient, d, w, into: product, compute: compute)
-        let (sum, accumulate) = try slot.buffer(engine)
-        mask.apply(product, into: sum, accumulate: accumulate, engine)
+        let product = try Tensor(self, slot.shape, slot.dtype)
+        try multiply(.inputGradient, d, w, into: product, compute: compute)
+        let (sum, accumulate) = try slot.buffer(self)
+        mask.apply(product, into: sum, accumulate: accumulate, self)
     }
 
-    private func masked(_ x: Tensor, _ mask: DropoutMask?) throws(PEFTError) -> Tensor {
+    /// `drop(x)`.
+    fileprivate func masked(_ x: Tensor, _ mask: DropoutMask?) throws(PEFTError) -> Tensor {
         guard let mask else { return x }
-        let dropped = try Tensor(engine, x.shape, x.dtype)
-        mask.apply(x, into: dropped, accumulate: false, engine)
+        let dropped = try Tensor(self, x.shape, x.dtype)
+        mask.apply(x, into: dropped, accumulate: false, self)
         return dropped
     }
 }

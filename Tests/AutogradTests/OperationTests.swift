@@ -1,0 +1,78 @@
+import Autograd
+import Kernels
+import Platform
+import Tensors
+import Testing
+
+@Suite struct OperationTests {
+    @Test("derivatives agree with differences", arguments: OperationCase.all)
+    func derivatives(_ operation: OperationCase) throws {
+        try operation.checkGradients(Engine(threads: 1))
+    }
+
+    @Test("derivatives agree with differences, portable kernels", arguments: OperationCase.all)
+    func portableDerivatives(_ operation: OperationCase) throws {
+        try operation.checkGradients(Engine(threads: 1, level: 0))
+    }
+
+    @Test("bf16 stays near f32", arguments: OperationCase.all)
+    func bf16(_ operation: OperationCase) throws {
+        let engine = Engine(threads: 1)
+        let (exact, rough) = (try operation.run(engine, .f32), try operation.run(engine, .bf16))
+        for (a, b) in zip([exact.result] + exact.gradients, [rough.result] + rough.gradients) {
+            let largest = a.map(abs).max() ?? 0
+            let difference = zip(a, b).map { abs($0 - $1) }.max() ?? 0
+            #expect(a.count == b.count && difference <= operation.bf16Tolerance * max(largest, 0.1), "\(operation.name): off by \(difference) of \(largest)")
+        }
+    }
+
+    @Test("recomputing gives the same bits", arguments: OperationCase.all)
+    func recomputed(_ operation: OperationCase) throws {
+        let engine = Engine(threads: 1)
+        for precision in [Precision.f32, .bf16] {
+            let (kept, again) = (try operation.run(engine, precision), try operation.run(engine, precision, recompute: true))
+            #expect(kept.result == again.result && kept.gradients == again.gradients, "\(operation.name)")
+        }
+    }
+
+    @Test("a frozen input costs no record: nothing is kept, nothing comes back")
+    func constants() throws {
+        let engine = Engine(threads: 1)
+        let tape = Tape(engine, .f32, gradients: GradientStore(engine))
+        let x = Variable(try tensor(engine, [2, 3], seed: 1))
+        let y = try tape.glu(tape.linear(x, frozen: tensor(engine, [3, 3], seed: 2)), x, .silu)
+        #expect(!y.needsGradient)
+    }
+
+    @Test("known values: log-softmax, mean over counted rows, ignored rows without gradient")
+    func crossEntropyValues() throws {
+        let engine = Engine(threads: 1)
+        let tape = Tape(engine, .f32, gradients: GradientStore(engine))
+        let logits = tape.leaf(try Tensor(engine, [0, 0, 1, 2] as [Float], shape: [2, 2]))
+        let loss = try tape.crossEntropy(logits, labels: Tensor(engine, [1, -100] as [Int32], shape: [2]))
+        #expect(loss.count == 1 && abs(loss.sum - 0.693147) < 1e-5)
+        try tape.backward(from: loss.variable, gradient: Tensor(engine, [2] as [Float], shape: [1]))
+        let gradient = try #require(logits.slot?.take()).floats(engine)
+        #expect(gradient == [1, -1, 0, 0])
+    }
+
+    @Test("labels, ids, rows and positions outside their range are errors that name them")
+    func outOfRange() throws {
+        let engine = Engine(threads: 1)
+        let tape = Tape(engine, .f32, gradients: GradientStore(engine))
+        let x = Variable(try tensor(engine, [2, 4], seed: 1))
+        func ints(_ values: Int32...) throws -> Tensor { try Tensor(engine, values, shape: [values.count]) }
+        let table = try tensor(engine, [3, 1], seed: 1)
+        for (what, body) in [
+            ("label 4", { _ = try tape.crossEntropy(x, labels: ints(0, 4)) }),
+            ("label -1", { _ = try tape.crossEntropy(x, labels: ints(-1, 0)) }),
+            ("token id 2", { _ = try tape.embedding(ints(2), frozen: x.value) }),
+            ("row -1", { _ = try tape.gatherRows(x, [-1]) }),
+            ("position 3", { _ = try tape.rope(x, heads: 2, headDim: 2, rotary: 2, cos: table, sin: table, positions: ints(0, 3)) }),
+            ("rows", { _ = try tape.rows(x, 1..<3) }),
+        ] as [(String, () throws -> Void)] {
+            let error = #expect(throws: PEFTError.self) { try body() }
+            #expect(error?.kind == .argument && error?.message.contains(what) == true, "\(what): \(String(describing: error))")
+        }
+    }
+}
