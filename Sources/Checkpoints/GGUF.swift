@@ -13,15 +13,20 @@ package struct GGUF: Sendable {
     package let tensors: TensorSource
     /// The path or the name of the buffer.
     package let origin: String
+    private let file: MappedFile
+    /// Where each pair's type and value lie in the file.
+    private let ranges: [String: Range<Int>]
 
     package static let magic: [UInt8] = [0x47, 0x47, 0x55, 0x46]  // "GGUF"
 
-    init(version: Int, keys: [String], values: [String: GGUFValue], tensors: TensorSource, origin: String) {
+    init(version: Int, keys: [String], values: [String: GGUFValue], ranges: [String: Range<Int>], tensors: TensorSource, file: MappedFile) {
         self.version = version
         self.keys = keys
         self.values = values
         self.tensors = tensors
-        self.origin = origin
+        self.origin = file.name
+        self.file = file
+        self.ranges = ranges
     }
 
     /// Value types of the format; raw values are its numbers.
@@ -42,6 +47,11 @@ package struct GGUF: Sendable {
     }
 
     package subscript(key: String) -> GGUFValue? { values[key] }
+
+    /// Type and value of a pair as they are in the file, to be copied into another.
+    func rawValue(_ key: String) -> [UInt8]? {
+        ranges[key].map { unsafe Array(file.bytes[$0]) }  // Safe: the reader walked over these bytes.
+    }
 
     /// A required value; the messages of the four functions name the key and what was found instead.
     package func integer(_ key: String) throws(PEFTError) -> Int {

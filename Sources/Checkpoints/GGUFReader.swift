@@ -57,23 +57,30 @@ private struct GGUFReader {
 
         var keys: [String] = []
         var values: [String: GGUFValue] = [:]
+        var ranges: [String: Range<Int>] = [:]
         keys.reserveCapacity(keyCount)
         values.reserveCapacity(keyCount)
         for index in 0..<keyCount {
             let key = try name("the key of metadata pair \(index)")
+            let start = bytes.position
             let type = try valueType("metadata '\(key)'")
             let value = try value(type, "metadata '\(key)'", depth: 0)
             guard values.updateValue(value, forKey: key) == nil else { throw PEFTError(.format, "metadata '\(key)' is there twice") }
             keys.append(key)
+            ranges[key] = start..<bytes.position
         }
 
+        if let parts = values["split.count"]?.intValue, parts > 1 {
+            let part = (values["split.no"]?.intValue).map { "\($0 &+ 1)" } ?? "?"  // Safe: only for the message.
+            throw PEFTError(.unsupported, "part \(part) of a model split into \(parts) files; join them first (llama-gguf-split --merge)")
+        }
         var infos: [Info] = []
         infos.reserveCapacity(tensorCount)
         for index in 0..<tensorCount { infos.append(try tensorInfo(index)) }
 
         let alignment = try alignment(values["general.alignment"])
         let tensors = try place(infos, alignment: alignment, budget: budget)
-        return GGUF(version: Int(version), keys: keys, values: values, tensors: try TensorSource(origin: file.name, tensors), origin: file.name)
+        return GGUF(version: Int(version), keys: keys, values: values, ranges: ranges, tensors: try TensorSource(origin: file.name, tensors), file: file)
     }
 
     // MARK: Metadata

@@ -2,19 +2,6 @@ package import Platform
 package import Tensors
 
 extension Safetensors {
-    /// A tensor to be written: what the header must say before its bytes exist.
-    package struct Description: Sendable {
-        package let name: String
-        package let dtype: DType
-        package let shape: [Int]
-
-        package init(_ name: String, _ dtype: DType, _ shape: [Int]) {
-            self.name = name
-            self.dtype = dtype
-            self.shape = shape
-        }
-    }
-
     /// HF's readers insist on this metadata.
     package static let pytorchMetadata = ["format": "pt"]
 
@@ -26,15 +13,15 @@ extension Safetensors {
     }
 
     static func write(_ tensors: [NamedTensor], metadata: [String: String], into file: inout AtomicFile) throws(PEFTError) {
-        var descriptions: [Description] = []
-        for item in tensors { descriptions.append(Description(item.name, item.tensor.dtype, item.tensor.shape)) }
+        var descriptions: [TensorDescription] = []
+        for item in tensors { descriptions.append(TensorDescription(item.name, item.tensor.dtype, item.tensor.shape)) }
         try write(descriptions, metadata: metadata, into: &file) { (index) throws(PEFTError) -> Tensor in tensors[index].tensor }
     }
 
     /// Writes tensors that are made one at a time: at no moment is more than one of them in memory.
     /// - Parameter tensor: makes the tensor of the description with this index; called in the order of the file.
     package static func write(
-        _ descriptions: [Description], metadata: [String: String] = pytorchMetadata, to path: String, tensor: (Int) throws(PEFTError) -> Tensor
+        _ descriptions: [TensorDescription], metadata: [String: String] = pytorchMetadata, to path: String, tensor: (Int) throws(PEFTError) -> Tensor
     ) throws(PEFTError) {
         var file = try AtomicFile(path)
         try write(descriptions, metadata: metadata, into: &file, tensor: tensor)
@@ -42,7 +29,7 @@ extension Safetensors {
     }
 
     private static func write(
-        _ descriptions: [Description], metadata: [String: String], into file: inout AtomicFile, tensor: (Int) throws(PEFTError) -> Tensor
+        _ descriptions: [TensorDescription], metadata: [String: String], into file: inout AtomicFile, tensor: (Int) throws(PEFTError) -> Tensor
     ) throws(PEFTError) {
         let order = try fileOrder(descriptions)
         let header = try header(descriptions, order: order, metadata: metadata)
@@ -59,7 +46,7 @@ extension Safetensors {
     }
 
     /// The reference implementation's order: element types by falling rank (so that alignment falls too), then names by bytes.
-    private static func fileOrder(_ descriptions: [Description]) throws(PEFTError) -> [Int] {
+    private static func fileOrder(_ descriptions: [TensorDescription]) throws(PEFTError) -> [Int] {
         var seen: Set<String> = ["__metadata__"]
         var ranks: [Int] = []
         for item in descriptions {
@@ -75,7 +62,7 @@ extension Safetensors {
     }
 
     /// Compact JSON, padded with spaces so that the data begins on a multiple of 8.
-    private static func header(_ descriptions: [Description], order: [Int], metadata: [String: String]) throws(PEFTError) -> String {
+    private static func header(_ descriptions: [TensorDescription], order: [Int], metadata: [String: String]) throws(PEFTError) -> String {
         var parts: [String] = []
         if !metadata.isEmpty {
             let pairs = metadata.sorted { $0.key < $1.key }.map { "\(quoted($0.key)):\(quoted($0.value))" }

@@ -13,6 +13,19 @@ package struct NamedTensor: Sendable {
     }
 }
 
+/// A tensor to be written: what a file's header must say before the tensor is made.
+package struct TensorDescription: Sendable {
+    package let name: String
+    package let dtype: DType
+    package let shape: [Int]
+
+    package init(_ name: String, _ dtype: DType, _ shape: [Int]) {
+        self.name = name
+        self.dtype = dtype
+        self.shape = shape
+    }
+}
+
 /// The named tensors of a file, of a folder's shards, or of one group of a checkpoint, whatever the format.
 ///
 /// Tensors of mapped files are views of the mapping: taking one copies nothing, and the mapping lives as long as any of

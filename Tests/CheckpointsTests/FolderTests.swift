@@ -85,6 +85,20 @@ import Testing
         }
     }
 
+    /// `Fixtures/peft_adapter` was saved by PEFT 0.21.2: read and written again, both files are the same bytes.
+    @Test func writesPEFTsBytes() throws {
+        try withTemporaryFolder { folder in
+            let path = Files.join(folder, "copy")
+            let adapter = try AdapterFiles.open(path: fixture("peft_adapter"), budget: budget)
+            #expect(adapter.config["peft_type"]?.stringValue == "LORA")
+            #expect(adapter.tensors.names.allSatisfy { $0.hasPrefix("base_model.model.") })
+            try AdapterFiles.writeFolder(path, config: adapter.config, tensors: adapter.tensors.all)
+            for name in [AdapterFiles.configFile, AdapterFiles.weightsFile] {
+                #expect(try bytes(of: Files.join(path, name)) == bytes(of: Files.join(fixture("peft_adapter"), name)), "\(name)")
+            }
+        }
+    }
+
     @Test func keepsOtherFilesAndMappedTensorsWhenReplaced() throws {
         try withTemporaryFolder { folder in
             try AdapterFiles.writeFolder(folder, config: config, tensors: [NamedTensor("x", tensor([1, 2], [2]))])

@@ -75,6 +75,37 @@ private struct Maker {
         #expect(four.dtype == .q4_1 && four.byteCount == 4 * 2 * 20)
     }
 
+    /// Copying every pair and tensor of the reference implementation's file gives its bytes.
+    @Test func writesTheReferenceImplementationsBytes() throws {
+        try withTemporaryFolder { folder in
+            let source = try GGUF(path: fixture("all_kinds.gguf"), budget: budget)
+            let path = Files.join(folder, "copy.gguf")
+            let tensors = source.tensors.all
+            let pairs = source.keys.map { (key: $0, field: GGUF.Field.copy(of: source, key: $0)) }
+            try GGUF.write(pairs, tensors.map { .init($0.name, $0.tensor.dtype, $0.tensor.shape) }, to: path) { (index) throws(PEFTError) -> Tensor in tensors[index].tensor }
+            #expect(try bytes(of: path) == bytes(of: fixture("all_kinds.gguf")))
+        }
+    }
+
+    @Test func writesEveryKindOfField() throws {
+        try withTemporaryFolder { folder in
+            let path = Files.join(folder, "x.gguf")
+            let fields: [(key: String, field: GGUF.Field)] = [
+                ("u32", .u32(7)), ("i32", .i32(-7)), ("u64", .u64(1 << 40)), ("f32", .f32(0.5)), ("bool", .bool(true)), ("string", .string("né")),
+                ("strings", .strings(["a", ""])), ("i32s", .i32s([1, -2])), ("f32s", .f32s([0.25])),
+            ]
+            let weight = try tensor([1, 2, 3], [1, 3])
+            try GGUF.write(fields, [.init("w", .f32, [1, 3])], to: path) { (_) throws(PEFTError) -> Tensor in weight }
+            let read = try GGUF(path: path, budget: budget)
+            #expect(try read.integer("u32") == 7 && read.integer("i32") == -7 && read.integer("u64") == 1 << 40 && read.number("f32") == 0.5)
+            #expect(try read["bool"]?.boolValue == true && read.string("string") == "né" && Array(read.strings("strings")) == ["a", ""])
+            #expect(read["i32s"]?.numbersValue?.integers() == [1, -2] && read["f32s"]?.numbersValue?.floats() == [0.25])
+            #expect(values(try read.tensors.tensor(named: "w", shape: [1, 3])) == [1, 2, 3])
+            let twice = failure { try GGUF.write([("a", .u32(1)), ("a", .u32(2))], [], to: path) { (_) throws(PEFTError) -> Tensor in weight } }
+            #expect(twice?.message.contains("'a'") == true)
+        }
+    }
+
     @Test func survivesEveryTruncation() throws {
         let all = try bytes(of: fixture("all_kinds.gguf"))
         // The writer pads the last tensor to the alignment; what follows its last byte may be missing.
@@ -173,6 +204,16 @@ private struct Maker {
         #expect(message(Maker(version: UInt32(3).byteSwapped)).contains("big-endian"))
         #expect(message(Maker(version: 2)) == "no error")
         #expect(failure { _ = try open(Array("GGML".utf8) + [UInt8](repeating: 0, count: 60)) }?.message.contains("GGUF") == true)
+    }
+
+    @Test func namesASplitModel() {
+        var part = Maker(pairs: 2)
+        for (key, value) in [("split.no", UInt16(1)), ("split.count", 3)] {
+            part.put(key)
+            part.put(UInt32(2))
+            part.put(value)
+        }
+        #expect(message(part).contains("part 2 of a model split into 3 files"))
     }
 
     @Test func readsNestedArraysAndLimitsTheirDepth() throws {

@@ -45,7 +45,7 @@ import Testing
         try withTemporaryFolder { folder in
             let path = Files.join(folder, "streamed.safetensors")
             var made: [Int] = []
-            let descriptions = [Safetensors.Description("y", .f32, [2]), Safetensors.Description("x", .f32, [1, 3])]
+            let descriptions = [TensorDescription("y", .f32, [2]), TensorDescription("x", .f32, [1, 3])]
             try Safetensors.write(descriptions, to: path) { (index) throws(PEFTError) -> Tensor in
                 made.append(index)
                 do { return try tensor([Float](repeating: Float(index), count: index + 2), descriptions[index].shape) } catch { throw PEFTError(.internal, "\(error)") }
