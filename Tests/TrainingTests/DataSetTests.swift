@@ -121,7 +121,7 @@ struct DataSetTests {
         let set = try dataSet(table, .csv)
         #expect(set.recordCount == 2)
         let found = try samples(set)
-        #expect(found[0] == Sample([1] + Array("a, \"b\"\nc".utf8).map { Int32($0) } + [100, 0], learnedFrom: 10))
+        #expect(found[0] == Sample([1] + Array("a, \"b\"\nc".utf8).map { Int32($0) } + [100, 0], learnedFrom: 9))
         #expect(found[1] == Sample([1, 34, 101, 34, 0], learnedFrom: 1))
         #expect(try samples(try dataSet("text\nfirst\n\"second\"\n", .csv)).map { text($0.ids) } == ["first", "second"])
     }

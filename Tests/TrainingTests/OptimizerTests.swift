@@ -102,7 +102,7 @@ struct OptimizerTests {
         let recorded = try Fixtures.json("schedules.json").elements
         #expect(recorded.count == 7)
         for entry in recorded {
-            let shape = try #require(LearningRateSchedule.Shape(rawValue: try #require(entry["name"]?.stringValue)))
+            let shape = try #require(LearningRateSchedule.Shape(rawValue: entry["name"]?.stringValue ?? ""))
             let schedule = LearningRateSchedule(shape, warmupSteps: try #require(entry["warmup"]?.intValue), totalSteps: try #require(entry["total"]?.intValue))
             for (step, rate) in try #require(entry["rates"]).elements.enumerated() {
                 #expect(abs(schedule.factor(step) - (rate.doubleValue ?? .nan)) < 1e-12, "\(shape) step \(step)")

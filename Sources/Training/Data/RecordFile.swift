@@ -36,7 +36,7 @@ struct RecordFile: Sendable {
     /// A record as its author wrote it.
     /// - Throws: `.format` with the file, the line (also in `detail`) and what is wrong there.
     func example(_ record: Int) throws(PEFTError) -> Example {
-        let text = try RecordFile.text(of: record + headerCount, index, source)
+        let text = try RecordFile.text(of: record + headerCount, index, source, keepsLineEnd: format == .text)
         do throws(PEFTError) {
             switch format {
             case .text: return .text(text)
@@ -54,11 +54,11 @@ struct RecordFile: Sendable {
         return PEFTError(error.kind, "\(source.name) line \(line): \(error.message)", detail: Int64(line))
     }
 
-    /// The record's bytes as text, without the line end and blank lines behind it.
-    private static func text(of entry: Int, _ index: RecordIndex, _ source: any ByteSource) throws(PEFTError) -> String {
+    /// The record's bytes as text; of a line, without its end and the blank lines behind it.
+    private static func text(of entry: Int, _ index: RecordIndex, _ source: any ByteSource, keepsLineEnd: Bool = false) throws(PEFTError) -> String {
         let range = index.range(entry)
         var bytes = try source.read(range)[...]
-        while let last = bytes.last, last == UInt8(ascii: "\n") || last == UInt8(ascii: "\r") { bytes.removeLast() }
+        while !keepsLineEnd, let last = bytes.last, last == UInt8(ascii: "\n") || last == UInt8(ascii: "\r") { bytes.removeLast() }
         if let text = String(validating: bytes, as: UTF8.self) { return text }
         let place = range.lowerBound + invalidByte(bytes)
         let line = try RecordIndex.line(of: place, in: source)
