@@ -15,7 +15,8 @@
 /* Functions whose binary interface is the same in all versions since 1.10. */
 #define FUNCTIONS(X)                                                                                                              \
   X(H5open) X(H5get_libversion) X(H5Eget_auto2) X(H5Eset_auto2) X(H5Ewalk2) X(H5PLget_loading_state) X(H5PLset_loading_state)     \
-  X(H5Pcreate) X(H5Pclose) X(H5Pset_fapl_core) X(H5Pset_libver_bounds) X(H5Pset_alignment) X(H5Pset_obj_track_times)              \
+  X(H5Pcreate) X(H5Pclose) X(H5Pset_fapl_core) X(H5Pset_file_image_callbacks) X(H5Pset_libver_bounds) X(H5Pset_alignment)         \
+  X(H5Pset_obj_track_times)                                                                                                       \
   X(H5Pset_fclose_degree) X(H5Fcreate) X(H5Fflush) X(H5Fclose) X(H5Fget_file_image) X(H5Gcreate2) X(H5Gclose) X(H5Screate)        \
   X(H5Screate_simple) X(H5Sclose) X(H5Tcopy) X(H5Tset_size) X(H5Tset_cset) X(H5Tset_fields) X(H5Tset_ebias) X(H5Tclose)           \
   X(H5Dcreate2) X(H5Dwrite) X(H5Dclose) X(H5Acreate2) X(H5Awrite) X(H5Aclose)
@@ -33,6 +34,8 @@ struct hdf5w_writer {
   H5E_auto2_t error_function;
   void *error_data;
   unsigned plugins;
+  void *memory;
+  size_t capacity;
   char message[256];
 };
 
@@ -129,10 +132,36 @@ static int failed(hdf5w_writer *w) {
   return -1;
 }
 
-hdf5w_writer *hdf5w_create(const hdf5w_library *lib) {
+/* The allocation functions of the core driver: one block, the caller's, as long as the file fits. */
+static void *image_malloc(size_t size, H5FD_file_image_op_t operation, void *data) {
+  (void)operation;
+  hdf5w_writer *w = data;
+  return size <= w->capacity ? w->memory : NULL;
+}
+static void *image_realloc(void *block, size_t size, H5FD_file_image_op_t operation, void *data) {
+  (void)block;
+  return image_malloc(size, operation, data);
+}
+static void *image_memcpy(void *to, const void *from, size_t size, H5FD_file_image_op_t operation, void *data) {
+  (void)operation, (void)data;
+  return memmove(to, from, size);
+}
+static herr_t image_free(void *block, H5FD_file_image_op_t operation, void *data) {
+  (void)block, (void)operation, (void)data;
+  return 0;
+}
+static void *same_data(void *data) { return data; }
+static herr_t keep_data(void *data) {
+  (void)data;
+  return 0;
+}
+
+hdf5w_writer *hdf5w_create(const hdf5w_library *lib, void *memory, size_t capacity) {
   hdf5w_writer *w = calloc(1, sizeof *w);
   if (!w) return NULL;
   w->lib = lib;
+  w->memory = memory;
+  w->capacity = capacity;
   w->file = w->group_properties = w->dataset_properties = -1;
   lib->H5Eget_auto2(H5E_DEFAULT, &w->error_function, &w->error_data);
   lib->H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
@@ -144,7 +173,9 @@ hdf5w_writer *hdf5w_create(const hdf5w_library *lib) {
   w->dataset_properties = lib->H5Pcreate(lib->dataset_create);
   /* The oldest format version, the only one our reader takes and every other reader knows. Everything 8-aligned, so that
    * a mapped file's tensors can be used where they lie. No time stamps: equal contents make equal files. */
-  if (lib->H5Pset_fapl_core(access, (size_t)4 << 20, 0) >= 0 && lib->H5Pset_libver_bounds(access, H5F_LIBVER_EARLIEST, H5F_LIBVER_V18) >= 0 &&
+  H5FD_file_image_callbacks_t callbacks = {image_malloc, image_memcpy, image_realloc, image_free, same_data, keep_data, w};
+  if (lib->H5Pset_fapl_core(access, HDF5W_INCREMENT, 0) >= 0 && lib->H5Pset_file_image_callbacks(access, &callbacks) >= 0 &&
+      lib->H5Pset_libver_bounds(access, H5F_LIBVER_EARLIEST, H5F_LIBVER_V18) >= 0 &&
       lib->H5Pset_alignment(access, 1, 8) >= 0 && lib->H5Pset_fclose_degree(access, H5F_CLOSE_STRONG) >= 0 &&
       lib->H5Pset_obj_track_times(create, 0) >= 0 && lib->H5Pset_obj_track_times(w->group_properties, 0) >= 0 &&
       lib->H5Pset_obj_track_times(w->dataset_properties, 0) >= 0)
@@ -204,14 +235,10 @@ int hdf5w_dataset(hdf5w_writer *w, const char *path, int type, int rank, const u
   return result;
 }
 
-int64_t hdf5w_image_size(hdf5w_writer *w) {
+int64_t hdf5w_finish(hdf5w_writer *w) {
   if (w->lib->H5Fflush(w->file, H5F_SCOPE_GLOBAL) < 0) return failed(w);
   ssize_t size = w->lib->H5Fget_file_image(w->file, NULL, 0);
-  return size < 0 ? failed(w) : (int64_t)size;
-}
-
-int hdf5w_image(hdf5w_writer *w, void *buffer, size_t size) {
-  return w->lib->H5Fget_file_image(w->file, buffer, size) < 0 ? failed(w) : 0;
+  return size < 0 || (size_t)size > w->capacity ? failed(w) : (int64_t)size;
 }
 
 const char *hdf5w_message(const hdf5w_writer *w) { return w->message; }

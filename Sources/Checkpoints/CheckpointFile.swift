@@ -30,7 +30,7 @@ package struct CheckpointFile: Sendable {
 
     // MARK: Writing
 
-    /// Writes the file atomically (`AtomicFile`). While it is written it is in memory twice.
+    /// Writes the file atomically (`AtomicFile`). It is made in memory of `budget` first.
     /// - Throws: `.unsupported` when the HDF5 library is not installed or a tensor is quantised.
     package func write(to path: String, budget: MemoryBudget) throws(PEFTError) {
         // First, so that an unwritable folder is known before the work.
@@ -45,26 +45,36 @@ package struct CheckpointFile: Sendable {
     private func write(into file: consuming AtomicFile, _ budget: MemoryBudget) throws(PEFTError) {
         let state: JSONValue = .object(JSONObject(["kind": .string(kind.rawValue), "attributes": .object(attributes)]))
         let text = state.text(indent: 2, sortKeys: true)
-        var output = file
-        try HDF5Writer.withFile { (writer) throws(PEFTError) -> Void in
-            try writer.rootAttribute(HDF5.magicAttribute, HDF5.layoutVersion)
-            try writer.string(HDF5.stateDataset, text)
-            var made: Set<String> = []
-            for path in groups.keys.sorted() {
-                try CheckpointFile.checkGroup(path)
-                var prefix = ""
-                for part in path.split(separator: "/") {
-                    prefix += prefix.isEmpty ? String(part) : "/" + part
-                    if made.insert(prefix).inserted { try writer.group(prefix) }
-                }
-                for item in groups[path] ?? [] {
-                    try CheckpointFile.checkName(item.name)
-                    try writer.dataset(path + "/" + item.name, item.tensor)
-                }
-            }
-            unsafe try writer.withImage(budget) { (image) throws(PEFTError) -> Void in unsafe try output.write(image) }
+        var descriptions: [TensorDescription] = []
+        for item in groups.values.joined() { descriptions.append(TensorDescription(item.name, item.tensor.dtype, item.tensor.shape)) }
+        let capacity = try HDF5Writer.capacity(descriptions, groups: 2 * groups.count, textBytes: text.utf8.count)
+        let image = try Storage(byteCount: capacity, budget: budget, category: .scratch)
+        var size = 0
+        try HDF5Writer.withFile(in: image) { (writer) throws(PEFTError) -> Void in
+            try fill(writer, text)
+            size = try writer.finish()
         }
+        var output = file
+        unsafe try output.write(UnsafeRawBufferPointer(start: image.base, count: size))
         try output.commit()
+    }
+
+    private func fill(_ writer: borrowing HDF5Writer, _ text: String) throws(PEFTError) {
+        try writer.rootAttribute(HDF5.magicAttribute, HDF5.layoutVersion)
+        try writer.string(HDF5.stateDataset, text)
+        var made: Set<String> = []
+        for path in groups.keys.sorted() {
+            try CheckpointFile.checkGroup(path)
+            var prefix = ""
+            for part in path.split(separator: "/") {
+                prefix += prefix.isEmpty ? String(part) : "/" + part
+                if made.insert(prefix).inserted { try writer.group(prefix) }
+            }
+            for item in groups[path] ?? [] {
+                try CheckpointFile.checkName(item.name)
+                try writer.dataset(path + "/" + item.name, item.tensor)
+            }
+        }
     }
 
     private static func checkGroup(_ path: String) throws(PEFTError) {
