@@ -31,6 +31,12 @@ private struct GGUFReader {
     static let maximumNestedArrays = 1 << 16
     static let maximumNameBytes = 1 << 16
     static let maximumDimensions = 4
+    private var nestedArraysLeft = GGUFReader.maximumNestedArrays
+
+    init(file: MappedFile, bytes: ByteReader) {
+        self.file = file
+        self.bytes = bytes
+    }
 
     private struct Info {
         let name: String
@@ -128,9 +134,10 @@ private struct GGUFReader {
         }
         guard depth < 4 else { throw PEFTError(.unsupported, "\(what): arrays nested deeper than 4") }
         let count = try bytes.count(itemBytes: 4 + 8, "the length of \(what)")
-        guard count <= GGUFReader.maximumNestedArrays else {
-            throw PEFTError(.unsupported, "\(what): \(count) nested arrays; at most \(GGUFReader.maximumNestedArrays) are read")
+        guard count <= nestedArraysLeft else {
+            throw PEFTError(.unsupported, "\(what): \(count) nested arrays; at most \(GGUFReader.maximumNestedArrays) are read in a file")
         }
+        nestedArraysLeft -= count
         var arrays: [GGUFValue] = []
         for _ in 0..<count { arrays.append(try array(what, depth: depth + 1)) }
         return .arrays(arrays)

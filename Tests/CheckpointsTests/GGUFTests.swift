@@ -240,5 +240,12 @@ private struct Maker {
             deep.put(UInt64(1))
         }
         #expect(message(deep).contains("nested deeper"))
+        var many = Maker(pairs: 1)
+        many.put("n")
+        many.put(UInt32(9))
+        many.put(UInt32(9))
+        many.put(UInt64(70_000))
+        many.bytes += [UInt8](repeating: 0, count: 70_000 * 12)
+        #expect(message(many).contains("70000 nested arrays"))
     }
 }
