@@ -26,15 +26,15 @@ package struct Trainee: Sendable {
         self.scaling = scaling
     }
 
-    /// The trainable parameters, each once. LoRA-FA leaves LoRA's A as it is.
-    func parameters(for rule: OptimizerOptions.Rule) -> [Parameter] {
+    /// Each once, also when it is saved under several keys.
+    var trainableParameters: [Parameter] {
         var seen: Set<ObjectIdentifier> = []
-        var parameters: [Parameter] = []
-        for (key, parameter) in entries where parameter.isTrainable && seen.insert(ObjectIdentifier(parameter)).inserted {
-            if rule == .loraFA, LoRAFA.isFixed(key) { continue }
-            parameters.append(parameter)
-        }
-        return parameters
+        return entries.map(\.parameter).filter { $0.isTrainable && seen.insert(ObjectIdentifier($0)).inserted }
+    }
+
+    /// Makes LoRA's A untrainable for good, as PEFT's `create_lorafa_optimizer` does. The caller holds the write lock.
+    func fixForLoRAFA() {
+        for (key, parameter) in entries where LoRAFA.isFixed(key) { parameter.isTrainable = false }
     }
 
     func key(of parameter: Parameter) -> String { entries.first { $0.parameter === parameter }?.key ?? parameter.name }

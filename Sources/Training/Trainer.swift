@@ -60,11 +60,12 @@ package final class Trainer {
     }
 
     static func makeOptimizer(_ trainee: Trainee, _ options: TrainerOptions, _ model: Model, _ engine: Engine) throws(PEFTError) -> any Optimizer {
-        let parameters = trainee.parameters(for: options.optimizer.rule)
+        if options.optimizer.rule == .loraFA { model.lock.writing { trainee.fixForLoRAFA() } }
+        let parameters = trainee.trainableParameters
         guard !parameters.isEmpty else { throw PEFTError(.argument, "there is nothing to train: no active adapter has trainable parameters") }
         let rates = parameters.map { parameter in
-            ParameterRates(
-                for: parameter.name, dimensions: parameter.value.shape.count, isLayerNorm: trainee.isLayerNorm(parameter.name, model), options.optimizer)
+            let key = trainee.key(of: parameter)
+            return ParameterRates(for: key, dimensions: parameter.value.shape.count, isLayerNorm: trainee.isLayerNorm(key, model), options.optimizer)
         }
         switch options.optimizer.rule {
         case .adamw: return try AdamW(parameters, rates, options.optimizer, engine)

@@ -44,13 +44,15 @@ extension Trainer {
     private func plan(_ batch: Batch, recomputes: Bool) throws(PEFTError) -> TrainingPlan {
         let planner = model.engine.planner()
         let store = GradientStore(planner)
+        // From the second step on the gradients are there before the first activation.
+        for parameter in trainee.trainableParameters { _ = try store.buffer(for: parameter) }
         let tape = Tape(planner, model.precision, gradients: store, isTraining: options.usesDropout)
         _ = try Trainer.accumulate(model, trainee, batch, tape, accumulationSteps: options.accumulationSteps, recomputes)
         let step = planner.budget.statistics
         let now = model.engine.budget.statistics
         // This trainer's gradients may be there already: they are in the step's plan.
         var own = 0
-        for parameter in optimizer.parameters { own += gradients.gradient(of: parameter).map { MemoryBudget.sizeClass($0.byteCount) } ?? 0 }
+        for parameter in trainee.trainableParameters { own += gradients.gradient(of: parameter).map { MemoryBudget.sizeClass($0.byteCount) } ?? 0 }
         var bytes: [(category: MemoryCategory, bytes: Int)] = []
         for category in MemoryCategory.allCases {
             let there = now.byCategory[category.rawValue] - (category == .gradients ? own : 0)

@@ -79,7 +79,8 @@ struct OptimizerTests {
         let options = makeOptions { ($0.rule, $0.learningRate, $0.weightDecay) = (.loraFA, 0.02, 0.01) }
         let (result, expected, _) = try run("lorafa") { parameters, _ in
             let trainee = Trainee(name: "a", entries: parameters.map { ($0.name, $0) }, adaptation: .init(layerCount: 0), configuration: JSONObject()) { _ in 2 }
-            let trained = trainee.parameters(for: .loraFA)
+            trainee.fixForLoRAFA()
+            let trained = trainee.trainableParameters
             #expect(trained.count == parameters.count - 1)  // A is fixed
             return try LoRAFA(trained, rates(trained, options), trainee, engine)
         }
