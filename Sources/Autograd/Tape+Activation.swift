@@ -40,11 +40,15 @@ extension Tape {
     package func glu(_ gate: Variable, _ up: Variable, _ kind: ActivationKind) throws(PEFTError) -> Variable {
         let (count, dtype) = (gate.value.count, gate.value.dtype)
         try require(up.value.count == count && up.value.dtype == dtype, "glu: gate \(gate.shape), up \(up.shape)")
-        let y = try Tensor(engine, gate.shape, dtype)
-        engine.parallel(engine.shares(count)) { part, parts in
-            unsafe pk_glu_forward(engine.level, dtype.rawValue, kind.rawValue, gate.value.pointer, up.value.pointer, y.pointer, count, part, parts)
+        let product = { [engine, gate = gate.value, up = up.value] () throws(PEFTError) -> Tensor in
+            let y = try Tensor(engine, gate.shape, dtype)
+            engine.parallel(engine.shares(count)) { part, parts in
+                unsafe pk_glu_forward(engine.level, dtype.rawValue, kind.rawValue, gate.pointer, up.pointer, y.pointer, count, part, parts)
+            }
+            return y
         }
-        let output = result(y, of: gate, up)
+        var output = result(try product(), of: gate, up)
+        if output.needsGradient { output.recipe = Recipe(product) }
         record(output) { [engine] dY throws(PEFTError) in
             let dGate = try Tensor(engine, gate.shape, dtype)
             let dUp = try Tensor(engine, up.shape, dtype)

@@ -25,12 +25,13 @@ extension Tape {
         try engine.multiply(
             transposed ? .inputGradient : .forward, x.value, w.value, into: y, compute: compute(for: x.value), bias: bias?.value)
         let output = bias.map { result(y, of: x, w, $0) } ?? result(y, of: x, w)
-        let input = w.needsGradient ? x.value : nil
+        let input = w.needsGradient ? x.kept : nil
         let weights = x.needsGradient ? w.value : nil
         record(output) { [engine, compute = compute(for: x.value), xSlot = x.slot, wSlot = w.slot, biasSlot = bias?.slot] dY throws(PEFTError) in
             if let biasSlot { engine.addColumnSums(of: dY, to: try biasSlot.sum(engine)) }
             if let wSlot, let input {
                 let (dW, accumulate) = try wSlot.buffer(engine)
+                let input = try input.tensor()
                 let (left, right) = transposed ? (input, dY) : (dY, input)
                 try engine.multiply(.weightGradient, left, right, into: dW, compute: compute, accumulate: accumulate)
             }

@@ -4,7 +4,7 @@ internal import Tensors
 extension Tape {
     /// LoRA's branch: `y += scale · drop(x)·Aᵀ·Bᵀ`; `x` `[rows, in]`, `a` `[r, in]`, `b` `[out, r]`, `y` `[rows, out]`.
     ///
-    /// `y` is consumed: it is written in place when nobody else uses it. Keeps `x` and `H = drop(x)·Aᵀ` `[rows, r]`; the
+    /// `y` is consumed: it is written in place when nobody else uses it. Keeps `x` (or its recipe) and `H = drop(x)·Aᵀ` `[rows, r]`; the
     /// dropout mask is drawn again in the backward pass:
     ///
     ///     dB += scale·dYᵀ·H    dH = scale·dY·B    dA += dHᵀ·drop(x)    dX += drop(dH·A)
@@ -21,7 +21,7 @@ extension Tape {
         let sum = try owned(&y)
         try engine.multiply(.forward, h, b.value, into: sum, compute: compute, alpha: scale, accumulate: true)
         let output = result(sum, of: y, x, a, b)
-        let input = a.needsGradient ? x.value : nil
+        let input = a.needsGradient ? x.kept : nil
         let hidden = b.needsGradient ? h : nil
         record(output) { [engine, ySlot = y.slot, xSlot = x.slot, aSlot = a.slot, bSlot = b.slot, a = a.value, b = b.value] dY throws(PEFTError) in
             if let bSlot, let hidden {
@@ -33,7 +33,7 @@ extension Tape {
                 try engine.multiply(.inputGradient, dY, b, into: dH, compute: compute, alpha: scale)
                 if let aSlot, let input {
                     let (dA, accumulate) = try aSlot.buffer(engine)
-                    try engine.multiply(.weightGradient, dH, try engine.masked(input, mask), into: dA, compute: compute, accumulate: accumulate)
+                    try engine.multiply(.weightGradient, dH, try engine.masked(try input.tensor(), mask), into: dA, compute: compute, accumulate: accumulate)
                 }
                 if let xSlot { try engine.addMaskedProduct(dH, a, mask, to: xSlot, compute) }
             }

@@ -4,16 +4,21 @@ internal import Tensors
 
 extension Tape {
     /// `y = x / √(mean x² + eps) · (weight + offset)` over rows; `weight` f32 `[n]`. `offset` is 1 for Gemma.
+    /// Keeps `x`; users of the result compute it again instead of keeping it.
     package func rmsNorm(_ x: Variable, weight: Variable, offset: Float = 0, eps: Float) throws(PEFTError) -> Variable {
         let (rows, n, act) = (x.value.rows, x.value.columns, x.value.dtype.rawValue)
         try require(weight.value.count == n && weight.value.dtype == .f32, "rmsNorm: weight \(weight.shape) for \(x.shape)")
-        let y = try Tensor(engine, x.shape, x.value.dtype)
-        let inverse = x.needsGradient || weight.needsGradient ? try Tensor(engine, [rows]) : nil
-        engine.parallel(engine.shares(x.value.count)) { part, parts in
-            unsafe pk_rmsnorm_forward(
-                engine.level, act, x.value.pointer, weight.value.floatPointer, offset, eps, y.pointer, inverse.floatPointer, Int64(rows), Int64(n), part, parts)
+        let inverse = isRecording && (x.needsGradient || weight.needsGradient) ? try Tensor(engine, [rows]) : nil
+        let normed = { [engine, x = x.value, weight = weight.value] () throws(PEFTError) -> Tensor in
+            let y = try Tensor(engine, x.shape, x.dtype)
+            engine.parallel(engine.shares(x.count)) { part, parts in
+                unsafe pk_rmsnorm_forward(
+                    engine.level, act, x.pointer, weight.floatPointer, offset, eps, y.pointer, inverse.floatPointer, Int64(rows), Int64(n), part, parts)
+            }
+            return y
         }
-        let output = result(y, of: x, weight)
+        var output = result(try normed(), of: x, weight)
+        if output.needsGradient { output.recipe = Recipe(normed) }
         record(output) { [engine] dY throws(PEFTError) in
             guard let inverse else { return }
             if let slot = weight.slot {
@@ -42,15 +47,20 @@ extension Tape {
             guard let vector else { continue }
             try require(vector.value.count == n && vector.value.dtype == .f32, "layerNorm: weight or bias \(vector.shape) for \(x.shape)")
         }
-        let y = try Tensor(engine, x.shape, x.value.dtype)
-        let constant = Variable(x.value)
-        let output = result(y, of: x, weight ?? constant, bias ?? constant)
-        let statistics = output.needsGradient ? try Tensor(engine, [rows, 2]) : nil
-        engine.parallel(engine.shares(x.value.count)) { part, parts in
-            unsafe pk_layernorm_forward(
-                engine.level, act, x.value.pointer, (weight?.value).floatPointer, (bias?.value).floatPointer, eps, y.pointer, statistics.floatPointer,
-                Int64(rows), Int64(n), part, parts)
+        let wanted = isRecording && (x.needsGradient || weight?.slot != nil || bias?.slot != nil)
+        let statistics = wanted ? try Tensor(engine, [rows, 2]) : nil
+        let normed = { [engine, x = x.value, weight = weight?.value, bias = bias?.value] () throws(PEFTError) -> Tensor in
+            let y = try Tensor(engine, x.shape, x.dtype)
+            engine.parallel(engine.shares(x.count)) { part, parts in
+                unsafe pk_layernorm_forward(
+                    engine.level, act, x.pointer, weight.floatPointer, bias.floatPointer, eps, y.pointer, statistics.floatPointer, Int64(rows), Int64(n),
+                    part, parts)
+            }
+            return y
         }
+        let constant = Variable(x.value)
+        var output = result(try normed(), of: x, weight ?? constant, bias ?? constant)
+        if output.needsGradient { output.recipe = Recipe(normed) }
         record(output) { [engine] dY throws(PEFTError) in
             guard let statistics else { return }
             if weight?.slot != nil || bias?.slot != nil {

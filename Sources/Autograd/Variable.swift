@@ -6,6 +6,8 @@ package struct Variable {
     package var value: Tensor
     /// nil: no gradient is wanted, so no operation keeps anything for it.
     package let slot: GradientSlot?
+    /// How to compute the value again, if that is cheaper than keeping it.
+    var recipe: Recipe?
 
     /// A constant.
     package init(_ value: Tensor) {

@@ -31,8 +31,10 @@ package enum MemoryCategory: Int, Sendable, CaseIterable {
 package final class MemoryBudget: Sendable {
     /// A snapshot in bytes.
     package struct Statistics: Sendable {
-        /// Highest ever of live + kept.
+        /// Highest ever of live + kept: what the process had.
         package var peak = 0
+        /// Highest ever of live: the smallest limit under which the same work succeeds.
+        package var peakLive = 0
         package var live = 0
         /// Freed blocks kept for reuse.
         package var kept = 0
@@ -74,10 +76,11 @@ package final class MemoryBudget: Sendable {
 
     package var statistics: Statistics { state.withLock { $0.statistics } }
 
-    /// Starts `peak` and `peakByCategory` anew from the present use.
+    /// Starts the peaks anew from the present use.
     package func resetPeak() {
         state.withLock { state in
             state.statistics.peak = state.statistics.live + state.statistics.kept
+            state.statistics.peakLive = state.statistics.live
             state.statistics.peakByCategory = state.statistics.byCategory
         }
     }
@@ -127,8 +130,7 @@ package final class MemoryBudget: Sendable {
         let size = MemoryBudget.sizeClass(byteCount)
         state.withLock { state in
             count(-size, category, in: &state.statistics)
-            guard isReal, let pointer = unsafe pointer else { return }
-            state.kept[size, default: []].append(UInt(bitPattern: pointer))
+            state.kept[size, default: []].append(UInt(bitPattern: pointer))  // 0 when planning
             state.statistics.kept += size
         }
     }
@@ -142,6 +144,7 @@ package final class MemoryBudget: Sendable {
 
     private func count(_ size: Int, _ category: MemoryCategory, in statistics: inout Statistics) {
         statistics.live += size
+        statistics.peakLive = max(statistics.peakLive, statistics.live)
         statistics.peak = max(statistics.peak, statistics.live + statistics.kept)
         statistics.byCategory[category.rawValue] += size
         statistics.peakByCategory[category.rawValue] = max(statistics.peakByCategory[category.rawValue], statistics.byCategory[category.rawValue])

@@ -58,6 +58,6 @@ extension Trainer {
             let there = now.byCategory[category.rawValue] - (category == .gradients ? own : 0)
             bytes.append((category, there + step.peakByCategory[category.rawValue]))
         }
-        return TrainingPlan(byCategory: bytes, total: now.live - own + step.peak, recomputesBlocks: recomputes, limit: model.engine.budget.limit)
+        return TrainingPlan(byCategory: bytes, total: now.live - own + step.peakLive, recomputesBlocks: recomputes, limit: model.engine.budget.limit)
     }
 }

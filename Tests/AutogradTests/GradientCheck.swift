@@ -38,8 +38,8 @@ func tensor(_ engine: Engine, _ shape: [Int], seed: UInt64, scale: Float = 1) th
 }
 
 /// A weight matrix encoded in blocks.
-func quantized(_ engine: Engine, _ shape: [Int], _ dtype: DType, seed: UInt64) throws -> Tensor {
-    let values = samples(shape.reduce(1, *), seed: seed)
+func quantized(_ engine: Engine, _ shape: [Int], _ dtype: DType, seed: UInt64, scale: Float = 1) throws -> Tensor {
+    let values = samples(shape.reduce(1, *), seed: seed, scale: scale)
     let result = try Tensor(engine, shape, dtype, .weights)
     try #require(pk_format_of(dtype.rawValue)).pointee.encode(values, result.pointer, values.count)
     return result

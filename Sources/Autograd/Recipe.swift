@@ -1,0 +1,37 @@
+internal import Platform
+internal import Tensors
+
+/// How to get a value back that costs next to nothing to compute again from what is kept anyway (a norm's output, a gated
+/// product). Operations that need such an input in their backward pass keep the recipe instead of the value.
+final class Recipe {
+    private let compute: () throws(PEFTError) -> Tensor
+    /// While the backward passes of the value's users run; it goes with the last of them.
+    private var value: Tensor?
+
+    init(_ compute: @escaping () throws(PEFTError) -> Tensor) { self.compute = compute }
+
+    func result() throws(PEFTError) -> Tensor {
+        if let value { return value }
+        let fresh = try compute()
+        value = fresh
+        return fresh
+    }
+}
+
+/// What a record keeps of an input.
+enum Kept {
+    case value(Tensor)
+    case recipe(Recipe)
+
+    func tensor() throws(PEFTError) -> Tensor {
+        switch self {
+        case .value(let tensor): tensor
+        case .recipe(let recipe): try recipe.result()
+        }
+    }
+}
+
+extension Variable {
+    /// The value for a backward pass, as cheaply as it can be kept.
+    var kept: Kept { recipe.map { .recipe($0) } ?? .value(value) }
+}
