@@ -99,6 +99,23 @@ import Testing
         }
     }
 
+    @Test("whatever allocation fails: a memory error, nothing left behind, and the engine works on")
+    func failures() throws {
+        let network = try SmallNetwork(Engine(threads: 1), length: 32)
+        func step(_ engine: Engine, length: Int) throws {
+            _ = try network.step(on: engine, .bf16, store: GradientStore(engine), batch: 1, length: length, recompute: true)
+        }
+        let planner = Engine(threads: 1).planner()
+        try step(planner, length: 32)
+        let needed = planner.budget.statistics.peakLive
+        for limit in stride(from: 0, to: needed, by: max(needed / 97, 1)) {
+            let engine = Engine(threads: 1, budget: MemoryBudget(limit: limit))
+            let error = #expect(throws: PEFTError.self) { try step(engine, length: 32) }
+            #expect(error?.kind == .memory && engine.budget.statistics.live == 0, "limit \(limit) of \(needed)")
+            if limit > needed * 3 / 4 { try step(engine, length: 4) }
+        }
+    }
+
     @Test("recomputing blocks takes less memory")
     func recomputationSaves() throws {
         func peak(recompute: Bool) throws -> Int {
