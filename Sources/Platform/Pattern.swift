@@ -15,7 +15,7 @@ internal import CPCRE2
     /// Steps of backtracking in one match, levels of backtracking, and KiB of memory for them.
     private static let matchLimit: UInt32 = 20_000_000
     private static let depthLimit: UInt32 = 2_000_000
-    private static let heapLimit: UInt32 = 512 * 1024
+    private static let heapLimit: UInt32 = 256 * 1024
 
     /// Errors: `.format` with the place, for text that is no regular expression.
     package init(_ regex: String) throws(PEFTError) {
