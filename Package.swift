@@ -60,7 +60,7 @@ let package = Package(
         test("TokenizersTests", ["Tokenizers", "Platform"]),
         test("ModelsTests", ["Models", "Autograd", "Tensors", "Checkpoints", "Platform"]),
         test("AdaptersTests", ["Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Platform"]),
-        test("TrainingTests", ["Training", "Adapters", "Models", "Autograd", "Tensors", "Platform"]),
+        test("TrainingTests", ["Training", "Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Tokenizers", "Platform"]),
         test("GenerationTests", ["Generation", "Adapters", "Models", "Autograd", "Tensors", "Platform"]),
     ]
 )
