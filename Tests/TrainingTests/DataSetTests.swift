@@ -196,6 +196,13 @@ struct DataSetTests {
         #expect(failure { _ = try DataSetPart(try JSONValue(parsing: #"{"split": "holdout"}"#)) }?.kind == .argument)
     }
 
+    @Test func aFingerprintTellsContentsAndOptionsApart() throws {
+        let set = try dataSet("{\"text\": \"one\"}\n", .jsonLines)
+        #expect(try dataSet("{\"text\": \"one\"}\n", .jsonLines).fingerprint == set.fingerprint)
+        #expect(try dataSet("{\"text\": \"two\"}\n", .jsonLines).fingerprint != set.fingerprint)
+        #expect(try dataSet("{\"text\": \"one\"}\n", .jsonLines) { $0.seed = 1 }.fingerprint != set.fingerprint)
+    }
+
     // MARK: Batches
 
     @Test func batchesAreFilledUpAndMasked() throws {

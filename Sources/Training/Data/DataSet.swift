@@ -116,8 +116,8 @@ package final class DataSet: Sendable {
         return stream.permutation(recordCount)
     }
 
-    /// What a resumed run must find again: the source's size, the records in the set, and how they become samples.
+    /// What a resumed run must find again: the source's bytes, the records in the set, and how they become samples.
     package var fingerprint: String {
-        "\(file.source.byteCount) bytes, \(recordCount) records, \(options.identity)"
+        "\(file.source.byteCount) bytes, content \(String(file.contentHash, radix: 16)), \(recordCount) records, \(options.identity)"
     }
 }

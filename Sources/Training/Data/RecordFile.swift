@@ -30,6 +30,9 @@ struct RecordFile: Sendable {
         }
     }
 
+    /// Of all bytes of the source.
+    var contentHash: UInt64 { index.contentHash }
+
     /// Without the header.
     var count: Int { index.count - headerCount }
 

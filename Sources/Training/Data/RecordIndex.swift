@@ -27,6 +27,8 @@ package enum DataFormat: String, Sendable, CaseIterable {
 /// A record reaches to the start of the next one; the line end and blank lines behind it are cut off when it is read.
 struct RecordIndex: Sendable {
     private(set) var starts: [Int] = []
+    /// FNV-1a of all bytes: tells a resumed run that the file is another one.
+    private(set) var contentHash: UInt64 = 0xcbf2_9ce4_8422_2325
     /// Where the last record ends.
     private let end: Int
 
@@ -76,6 +78,7 @@ struct RecordIndex: Sendable {
                     throw try tooLong(source, start, maximum, unclosedQuote: inQuotes)
                 }
             }
+            hash(bytes[...])
             offset += bytes.count
         }
         if inQuotes, let last = starts.last {
@@ -97,10 +100,16 @@ struct RecordIndex: Sendable {
         while offset < end {
             let bytes = try source.read(offset..<min(end, offset + size))
             if bytes.contains(where: { $0 > UInt8(ascii: " ") }) || starts.isEmpty { starts.append(offset) }
-            offset += offset + bytes.count == end ? bytes.count : RecordIndex.cut(bytes)
+            let used = offset + bytes.count == end ? bytes.count : RecordIndex.cut(bytes)
+            hash(bytes[..<used])
+            offset += used
         }
         // Nothing but blanks in the whole file.
         if starts.count == 1, !(try source.read(range(0))).contains(where: { $0 > UInt8(ascii: " ") }) { starts = [] }
+    }
+
+    private mutating func hash(_ bytes: ArraySlice<UInt8>) {
+        for byte in bytes { contentHash = (contentHash ^ UInt64(byte)) &* 0x100_0000_01b3 }  // Safe: a hash wraps by definition.
     }
 
     private static func cut(_ bytes: [UInt8]) -> Int {
