@@ -79,7 +79,7 @@ extension TrainerOptions {
         self.init()
         var keys = try JSONOptions(json)
         optimizer.rule = try keys.choice("optimizer", OptimizerOptions.Rule.self) ?? optimizer.rule
-        optimizer.learningRate = try keys.number("lr") ?? 2e-4
+        optimizer.learningRate = try keys.number("lr") ?? optimizer.learningRate
         if let betas = keys.value("betas") {
             guard let list = betas.arrayValue, list.count == 2, let first = list[0].doubleValue, let second = list[1].doubleValue else {
                 throw JSONOptions.wrong("betas", betas, "a list of two numbers")

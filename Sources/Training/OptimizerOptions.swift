@@ -11,7 +11,7 @@ package struct OptimizerOptions: Sendable, Equatable {
     }
 
     package var rule = Rule.adamw
-    package var learningRate = 1e-4
+    package var learningRate = 2e-4
     package var beta1 = 0.9
     package var beta2 = 0.999
     package var epsilon = 1e-8

@@ -44,6 +44,9 @@ class Trainer(Handle):
     def create(cls, model, **options):
         if "betas" in options:
             options["betas"] = list(options["betas"])
+        # As a bare torch optimizer: nothing happens to gradients and rates unless it is asked for. (The C interface's own
+        # defaults are those of transformers' Trainer: clipping at 1, a linear schedule.)
+        options = {"max_grad_norm": None, "lr_scheduler": "constant", **options}
         trainer = cls.make("peft_trainer_create", model, json.dumps(options).encode())
         trainer.model, trainer.last_step = model, None
         return trainer
