@@ -26,7 +26,7 @@ struct BertNormalizer: Sendable {
         if scalar == "\t" || scalar == "\n" || scalar == "\r" { return " " }
         if scalar.value == 0xFFFD { return "" }
         return switch scalar.properties.generalCategory {
-        case .control, .format, .unassigned, .privateUse: ""
+        case .control, .format, .privateUse: ""
         default: scalar.properties.isWhitespace ? " " : nil
         }
     }

@@ -4,12 +4,14 @@ extension TokenizerJSON {
     /// The model and the token it uses for the unknown.
     func readModel(isByteLevel: Bool) throws(PEFTError) -> (any TokenModel, Int32?) {
         guard let json = definition["model"], case .object = json else { throw PEFTError(.format, "tokenizer.json: the model is missing") }
-        // Old files name no type; what has merges is BPE.
-        let type = json["type"]?.stringValue ?? (json["merges"] == nil ? "without a type" : "BPE")
+        // Old files name no type.
+        let guess = json["merges"] != nil ? "BPE" : json["max_input_chars_per_word"] != nil ? "WordPiece" : "without a type"
+        let type = json["type"]?.stringValue ?? guess
         do throws(PEFTError) {
             switch type {
             case "BPE": return try readBPE(json, isByteLevel: isByteLevel)
-            default: throw PEFTError(.unsupported, "model \"\(type)\" is not supported; BPE is")
+            case "WordPiece": return try readWordPiece(json)
+            default: throw PEFTError(.unsupported, "model \"\(type)\" is not supported; BPE and WordPiece are")
             }
         } catch {
             throw error.within("tokenizer.json: model")
@@ -25,6 +27,17 @@ extension TokenizerJSON {
             entries.append((Array(token.utf8), id))
         }
         return try Vocabulary(entries)
+    }
+
+    private func readWordPiece(_ json: JSONValue) throws(PEFTError) -> (any TokenModel, Int32?) {
+        let vocabulary = try readVocabulary(json)
+        let name = json["unk_token"]?.stringValue ?? "[UNK]"
+        guard let unknown = vocabulary.id(of: name) else { throw PEFTError(.format, "unk_token \"\(name)\" is not in the vocabulary") }
+        let maximum = json["max_input_chars_per_word"]?.intValue ?? 100
+        guard (1...100_000).contains(maximum) else { throw PEFTError(.format, "max_input_chars_per_word must be from 1 to 100000, is \(maximum)") }
+        let model = WordPieceModel(
+            vocabulary: vocabulary, unknownToken: unknown, continuationPrefix: Array((json["continuing_subword_prefix"]?.stringValue ?? "##").utf8), maximumCharacters: maximum)
+        return (model, unknown)
     }
 
     private func readBPE(_ json: JSONValue, isByteLevel: Bool) throws(PEFTError) -> (any TokenModel, Int32?) {

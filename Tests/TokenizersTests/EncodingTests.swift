@@ -4,7 +4,7 @@ import Tokenizers
 
 /// Every kind against HF `tokenizers`: the same ids and the same text back, for all of the hard texts.
 @Suite struct EncodingTests {
-    static let kinds = ["gpt2", "smollm", "llama3", "qwen2", "gpt4o", "roberta", "misc", "llama2", "mistral", "metaspace", "gemma"]
+    static let kinds = ["gpt2", "smollm", "llama3", "qwen2", "gpt4o", "roberta", "misc", "bert", "llama2", "mistral", "metaspace", "gemma"]
 
     @Test(arguments: kinds) func sameIDs(kind: String) throws {
         let tokenizer = try Fixtures.tokenizer(kind)

@@ -95,6 +95,14 @@ def roberta():
     return tokenizer
 
 
+def bert():
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=60))
+    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    tokenizer.train_from_iterator(training_texts(), trainers.WordPieceTrainer(vocab_size=700, special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]"], limit_alphabet=200, show_progress=False))
+    tokenizer.post_processor = template("[CLS]", "[SEP]")(tokenizer)
+    return tokenizer
+
+
 def sentencepiece_model():
     """(pieces, scores, types) of a BPE model with byte fallback, and SentencePiece's own ids for the texts."""
     import sentencepiece
@@ -149,11 +157,11 @@ def write(name, value):
 
 def main():
     for old in glob.glob(os.path.join(HERE, "*.json")):
-        if "templates" not in old:
+        if "templates" not in old and "smollm2" not in old:
             os.remove(old)
     write("texts.json", TEXTS)
     parts = sentencepiece_model()
-    kinds = {"gpt2": gpt2(), "smollm": smollm(), "llama3": llama3(), "qwen2": byte_level(cut(QWEN2), normalizer=normalizers.NFC()), "gpt4o": gpt4o(), "misc": misc(), "roberta": roberta()}
+    kinds = {"gpt2": gpt2(), "smollm": smollm(), "llama3": llama3(), "qwen2": byte_level(cut(QWEN2), normalizer=normalizers.NFC()), "gpt4o": gpt4o(), "misc": misc(), "roberta": roberta(), "bert": bert()}
     kinds |= {kind: llama2(parts, kind) for kind in ["llama2", "mistral", "metaspace", "gemma"]}
     shared = None
     for name, tokenizer in kinds.items():
