@@ -23,10 +23,13 @@ internal import CPCRE2
         var position = 0
         let utf8 = Array(regex.utf8)
         let compiled = unsafe utf8.withUnsafeBufferPointer { text in
-            unsafe pcre2_compile_8(text.baseAddress, text.count, PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &status, &position, nil)
+            unsafe pcre2_compile_8(
+                text.baseAddress, text.count, PCRE2_UTF | PCRE2_UCP | PCRE2_NEVER_BACKSLASH_C, &status, &position, nil)
         }
         guard let compiled = unsafe compiled else {
-            throw PEFTError(.format, "regular expression \"\(regex)\", byte \(position): \(Pattern.reason(status))", detail: Int64(position))
+            throw PEFTError(
+                .format, "regular expression \"\(regex)\", byte \(position): \(Pattern.reason(status))",
+                detail: Int64(position))
         }
         guard let context = unsafe pcre2_match_context_create_8(nil) else {
             unsafe pcre2_code_free_8(compiled)
@@ -80,9 +83,12 @@ internal import CPCRE2
 
     private func matches(in utf8: [UInt8], options: UInt32, atMost limit: Int) throws(PEFTError) -> [Range<Int>] {
         // Checked once here, so that PCRE2 need not check the rest of the text again for each match.
-        guard isValidUTF8(utf8) else { throw PEFTError(.format, "regular expression \"\(source)\": the text is not UTF-8") }
+        guard isValidUTF8(utf8) else {
+            throw PEFTError(.format, "regular expression \"\(source)\": the text is not UTF-8")
+        }
         // The size of the output vector: we only want the match itself, not its groups.
-        guard let data = unsafe pcre2_match_data_create_8(1, nil), let vector = unsafe pcre2_get_ovector_pointer_8(data) else {
+        guard let data = unsafe pcre2_match_data_create_8(1, nil), let vector = unsafe pcre2_get_ovector_pointer_8(data)
+        else {
             throw PEFTError(.memory, "no memory to match a regular expression")
         }
         defer { unsafe pcre2_match_data_free_8(data) }
@@ -90,14 +96,16 @@ internal import CPCRE2
             unsafe collect(text, data, vector, options: options | PCRE2_NO_UTF_CHECK, atMost: limit)
         }
         guard status == PCRE2_ERROR_NOMATCH else {
-            throw PEFTError(.format, "regular expression \"\(source)\" on a text of \(utf8.count) bytes: \(Pattern.reason(status))")
+            throw PEFTError(
+                .format, "regular expression \"\(source)\" on a text of \(utf8.count) bytes: \(Pattern.reason(status))")
         }
         return found
     }
 
     /// The loop over matches; the status is `PCRE2_ERROR_NOMATCH` when it ended well.
     private func collect(
-        _ text: UnsafeBufferPointer<UInt8>, _ data: OpaquePointer, _ vector: UnsafeMutablePointer<Int>, options: UInt32, atMost limit: Int
+        _ text: UnsafeBufferPointer<UInt8>, _ data: OpaquePointer, _ vector: UnsafeMutablePointer<Int>, options: UInt32,
+        atMost limit: Int
     ) -> ([Range<Int>], Int32) {
         var found: [Range<Int>] = []
         var start = 0
@@ -129,7 +137,9 @@ internal import CPCRE2
     private static func reason(_ status: Int32) -> String {
         unsafe withUnsafeTemporaryAllocation(of: UInt8.self, capacity: 160) { buffer in
             let count = unsafe pcre2_get_error_message_8(status, buffer.baseAddress, buffer.count)
-            return count > 0 ? unsafe String(decoding: UnsafeBufferPointer(rebasing: buffer[..<Int(count)]), as: UTF8.self) : "error \(status)"
+            return count > 0
+                ? unsafe String(decoding: UnsafeBufferPointer(rebasing: buffer[..<Int(count)]), as: UTF8.self)
+                : "error \(status)"
         }
     }
 }

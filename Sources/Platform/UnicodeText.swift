@@ -6,7 +6,9 @@ package enum UnicodeForm: Sendable {
     case nfc, nfd, nfkc, nfkd
 
     fileprivate var options: utf8proc_option_t {
-        let (stable, compose, decompose, compatible) = (UTF8PROC_STABLE, UTF8PROC_COMPOSE, UTF8PROC_DECOMPOSE, UTF8PROC_COMPAT)
+        let (stable, compose, decompose, compatible) = (
+            UTF8PROC_STABLE, UTF8PROC_COMPOSE, UTF8PROC_DECOMPOSE, UTF8PROC_COMPAT
+        )
         return switch self {
         case .nfc: utf8proc_option_t(stable.rawValue | compose.rawValue)
         case .nfd: utf8proc_option_t(stable.rawValue | decompose.rawValue)
@@ -27,7 +29,9 @@ package func normalized(_ utf8: [UInt8], _ form: UnicodeForm) throws(PEFTError) 
     }
     defer { unsafe free(text) }
     guard count >= 0, let text = unsafe text else {
-        if count == UTF8PROC_ERROR_NOMEM { throw PEFTError(.memory, "no memory to normalize a text of \(utf8.count) bytes") }
+        if count == UTF8PROC_ERROR_NOMEM {
+            throw PEFTError(.memory, "no memory to normalize a text of \(utf8.count) bytes")
+        }
         throw PEFTError(.format, "Unicode normalization: \(unsafe String(cString: utf8proc_errmsg(count)))")
     }
     return unsafe Array(UnsafeBufferPointer(start: text, count: count))

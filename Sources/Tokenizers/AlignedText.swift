@@ -20,7 +20,8 @@ struct AlignedText {
     /// The part `range` as a text of its own.
     func slice(_ range: Range<Int>) -> AlignedText {
         if range.count == bytes.count { return self }
-        return AlignedText(bytes: Array(bytes[range]), origins: origins.map { Array($0[range.lowerBound...range.upperBound]) })
+        return AlignedText(
+            bytes: Array(bytes[range]), origins: origins.map { Array($0[range.lowerBound...range.upperBound]) })
     }
 
     /// Where `range` lies in the caller's text; empty at 0 without tracking.

@@ -84,7 +84,9 @@ final class BPEModel: TokenModel {
         for (offset, byte) in piece.enumerated() {
             var id = byteTokens[Int(byte)]
             if !options.continuationPrefix.isEmpty || !options.endOfWordSuffix.isEmpty {
-                id = marked(ByteAlphabet.encode([byte])[...], isFirst: offset == 0, isLast: offset == piece.count - 1) ?? -1
+                id =
+                    marked(ByteAlphabet.encode([byte])[...], isFirst: offset == 0, isLast: offset == piece.count - 1)
+                    ?? -1
             }
             addSymbol(id, 1, &symbols, &unknown)
         }
@@ -115,7 +117,8 @@ final class BPEModel: TokenModel {
 
     private func marked(_ symbol: ArraySlice<UInt8>, isFirst: Bool, isLast: Bool) -> Int32? {
         if options.continuationPrefix.isEmpty, options.endOfWordSuffix.isEmpty { return vocabulary.id(of: symbol) }
-        return vocabulary.id(of: ((isFirst ? [] : options.continuationPrefix) + symbol + (isLast ? options.endOfWordSuffix : []))[...])
+        return vocabulary.id(
+            of: ((isFirst ? [] : options.continuationPrefix) + symbol + (isLast ? options.endOfWordSuffix : []))[...])
     }
 
     private func addSymbol(_ id: Int32, _ byteCount: Int32, _ symbols: inout [EncodedToken], _ unknown: inout Int32) {

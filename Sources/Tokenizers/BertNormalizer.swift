@@ -16,7 +16,9 @@ struct BertNormalizer: Sendable {
             text = Normalizer.mapScalars(text) { BertNormalizer.isIdeograph($0) ? " \($0) " : nil }
         }
         if stripsAccents ?? lowercases {
-            text = Normalizer.mapScalars(try Normalizer.normalize(text, .nfd)) { $0.properties.generalCategory == .nonspacingMark ? "" : nil }
+            text = Normalizer.mapScalars(try Normalizer.normalize(text, .nfd)) {
+                $0.properties.generalCategory == .nonspacingMark ? "" : nil
+            }
         }
         return lowercases ? try Normalizer.lowercase.apply(to: text) : text
     }
@@ -33,7 +35,9 @@ struct BertNormalizer: Sendable {
 
     private static func isIdeograph(_ scalar: Unicode.Scalar) -> Bool {
         switch scalar.value {
-        case 0x4E00...0x9FFF, 0x3400...0x4DBF, 0x20000...0x2A6DF, 0x2A700...0x2B73F, 0x2B740...0x2B81F, 0x2B920...0x2CEAF, 0xF900...0xFAFF, 0x2F800...0x2FA1F: true
+        case 0x4E00...0x9FFF, 0x3400...0x4DBF, 0x20000...0x2A6DF, 0x2A700...0x2B73F, 0x2B740...0x2B81F,
+            0x2B920...0x2CEAF, 0xF900...0xFAFF, 0x2F800...0x2FA1F:
+            true
         default: false
         }
     }

@@ -12,7 +12,8 @@ struct ByteLevelFamily {
     /// Errors: `.unsupported` naming the value.
     init(pre: String?) throws(PEFTError) {
         switch pre ?? "gpt-2" {
-        case "gpt-2", "default", "phi-2", "jina-es", "jina-de", "mpt", "olmo", "jais", "trillion", "granite-docling": break
+        case "gpt-2", "default", "phi-2", "jina-es", "jina-de", "mpt", "olmo", "jais", "trillion", "granite-docling":
+            break
         case "smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b": isolatesDigits = true
         case "llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2":
             (pattern, ignoresMerges) = (TokenizerPatterns.llama3, true)
@@ -22,7 +23,9 @@ struct ByteLevelFamily {
         case "gpt-4o", "llama4": pattern = TokenizerPatterns.gpt4o
         case "tekken": (pattern, ignoresMerges) = (TokenizerPatterns.tekken, true)
         case let other:
-            throw PEFTError(.unsupported, "pre-tokenizer \"\(other)\" is not supported; smollm, llama-bpe, qwen2, gpt-2, tekken and gpt-4o are")
+            throw PEFTError(
+                .unsupported,
+                "pre-tokenizer \"\(other)\" is not supported; smollm, llama-bpe, qwen2, gpt-2, tekken and gpt-4o are")
         }
     }
 }

@@ -40,7 +40,9 @@ package struct ChatTemplate: Sendable {
     }
 
     /// The text and the UTF-8 ranges of `generation` blocks in it.
-    func evaluate(_ messages: [JSONValue], _ variables: Variables) throws(PEFTError) -> (text: String, generated: [Range<Int>]) {
+    func evaluate(_ messages: [JSONValue], _ variables: Variables) throws(PEFTError) -> (
+        text: String, generated: [Range<Int>]
+    ) {
         var names: [String: TemplateValue] = [:]
         for (name, token) in specialTokens { names[name] = .string(token) }
         for (name, value) in variables.others.pairs { names[name] = TemplateValue(value) }
@@ -59,9 +61,14 @@ extension Tokenizer {
     ///
     /// Errors: `.state` if there is none; as `ChatTemplate.init`.
     package func makeChatTemplate(_ source: String? = nil) throws(PEFTError) -> ChatTemplate {
-        guard let source = source ?? chatTemplate else { throw PEFTError(.state, "the model has no chat template; give one") }
+        guard let source = source ?? chatTemplate else {
+            throw PEFTError(.state, "the model has no chat template; give one")
+        }
         var names: [String: String] = [:]
-        let roles = [("bos_token", specialTokens.beginning), ("eos_token", specialTokens.end), ("pad_token", specialTokens.padding), ("unk_token", specialTokens.unknown)]
+        let roles = [
+            ("bos_token", specialTokens.beginning), ("eos_token", specialTokens.end),
+            ("pad_token", specialTokens.padding), ("unk_token", specialTokens.unknown),
+        ]
         for (name, id) in roles { names[name] = id.flatMap { token(of: $0) } }
         return try ChatTemplate(source, specialTokens: names)
     }

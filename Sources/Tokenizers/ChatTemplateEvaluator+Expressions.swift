@@ -15,12 +15,14 @@ extension TemplateEvaluator {
             return try checked(.dictionary(dictionary), line)
         case .attribute(let object, let name): return try member(name, of: try value(of: object), line)
         case .item(let object, let index): return try item(try value(of: index), of: try value(of: object), line)
-        case .slice(let object, let start, let stop, let step): return try slice(try value(of: object), start, stop, step, line)
+        case .slice(let object, let start, let stop, let step):
+            return try slice(try value(of: object), start, stop, step, line)
         case .call(let function, let arguments): return try call(function, try evaluated(arguments), line)
         case .filter(let input, let name, let arguments):
             // An undefined variable may be given to `default`, so the input is not judged here.
             return try apply(filter: name, to: try value(of: input), try evaluated(arguments), line)
-        case .test(let input, let name, let arguments): return .bool(try passes(test: name, try value(of: input), try evaluated(arguments), line))
+        case .test(let input, let name, let arguments):
+            return .bool(try passes(test: name, try value(of: input), try evaluated(arguments), line))
         case .not(let operand): return .bool(!(try value(of: operand).isTrue))
         case .and(let left, let right):
             let first = try value(of: left)
@@ -34,7 +36,8 @@ extension TemplateEvaluator {
             case .number(let value): return .number(-value)
             case let other: throw TemplateEvaluator.failure(line, "cannot negate a \(other.typeName)")
             }
-        case .binary(let operation, let left, let right): return try combine(operation, try value(of: left), try value(of: right), line)
+        case .binary(let operation, let left, let right):
+            return try combine(operation, try value(of: left), try value(of: right), line)
         case .compare(let first, let others):
             var left = try value(of: first)
             for (comparison, expression) in others {
@@ -75,7 +78,10 @@ extension TemplateEvaluator {
         var total = 0
         let fits = value.measure(&total, depth: 160, limit: 1_000_000)
         try step(line, total)
-        guard fits else { throw TemplateEvaluator.failure(line, "a list or dictionary nested deeper than 160 or of more than 1000000 parts") }
+        guard fits else {
+            throw TemplateEvaluator.failure(
+                line, "a list or dictionary nested deeper than 160 or of more than 1000000 parts")
+        }
         return value
     }
 
@@ -83,7 +89,8 @@ extension TemplateEvaluator {
 
     func member(_ name: String, of object: TemplateValue, _ line: Int) throws(PEFTError) -> TemplateValue {
         switch object {
-        case .undefined(let what): throw TemplateEvaluator.failure(line, "\"\(what)\" is undefined, so it has no \"\(name)\"", .argument)
+        case .undefined(let what):
+            throw TemplateEvaluator.failure(line, "\"\(what)\" is undefined, so it has no \"\(name)\"", .argument)
         case .dictionary(let dictionary): return dictionary[.string(name)] ?? .undefined(name)
         case .namespace(let namespace): return namespace.members[name] ?? .undefined(name)
         case .loop(let loop): return loop.member(name) ?? .undefined("loop.\(name)")
@@ -91,32 +98,42 @@ extension TemplateEvaluator {
         }
     }
 
-    private func item(_ index: TemplateValue, of object: TemplateValue, _ line: Int) throws(PEFTError) -> TemplateValue {
+    private func item(_ index: TemplateValue, of object: TemplateValue, _ line: Int) throws(PEFTError) -> TemplateValue
+    {
         if case .string(let name) = index { return try member(name, of: object, line) }
         switch object {
-        case .undefined(let what): throw TemplateEvaluator.failure(line, "\"\(what)\" is undefined, so it has no member \(index.representation)", .argument)
+        case .undefined(let what):
+            throw TemplateEvaluator.failure(
+                line, "\"\(what)\" is undefined, so it has no member \(index.representation)", .argument)
         case .dictionary(let dictionary): return dictionary[index] ?? .undefined(index.text)
         case .list, .string:
             guard let place = index.integerValue, let elements = object.elements else { return .undefined(index.text) }
             let offset = place < 0 ? Int64(elements.count) + place : place
-            return offset >= 0 && offset < Int64(elements.count) ? elements[Int(offset)] : .undefined("element \(place)")
+            return offset >= 0 && offset < Int64(elements.count)
+                ? elements[Int(offset)] : .undefined("element \(place)")
         default: return .undefined(index.text)
         }
     }
 
     /// Python's `object[start:stop:step]`.
     private mutating func slice(
-        _ object: TemplateValue, _ start: TemplateExpression?, _ stop: TemplateExpression?, _ step: TemplateExpression?, _ line: Int
+        _ object: TemplateValue, _ start: TemplateExpression?, _ stop: TemplateExpression?, _ step: TemplateExpression?,
+        _ line: Int
     ) throws(PEFTError) -> TemplateValue {
         func bound(_ expression: TemplateExpression?, _ evaluator: inout TemplateEvaluator) throws(PEFTError) -> Int? {
             guard let expression else { return nil }
             let value = try evaluator.value(of: expression)
             if case .none = value { return nil }
-            guard let integer = value.integerValue else { throw TemplateEvaluator.failure(line, "the bounds of a slice must be integers, one is a \(value.typeName)") }
+            guard let integer = value.integerValue else {
+                throw TemplateEvaluator.failure(
+                    line, "the bounds of a slice must be integers, one is a \(value.typeName)")
+            }
             return Int(max(-1 << 40, min(1 << 40, integer)))
         }
         let (first, last, stride) = (try bound(start, &self), try bound(stop, &self), try bound(step, &self) ?? 1)
-        guard let elements = object.elements, stride != 0 else { throw TemplateEvaluator.failure(line, "cannot take a slice of a \(object.typeName), or its step is 0") }
+        guard let elements = object.elements, stride != 0 else {
+            throw TemplateEvaluator.failure(line, "cannot take a slice of a \(object.typeName), or its step is 0")
+        }
         if case .dictionary = object { throw TemplateEvaluator.failure(line, "cannot take a slice of a dict") }
         let count = elements.count
         try self.step(line, count)
@@ -134,8 +151,12 @@ extension TemplateEvaluator {
 
     // MARK: Operators
 
-    private func combine(_ operation: TemplateExpression.Binary, _ left: TemplateValue, _ right: TemplateValue, _ line: Int) throws(PEFTError) -> TemplateValue {
-        if operation == .concatenate || operation == .add, case .undefined(let what) = left, operation == .add { throw undefined(what, line) }
+    private func combine(
+        _ operation: TemplateExpression.Binary, _ left: TemplateValue, _ right: TemplateValue, _ line: Int
+    ) throws(PEFTError) -> TemplateValue {
+        if operation == .concatenate || operation == .add, case .undefined(let what) = left, operation == .add {
+            throw undefined(what, line)
+        }
         switch (operation, left, right) {
         case (.concatenate, _, _): return try joined(left.text, right.text, line)
         case (.add, .string(let a), .string(let b)): return try joined(a, b, line)
@@ -150,12 +171,21 @@ extension TemplateEvaluator {
         }
         if case .undefined(let what) = left { throw undefined(what, line) }
         if case .undefined(let what) = right { throw undefined(what, line) }
-        if operation == .modulo, case .string = left { throw TemplateEvaluator.failure(line, "formatting with % is not supported", .unsupported) }
-        guard let a = left.numberValue, let b = right.numberValue else {
-            throw TemplateEvaluator.failure(line, "\(operation.rawValue) between a \(left.typeName) and a \(right.typeName)")
+        if operation == .modulo, case .string = left {
+            throw TemplateEvaluator.failure(line, "formatting with % is not supported", .unsupported)
         }
-        if operation != .divide, let x = left.integerValue, let y = right.integerValue, let result = try integers(operation, x, y, line) { return .integer(result) }
-        if b == 0, [.divide, .floorDivide, .modulo].contains(operation) { throw TemplateEvaluator.failure(line, "division by zero") }
+        guard let a = left.numberValue, let b = right.numberValue else {
+            throw TemplateEvaluator.failure(
+                line, "\(operation.rawValue) between a \(left.typeName) and a \(right.typeName)")
+        }
+        if operation != .divide, let x = left.integerValue, let y = right.integerValue,
+            let result = try integers(operation, x, y, line)
+        {
+            return .integer(result)
+        }
+        if b == 0, [.divide, .floorDivide, .modulo].contains(operation) {
+            throw TemplateEvaluator.failure(line, "division by zero")
+        }
         switch operation {
         case .add: return .number(a + b)
         case .subtract: return .number(a - b)
@@ -163,12 +193,15 @@ extension TemplateEvaluator {
         case .divide: return .number(a / b)
         case .floorDivide: return .number((a / b).rounded(.down))
         case .modulo: return .number(a - b * (a / b).rounded(.down))
-        case .power, .concatenate: throw TemplateEvaluator.failure(line, "** is only supported for integers", .unsupported)
+        case .power, .concatenate:
+            throw TemplateEvaluator.failure(line, "** is only supported for integers", .unsupported)
         }
     }
 
     /// nil for a power with a negative exponent, which is no integer.
-    private func integers(_ operation: TemplateExpression.Binary, _ a: Int64, _ b: Int64, _ line: Int) throws(PEFTError) -> Int64? {
+    private func integers(_ operation: TemplateExpression.Binary, _ a: Int64, _ b: Int64, _ line: Int) throws(PEFTError)
+        -> Int64?
+    {
         var result: (partialValue: Int64, overflow: Bool) = (0, false)
         switch operation {
         case .add: result = a.addingReportingOverflow(b)
@@ -177,14 +210,19 @@ extension TemplateEvaluator {
         case .floorDivide, .modulo:
             guard b != 0 else { throw TemplateEvaluator.failure(line, "division by zero") }
             let quotient = a.dividedReportingOverflow(by: b)
-            guard !quotient.overflow else { throw TemplateEvaluator.failure(line, "an integer beyond 64 bits", .unsupported) }
+            guard !quotient.overflow else {
+                throw TemplateEvaluator.failure(line, "an integer beyond 64 bits", .unsupported)
+            }
             let remainder = a - quotient.partialValue * b
             let isOff = remainder != 0 && (remainder < 0) != (b < 0)  // Python rounds down
-            return operation == .modulo ? (isOff ? remainder + b : remainder) : (isOff ? quotient.partialValue - 1 : quotient.partialValue)
+            return operation == .modulo
+                ? (isOff ? remainder + b : remainder) : (isOff ? quotient.partialValue - 1 : quotient.partialValue)
         case .power:
             if b < 0 { return nil }
             result.partialValue = 1
-            for _ in 0..<min(b, 64) where !result.overflow { result = result.partialValue.multipliedReportingOverflow(by: a) }
+            for _ in 0..<min(b, 64) where !result.overflow {
+                result = result.partialValue.multipliedReportingOverflow(by: a)
+            }
             if b > 64, abs(Double(a)) > 1 { result.overflow = true }
             if b > 64, a == -1 { result.partialValue = b % 2 == 0 ? 1 : -1 }
         case .divide, .concatenate: return nil
@@ -199,12 +237,18 @@ extension TemplateEvaluator {
         return .string(a + b)
     }
 
-    private func undefined(_ what: String, _ line: Int) -> PEFTError { TemplateEvaluator.failure(line, "\"\(what)\" is undefined", .argument) }
+    private func undefined(_ what: String, _ line: Int) -> PEFTError {
+        TemplateEvaluator.failure(line, "\"\(what)\" is undefined", .argument)
+    }
 
-    func compare(_ comparison: TemplateExpression.Comparison, _ left: TemplateValue, _ right: TemplateValue, _ line: Int) throws(PEFTError) -> Bool {
+    func compare(
+        _ comparison: TemplateExpression.Comparison, _ left: TemplateValue, _ right: TemplateValue, _ line: Int
+    ) throws(PEFTError) -> Bool {
         try step(line, left.size + right.size)
         func ordered(_ a: TemplateValue, _ b: TemplateValue) throws(PEFTError) -> Bool {
-            guard let isLess = a.isLess(than: b) else { throw TemplateEvaluator.failure(line, "cannot order a \(left.typeName) and a \(right.typeName)") }
+            guard let isLess = a.isLess(than: b) else {
+                throw TemplateEvaluator.failure(line, "cannot order a \(left.typeName) and a \(right.typeName)")
+            }
             return isLess
         }
         switch comparison {
@@ -222,11 +266,15 @@ extension TemplateEvaluator {
     private func contains(_ container: TemplateValue, _ element: TemplateValue, _ line: Int) throws(PEFTError) -> Bool {
         switch container {
         case .string(let text):
-            guard case .string(let part) = element else { throw TemplateEvaluator.failure(line, "\"in\" a str needs a str, got a \(element.typeName)") }
+            guard case .string(let part) = element else {
+                throw TemplateEvaluator.failure(line, "\"in\" a str needs a str, got a \(element.typeName)")
+            }
             return part.isEmpty || text.firstPlace(of: part) != nil
         case .undefined: return false
         default:
-            guard let elements = container.elements else { throw TemplateEvaluator.failure(line, "\"in\" needs a list, dict or str, got a \(container.typeName)") }
+            guard let elements = container.elements else {
+                throw TemplateEvaluator.failure(line, "\"in\" needs a list, dict or str, got a \(container.typeName)")
+            }
             return elements.contains { $0.equals(element) }
         }
     }

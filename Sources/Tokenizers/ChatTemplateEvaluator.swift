@@ -41,16 +41,22 @@ struct TemplateEvaluator {
     /// Work of the size of `count` elements, or of 64 bytes of text each.
     func step(_ line: Int, _ count: Int = 1) throws(PEFTError) {
         budget.steps += count  // Safe: no value has more than 2^24 elements or bytes
-        guard budget.steps <= TemplateEvaluator.maximumSteps else { throw TemplateEvaluator.failure(line, "more than \(TemplateEvaluator.maximumSteps) steps") }
+        guard budget.steps <= TemplateEvaluator.maximumSteps else {
+            throw TemplateEvaluator.failure(line, "more than \(TemplateEvaluator.maximumSteps) steps")
+        }
     }
 
     func checkSize(_ bytes: Int, _ line: Int) throws(PEFTError) {
-        guard bytes <= TemplateEvaluator.maximumOutput else { throw TemplateEvaluator.failure(line, "a text of more than \(TemplateEvaluator.maximumOutput) bytes") }
+        guard bytes <= TemplateEvaluator.maximumOutput else {
+            throw TemplateEvaluator.failure(line, "a text of more than \(TemplateEvaluator.maximumOutput) bytes")
+        }
     }
 
     mutating func enter(_ line: Int) throws(PEFTError) {
         depth += 1
-        guard depth <= TemplateEvaluator.maximumDepth else { throw TemplateEvaluator.failure(line, "nested deeper than \(TemplateEvaluator.maximumDepth)") }
+        guard depth <= TemplateEvaluator.maximumDepth else {
+            throw TemplateEvaluator.failure(line, "nested deeper than \(TemplateEvaluator.maximumDepth)")
+        }
         try step(line)
     }
 
@@ -100,11 +106,15 @@ struct TemplateEvaluator {
         case .loop(let loop): return try run(loop, line)
         case .set(let names, let expression): try set(names, try value(of: expression), line)
         case .setMember(let name, let member, let expression):
-            guard case .namespace(let namespace)? = variable(name) else { throw TemplateEvaluator.failure(line, "\"\(name)\" is no namespace; members of others cannot be set") }
+            guard case .namespace(let namespace)? = variable(name) else {
+                throw TemplateEvaluator.failure(line, "\"\(name)\" is no namespace; members of others cannot be set")
+            }
             namespace.members[member] = try value(of: expression)
         case .setBlock(let name, let body, let filters):
             var text = TemplateValue.string(try capture(body))
-            for (filter, arguments) in filters { text = try apply(filter: filter, to: text, try evaluated(arguments), line) }
+            for (filter, arguments) in filters {
+                text = try apply(filter: filter, to: text, try evaluated(arguments), line)
+            }
             set(name, text)
         case .macro(let macro): set(macro.name, .macro(macro))
         case .generation(let body):
@@ -120,7 +130,9 @@ struct TemplateEvaluator {
 
     private mutating func run(_ loop: TemplateStatement.Loop, _ line: Int) throws(PEFTError) -> Flow {
         let all = try value(of: loop.values)
-        guard var values = all.elements else { throw TemplateEvaluator.failure(line, "cannot loop over a \(all.typeName)") }
+        guard var values = all.elements else {
+            throw TemplateEvaluator.failure(line, "cannot loop over a \(all.typeName)")
+        }
         scopes.append([:])
         loopDepth += 1
         defer {
@@ -156,9 +168,13 @@ struct TemplateEvaluator {
         return output
     }
 
-    mutating func call(_ macro: TemplateStatement.Macro, _ arguments: TemplateArguments, _ line: Int) throws(PEFTError) -> TemplateValue {
+    mutating func call(_ macro: TemplateStatement.Macro, _ arguments: TemplateArguments, _ line: Int) throws(PEFTError)
+        -> TemplateValue
+    {
         guard arguments.positional.count <= macro.parameters.count else {
-            throw TemplateEvaluator.failure(line, "macro \"\(macro.name)\" takes \(macro.parameters.count) arguments, got \(arguments.positional.count)")
+            throw TemplateEvaluator.failure(
+                line,
+                "macro \"\(macro.name)\" takes \(macro.parameters.count) arguments, got \(arguments.positional.count)")
         }
         var locals: [String: TemplateValue] = [:]
         for (index, parameter) in macro.parameters.enumerated() {
@@ -167,7 +183,9 @@ struct TemplateEvaluator {
             } else if let named = arguments.named[parameter.name] {
                 locals[parameter.name] = named
             } else {
-                locals[parameter.name] = try parameter.standard.map { (expression) throws(PEFTError) in try value(of: expression) } ?? .undefined(parameter.name)
+                locals[parameter.name] =
+                    try parameter.standard.map { (expression) throws(PEFTError) in try value(of: expression) }
+                    ?? .undefined(parameter.name)
             }
         }
         for name in arguments.named.keys.sorted() where !macro.parameters.contains(where: { $0.name == name }) {

@@ -10,7 +10,10 @@ package struct TemplateDate: Sendable {
         (self.hour, self.minute, self.second) = (hour, minute, second)
     }
 
-    private static let months = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
+    private static let months = [
+        "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+        "December",
+    ]
     private static let days = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"]
 
     /// Python's `strftime` for the directives that templates use; nil for another one.
@@ -49,7 +52,9 @@ package struct TemplateDate: Sendable {
 }
 
 extension TemplateEvaluator {
-    mutating func call(_ function: TemplateExpression, _ arguments: TemplateArguments, _ line: Int) throws(PEFTError) -> TemplateValue {
+    mutating func call(_ function: TemplateExpression, _ arguments: TemplateArguments, _ line: Int) throws(PEFTError)
+        -> TemplateValue
+    {
         // `object.name(…)`: a method, unless the object has a member of that name to call.
         if case .attribute(let receiver, let name) = function.kind {
             let object = try value(of: receiver)
@@ -59,11 +64,15 @@ extension TemplateEvaluator {
         return try call(try value(of: function), named: "the value", arguments, line)
     }
 
-    private mutating func call(_ function: TemplateValue, named name: String, _ arguments: TemplateArguments, _ line: Int) throws(PEFTError) -> TemplateValue {
+    private mutating func call(
+        _ function: TemplateValue, named name: String, _ arguments: TemplateArguments, _ line: Int
+    ) throws(PEFTError) -> TemplateValue {
         switch function {
         case .macro(let macro): return try call(macro, arguments, line)
         case .function("raise_exception"):
-            throw PEFTError(.argument, "the chat template refuses the messages: \(arguments.value(0, "message")?.text ?? "")", detail: Int64(line))
+            throw PEFTError(
+                .argument, "the chat template refuses the messages: \(arguments.value(0, "message")?.text ?? "")",
+                detail: Int64(line))
         case .function("namespace"), .function("dict"):
             var pairs: [(TemplateValue, TemplateValue)] = []
             if case .dictionary(let dictionary)? = arguments.positional.first { pairs = dictionary.pairs }
@@ -79,18 +88,27 @@ extension TemplateEvaluator {
         case .function("range"): return try range(arguments, line)
         case .function("strftime_now"):
             let format = arguments.value(0, "format")?.text ?? ""
-            guard let text = date?.formatted(format) else { throw TemplateEvaluator.failure(line, "strftime_now(\"\(format)\"): the format or the date is not supported", .unsupported) }
+            guard let text = date?.formatted(format) else {
+                throw TemplateEvaluator.failure(
+                    line, "strftime_now(\"\(format)\"): the format or the date is not supported", .unsupported)
+            }
             return .string(text)
-        case .undefined(let what): throw TemplateEvaluator.failure(line, "the function or method \"\(what)\" is not supported", .unsupported)
+        case .undefined(let what):
+            throw TemplateEvaluator.failure(line, "the function or method \"\(what)\" is not supported", .unsupported)
         default: throw TemplateEvaluator.failure(line, "\(name) is a \(function.typeName), which cannot be called")
         }
     }
 
     private mutating func range(_ arguments: TemplateArguments, _ line: Int) throws(PEFTError) -> TemplateValue {
         let bounds = arguments.positional.compactMap(\.integerValue)
-        guard bounds.count == arguments.positional.count, (1...3).contains(bounds.count) else { throw TemplateEvaluator.failure(line, "range needs one to three integers") }
-        let (start, stop, step) = bounds.count == 1 ? (0, bounds[0], 1) : (bounds[0], bounds[1], bounds.count == 3 ? bounds[2] : 1)
-        guard step != 0, abs(Double(stop) - Double(start)) / abs(Double(step)) <= 1_000_000 else { throw TemplateEvaluator.failure(line, "range of more than 1000000 numbers, or its step is 0") }
+        guard bounds.count == arguments.positional.count, (1...3).contains(bounds.count) else {
+            throw TemplateEvaluator.failure(line, "range needs one to three integers")
+        }
+        let (start, stop, step) =
+            bounds.count == 1 ? (0, bounds[0], 1) : (bounds[0], bounds[1], bounds.count == 3 ? bounds[2] : 1)
+        guard step != 0, abs(Double(stop) - Double(start)) / abs(Double(step)) <= 1_000_000 else {
+            throw TemplateEvaluator.failure(line, "range of more than 1000000 numbers, or its step is 0")
+        }
         let values = stride(from: start, to: stop, by: Int(step)).map { TemplateValue.integer($0) }
         try self.step(line, values.count)
         return .list(values)

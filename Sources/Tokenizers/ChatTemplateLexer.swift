@@ -61,7 +61,8 @@ struct TemplateLexer {
     }
 
     private func isOpening(_ index: Int) -> Bool {
-        source[index] == "{" && index + 1 < source.count && (source[index + 1] == "%" || source[index + 1] == "{" || source[index + 1] == "#")
+        source[index] == "{" && index + 1 < source.count
+            && (source[index + 1] == "%" || source[index + 1] == "{" || source[index + 1] == "#")
     }
 
     private func peek(_ scalar: Unicode.Scalar, _ ahead: Int = 0) -> Bool {
@@ -94,7 +95,9 @@ struct TemplateLexer {
     private mutating func skipComment() throws(PEFTError) {
         let start = position
         while !(peek("#") && peek("}", 1)) {
-            guard position < source.count else { throw PEFTError(.format, "chat template line \(line): the comment does not end", detail: Int64(line)) }
+            guard position < source.count else {
+                throw PEFTError(.format, "chat template line \(line): the comment does not end", detail: Int64(line))
+            }
             position += 1
         }
         let strips = position > start && source[position - 1] == "-"
@@ -115,7 +118,9 @@ struct TemplateLexer {
         isAtLineStart = position > start && source[position - 1] == "\n"
     }
 
-    private mutating func readTag(_ start: TemplateToken.Kind, _ end: TemplateToken.Kind, closing: Unicode.Scalar) throws(PEFTError) {
+    private mutating func readTag(_ start: TemplateToken.Kind, _ end: TemplateToken.Kind, closing: Unicode.Scalar)
+        throws(PEFTError)
+    {
         tokens.append(TemplateToken(kind: start, line: line))
         var depth = 0  // of brackets: "}}" closes two dictionaries before it closes the tag
         while true {
@@ -123,7 +128,9 @@ struct TemplateLexer {
                 if source[position] == "\n" { line += 1 }
                 position += 1
             }
-            guard position < source.count else { throw PEFTError(.format, "chat template line \(line): the tag does not end", detail: Int64(line)) }
+            guard position < source.count else {
+                throw PEFTError(.format, "chat template line \(line): the tag does not end", detail: Int64(line))
+            }
             let signed = peek("-") || peek("+") ? 1 : 0
             if depth == 0, peek(closing, signed), peek("}", signed + 1) {
                 let sign = signed == 1 ? source[position] : nil
@@ -141,12 +148,17 @@ struct TemplateLexer {
         }
     }
 
-    private static let symbols = ["**", "//", "==", "!=", "<=", ">=", "+", "-", "*", "/", "%", "~", "<", ">", "=", "(", ")", "[", "]", "{", "}", ".", ",", ":", "|"].map { Array($0.unicodeScalars) }
+    private static let symbols = [
+        "**", "//", "==", "!=", "<=", ">=", "+", "-", "*", "/", "%", "~", "<", ">", "=", "(", ")", "[", "]", "{", "}",
+        ".", ",", ":", "|",
+    ].map { Array($0.unicodeScalars) }
 
     private mutating func readToken() throws(PEFTError) -> TemplateToken.Kind {
         let first = source[position]
         if first == "'" || first == "\"" { return .string(try readString(quote: first)) }
-        if first.properties.isAlphabetic || first == "_" { return .name(take { $0 == "_" || $0.properties.isAlphabetic || $0.properties.numericType != nil }) }
+        if first.properties.isAlphabetic || first == "_" {
+            return .name(take { $0 == "_" || $0.properties.isAlphabetic || $0.properties.numericType != nil })
+        }
         if isDigit(first) { return try readNumber() }
         for symbol in TemplateLexer.symbols where source[position...].starts(with: symbol) {
             position += symbol.count
@@ -182,10 +194,14 @@ struct TemplateLexer {
             text += take { isDigit($0) }
         }
         if !isInteger {
-            guard let number = Double(text) else { throw PEFTError(.format, "chat template line \(line): bad number \(text)", detail: Int64(line)) }
+            guard let number = Double(text) else {
+                throw PEFTError(.format, "chat template line \(line): bad number \(text)", detail: Int64(line))
+            }
             return .number(number)
         }
-        guard let number = Int64(text) else { throw PEFTError(.format, "chat template line \(line): the number \(text) is too large", detail: Int64(line)) }
+        guard let number = Int64(text) else {
+            throw PEFTError(.format, "chat template line \(line): the number \(text) is too large", detail: Int64(line))
+        }
         return .integer(number)
     }
 
@@ -207,13 +223,19 @@ struct TemplateLexer {
                 case "\\", "'", "\"": scalar = escaped
                 case "x", "u", "U": scalar = try readEscape(digits: escaped == "x" ? 2 : escaped == "u" ? 4 : 8)
                 case "\n": continue
-                case "0", "a", "b", "f", "v", "N": throw PEFTError(.unsupported, "chat template line \(line): the escape \\\(escaped) is not supported", detail: Int64(line))
+                case "0", "a", "b", "f", "v", "N":
+                    throw PEFTError(
+                        .unsupported, "chat template line \(line): the escape \\\(escaped) is not supported",
+                        detail: Int64(line))
                 default: text.append("\\"); scalar = escaped
                 }
             }
             text.append(scalar)
         }
-        guard position < source.count else { throw PEFTError(.format, "chat template line \(startLine): the string does not end", detail: Int64(startLine)) }
+        guard position < source.count else {
+            throw PEFTError(
+                .format, "chat template line \(startLine): the string does not end", detail: Int64(startLine))
+        }
         position += 1
         return String(text)
     }
@@ -225,7 +247,9 @@ struct TemplateLexer {
             value = digit.flatMap { digit in value.flatMap { $0 < 1 << 28 ? $0 << 4 | UInt32(digit) : nil } }
             position += 1
         }
-        guard let scalar = value.flatMap(Unicode.Scalar.init) else { throw PEFTError(.format, "chat template line \(line): bad escape in a string", detail: Int64(line)) }
+        guard let scalar = value.flatMap(Unicode.Scalar.init) else {
+            throw PEFTError(.format, "chat template line \(line): bad escape in a string", detail: Int64(line))
+        }
         return scalar
     }
 }

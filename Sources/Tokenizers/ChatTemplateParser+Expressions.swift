@@ -83,10 +83,14 @@ extension TemplateParser {
         }
     }
 
-    private mutating func binary(_ symbols: Set<String>, _ operand: (inout TemplateParser) throws(PEFTError) -> TemplateExpression) throws(PEFTError) -> TemplateExpression {
+    private mutating func binary(
+        _ symbols: Set<String>, _ operand: (inout TemplateParser) throws(PEFTError) -> TemplateExpression
+    ) throws(PEFTError) -> TemplateExpression {
         var left = try operand(&self)
         var links = 0
-        while case .symbol(let symbol) = current, symbols.contains(symbol), let operation = TemplateExpression.Binary(rawValue: symbol) {
+        while case .symbol(let symbol) = current, symbols.contains(symbol),
+            let operation = TemplateExpression.Binary(rawValue: symbol)
+        {
             let line = line
             try link(&links)
             advance()
@@ -130,7 +134,9 @@ extension TemplateParser {
 
     private mutating func primary() throws(PEFTError) -> TemplateExpression {
         let line = line
-        func literal(_ value: TemplateExpression.Literal) -> TemplateExpression { TemplateExpression(kind: .literal(value), line: line) }
+        func literal(_ value: TemplateExpression.Literal) -> TemplateExpression {
+            TemplateExpression(kind: .literal(value), line: line)
+        }
         switch current {
         case .string(var text):
             advance()
@@ -194,7 +200,8 @@ extension TemplateParser {
             if takes(symbol: ".") {
                 if case .integer(let index) = current {
                     advance()
-                    value = TemplateExpression(kind: .item(value, TemplateExpression(kind: .literal(.integer(index)), line: line)), line: line)
+                    value = TemplateExpression(
+                        kind: .item(value, TemplateExpression(kind: .literal(.integer(index)), line: line)), line: line)
                 } else {
                     value = TemplateExpression(kind: .attribute(value, try name("a member")), line: line)
                 }
@@ -208,7 +215,8 @@ extension TemplateParser {
         }
     }
 
-    private mutating func subscripted(_ value: TemplateExpression, _ line: Int) throws(PEFTError) -> TemplateExpression {
+    private mutating func subscripted(_ value: TemplateExpression, _ line: Int) throws(PEFTError) -> TemplateExpression
+    {
         var parts: [TemplateExpression?] = [nil]
         while !takes(symbol: "]") {
             if takes(symbol: ":") {
@@ -219,8 +227,11 @@ extension TemplateParser {
             }
         }
         if parts.count == 1, let index = parts[0] { return TemplateExpression(kind: .item(value, index), line: line) }
-        guard (2...3).contains(parts.count) else { throw failure("expected an index or start:stop:step between [ and ]") }
-        return TemplateExpression(kind: .slice(value, parts[0], parts[1], parts.count == 3 ? parts[2] : nil), line: line)
+        guard (2...3).contains(parts.count) else {
+            throw failure("expected an index or start:stop:step between [ and ]")
+        }
+        return TemplateExpression(
+            kind: .slice(value, parts[0], parts[1], parts.count == 3 ? parts[2] : nil), line: line)
     }
 
     /// After the opening bracket.
@@ -231,7 +242,9 @@ extension TemplateParser {
             if !isFirst { try expect(symbol: ",") }
             isFirst = false
             if takes(symbol: ")") { break }
-            if current == .symbol("*") || current == .symbol("**") { throw failure("unpacking of arguments is not supported", .unsupported) }
+            if current == .symbol("*") || current == .symbol("**") {
+                throw failure("unpacking of arguments is not supported", .unsupported)
+            }
             let value = try expression()
             if case .name(let name) = value.kind, takes(symbol: "=") {
                 found.named.append((name, try expression()))
@@ -251,7 +264,9 @@ extension TemplateParser {
             try link(&links)
             if takes(symbol: "|") {
                 let filter = try name("a filter")
-                value = TemplateExpression(kind: .filter(value, filter, takes(symbol: "(") ? try arguments() : TemplateExpression.Arguments()), line: line)
+                value = TemplateExpression(
+                    kind: .filter(value, filter, takes(symbol: "(") ? try arguments() : TemplateExpression.Arguments()),
+                    line: line)
             } else if takes(name: "is") {
                 let isNegated = takes(name: "not")
                 let test = try name("a test")
@@ -274,6 +289,7 @@ extension TemplateParser {
             case .string, .integer, .number, .symbol("["), .symbol("{"): true
             default: false
             }
-        return isArgument ? TemplateExpression.Arguments(positional: [try postfix(try primary())]) : TemplateExpression.Arguments()
+        return isArgument
+            ? TemplateExpression.Arguments(positional: [try postfix(try primary())]) : TemplateExpression.Arguments()
     }
 }

@@ -11,7 +11,9 @@ struct TemplateParser {
     private static let maximumLinks = 64
 
     static func parse(_ template: String) throws(PEFTError) -> [TemplateStatement] {
-        guard template.utf8.count <= 1 << 20 else { throw PEFTError(.format, "chat template: \(template.utf8.count) bytes; at most \(1 << 20) are read") }
+        guard template.utf8.count <= 1 << 20 else {
+            throw PEFTError(.format, "chat template: \(template.utf8.count) bytes; at most \(1 << 20) are read")
+        }
         var parser = TemplateParser(tokens: try TemplateLexer.tokens(of: template))
         let (statements, end) = try parser.statements(until: [])
         if let end { throw parser.failure("\"\(end)\" without its beginning") }
@@ -43,7 +45,9 @@ struct TemplateParser {
     mutating func expect(symbol: String) throws(PEFTError) { try expect(.symbol(symbol), "\"\(symbol)\"") }
 
     mutating func name(_ what: String) throws(PEFTError) -> String {
-        guard case .name(let name) = current else { throw failure("expected \(what), found \(TemplateParser.description(current))") }
+        guard case .name(let name) = current else {
+            throw failure("expected \(what), found \(TemplateParser.description(current))")
+        }
         advance()
         return name
     }
@@ -66,14 +70,18 @@ struct TemplateParser {
 
     mutating func enter() throws(PEFTError) {
         depth += 1
-        guard depth <= TemplateParser.maximumDepth else { throw failure("nested deeper than \(TemplateParser.maximumDepth)") }
+        guard depth <= TemplateParser.maximumDepth else {
+            throw failure("nested deeper than \(TemplateParser.maximumDepth)")
+        }
     }
 
     mutating func leave() { depth -= 1 }
 
     func link(_ count: inout Int) throws(PEFTError) {
         count += 1
-        guard count <= TemplateParser.maximumLinks else { throw failure("an expression of more than \(TemplateParser.maximumLinks) parts in a row") }
+        guard count <= TemplateParser.maximumLinks else {
+            throw failure("an expression of more than \(TemplateParser.maximumLinks) parts in a row")
+        }
     }
 
     // MARK: Statements
@@ -105,11 +113,15 @@ struct TemplateParser {
         }
     }
 
-    private mutating func body(of keyword: String, until ends: Set<String>) throws(PEFTError) -> ([TemplateStatement], String) {
+    private mutating func body(of keyword: String, until ends: Set<String>) throws(PEFTError) -> (
+        [TemplateStatement], String
+    ) {
         let start = line
         let (statements, end) = try statements(until: ends)
         guard let end, ends.contains(end) else {
-            throw failure("\"\(keyword)\" of line \(start) is not closed; \(end.map { "found \"\($0)\"" } ?? "the template ends")")
+            throw failure(
+                "\"\(keyword)\" of line \(start) is not closed; \(end.map { "found \"\($0)\"" } ?? "the template ends")"
+            )
         }
         return (statements, end)
     }
@@ -171,7 +183,8 @@ struct TemplateParser {
             (otherwise, end) = try body(of: "for", until: ["endfor"])
         }
         try endBlock()
-        return TemplateStatement.Loop(targets: targets, values: values, condition: condition, body: statements, otherwise: otherwise)
+        return TemplateStatement.Loop(
+            targets: targets, values: values, condition: condition, body: statements, otherwise: otherwise)
     }
 
     private mutating func targetNames() throws(PEFTError) -> [String] {

@@ -1,8 +1,14 @@
 /// The parsed form of a template. Lines are kept for messages.
 struct TemplateExpression: Sendable {
     enum Literal: Sendable { case none, bool(Bool), integer(Int64), number(Double), string(String) }
-    enum Binary: String, Sendable { case add = "+", subtract = "-", multiply = "*", divide = "/", floorDivide = "//", modulo = "%", power = "**", concatenate = "~" }
-    enum Comparison: String, Sendable { case equal = "==", notEqual = "!=", less = "<", lessOrEqual = "<=", greater = ">", greaterOrEqual = ">=", isIn = "in", isNotIn = "not in" }
+    enum Binary: String, Sendable {
+        case add = "+", subtract = "-", multiply = "*", divide = "/", floorDivide = "//", modulo = "%", power = "**",
+            concatenate = "~"
+    }
+    enum Comparison: String, Sendable {
+        case equal = "==", notEqual = "!=", less = "<", lessOrEqual = "<=", greater = ">", greaterOrEqual = ">=", isIn =
+            "in", isNotIn = "not in"
+    }
 
     struct Arguments: Sendable {
         var positional: [TemplateExpression] = []

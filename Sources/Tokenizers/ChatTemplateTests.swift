@@ -2,12 +2,18 @@ internal import Platform
 
 extension TemplateEvaluator {
     /// `value is name(arguments)`
-    func passes(test name: String, _ value: TemplateValue, _ arguments: TemplateArguments, _ line: Int) throws(PEFTError) -> Bool {
+    func passes(test name: String, _ value: TemplateValue, _ arguments: TemplateArguments, _ line: Int)
+        throws(PEFTError) -> Bool
+    {
         func argument() throws(PEFTError) -> TemplateValue {
-            guard let argument = arguments.positional.first else { throw TemplateEvaluator.failure(line, "the test \"\(name)\" needs an argument") }
+            guard let argument = arguments.positional.first else {
+                throw TemplateEvaluator.failure(line, "the test \"\(name)\" needs an argument")
+            }
             return argument
         }
-        func compared(_ comparison: TemplateExpression.Comparison) throws(PEFTError) -> Bool { try compare(comparison, value, try argument(), line) }
+        func compared(_ comparison: TemplateExpression.Comparison) throws(PEFTError) -> Bool {
+            try compare(comparison, value, try argument(), line)
+        }
         switch (name, value) {
         case ("defined", .undefined): return false
         case ("defined", _): return true
@@ -24,12 +30,18 @@ extension TemplateEvaluator {
         case ("true", .bool(let flag)): return flag
         case ("false", .bool(let flag)): return !flag
         case ("callable", .function), ("callable", .macro): return true
-        case ("undefined", _), ("none", _), ("string", _), ("mapping", _), ("number", _), ("integer", _), ("float", _), ("boolean", _), ("true", _), ("false", _), ("callable", _): return false
+        case ("undefined", _), ("none", _), ("string", _), ("mapping", _), ("number", _), ("integer", _), ("float", _),
+            ("boolean", _), ("true", _), ("false", _), ("callable", _):
+            return false
         case ("odd", _), ("even", _):
-            guard let integer = value.integerValue else { throw TemplateEvaluator.failure(line, "the test \"\(name)\" needs an integer, got a \(value.typeName)") }
+            guard let integer = value.integerValue else {
+                throw TemplateEvaluator.failure(line, "the test \"\(name)\" needs an integer, got a \(value.typeName)")
+            }
             return (integer % 2 == 0) == (name == "even")
         case ("divisibleby", _):
-            guard let integer = value.integerValue, let divisor = try argument().integerValue, divisor != 0, divisor != -1 else { throw TemplateEvaluator.failure(line, "divisibleby needs integers") }
+            guard let integer = value.integerValue, let divisor = try argument().integerValue, divisor != 0,
+                divisor != -1
+            else { throw TemplateEvaluator.failure(line, "divisibleby needs integers") }
             return integer % divisor == 0
         case ("lower", _): return value.text == value.text.lowercased()
         case ("upper", _): return value.text == value.text.uppercased()
@@ -41,7 +53,9 @@ extension TemplateEvaluator {
         case ("ge", _): return try compared(.greaterOrEqual)
         case ("in", _): return try compared(.isIn)
         default:
-            if let comparison = TemplateExpression.Comparison(rawValue: name), name.utf8.count <= 2 { return try compared(comparison) }
+            if let comparison = TemplateExpression.Comparison(rawValue: name), name.utf8.count <= 2 {
+                return try compared(comparison)
+            }
             throw TemplateEvaluator.failure(line, "the test \"\(name)\" is not supported", .unsupported)
         }
     }

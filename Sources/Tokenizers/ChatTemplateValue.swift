@@ -24,7 +24,9 @@ indirect enum TemplateValue {
         case .number(let value): self = .number(value)
         case .string(let value): self = .string(value)
         case .array(let elements): self = .list(elements.map { TemplateValue($0) })
-        case .object(let object): self = .dictionary(TemplateDictionary(pairs: object.pairs.map { (.string($0.key), TemplateValue($0.value)) }))
+        case .object(let object):
+            self = .dictionary(
+                TemplateDictionary(pairs: object.pairs.map { (.string($0.key), TemplateValue($0.value)) }))
         }
     }
 
@@ -138,7 +140,8 @@ extension TemplateValue {
         guard total <= limit, depth > 0 else { return false }
         switch self {
         case .list(let elements): return elements.allSatisfy { $0.measure(&total, depth: depth - 1, limit: limit) }
-        case .dictionary(let dictionary): return dictionary.pairs.allSatisfy { $0.value.measure(&total, depth: depth - 1, limit: limit) }
+        case .dictionary(let dictionary):
+            return dictionary.pairs.allSatisfy { $0.value.measure(&total, depth: depth - 1, limit: limit) }
         default: return true
         }
     }
@@ -169,7 +172,8 @@ extension TemplateValue {
         case (.string(let a), .string(let b)): return a.utf8.elementsEqual(b.utf8)
         case (.list(let a), .list(let b)): return a.count == b.count && zip(a, b).allSatisfy { $0.equals($1) }
         case (.dictionary(let a), .dictionary(let b)):
-            return a.pairs.count == b.pairs.count && a.pairs.allSatisfy { pair in b[pair.key].map { $0.equals(pair.value) } ?? false }
+            return a.pairs.count == b.pairs.count
+                && a.pairs.allSatisfy { pair in b[pair.key].map { $0.equals(pair.value) } ?? false }
         case (.namespace(let a), .namespace(let b)): return a === b
         default: return false
         }
@@ -206,7 +210,10 @@ extension TemplateValue {
         case .number(let value): value.description
         case .string(let value): TemplateValue.quoted(value)
         case .list(let elements): "[" + elements.map(\.representation).joined(separator: ", ") + "]"
-        case .dictionary(let dictionary): "{" + dictionary.pairs.map { "\($0.key.representation): \($0.value.representation)" }.joined(separator: ", ") + "}"
+        case .dictionary(let dictionary):
+            "{"
+                + dictionary.pairs.map { "\($0.key.representation): \($0.value.representation)" }.joined(
+                    separator: ", ") + "}"
         case .namespace: "<Namespace>"
         case .function(let name): "<function \(name)>"
         case .macro(let macro): "<Macro '\(macro.name)'>"
@@ -215,7 +222,8 @@ extension TemplateValue {
     }
 
     private static func quoted(_ text: String) -> String {
-        let quote: Unicode.Scalar = text.unicodeScalars.contains("'") && !text.unicodeScalars.contains("\"") ? "\"" : "'"
+        let quote: Unicode.Scalar =
+            text.unicodeScalars.contains("'") && !text.unicodeScalars.contains("\"") ? "\"" : "'"
         var out = String.UnicodeScalarView([quote])
         for scalar in text.unicodeScalars {
             switch scalar {

@@ -47,8 +47,12 @@ extension GGUFVocabulary {
     private static let (unknown, control, userDefined): (Int32, Int32, Int32) = (2, 3, 4)
 
     fileprivate func parts() throws(PEFTError) -> Tokenizer.Parts {
-        guard tokenTypes.isEmpty || tokenTypes.count == tokens.count else { throw PEFTError(.format, "\(tokens.count) tokens but \(tokenTypes.count) token types") }
-        guard scores.isEmpty || scores.count == tokens.count else { throw PEFTError(.format, "\(tokens.count) tokens but \(scores.count) scores") }
+        guard tokenTypes.isEmpty || tokenTypes.count == tokens.count else {
+            throw PEFTError(.format, "\(tokens.count) tokens but \(tokenTypes.count) token types")
+        }
+        guard scores.isEmpty || scores.count == tokens.count else {
+            throw PEFTError(.format, "\(tokens.count) tokens but \(scores.count) scores")
+        }
         let vocabulary = try Vocabulary(tokens.enumerated().map { ($1, $0) })
         var parts: Tokenizer.Parts
         switch model {
@@ -72,7 +76,8 @@ extension GGUFVocabulary {
         for (index, merge) in merges.enumerated() { pairs.append(try MergeTable.pair(merge[...], index)) }
         let options = BPEModel.Options(symbols: .bytes, ignoresMerges: family.ignoresMerges)
         let model = BPEModel(vocabulary: vocabulary, merges: try MergeTable(pairs, vocabulary), options: options)
-        let pattern = PreTokenizer.byteLevel(addsPrefixSpace: addsSpacePrefix ?? false, pattern: try TokenizerPatterns.compile(family.pattern))
+        let pattern = PreTokenizer.byteLevel(
+            addsPrefixSpace: addsSpacePrefix ?? false, pattern: try TokenizerPatterns.compile(family.pattern))
         return Tokenizer.Parts(
             model: model, normalizer: family.composes ? .form(.nfc) : nil,
             preTokenizer: family.isolatesDigits ? .sequence([.digits(individual: true), pattern]) : pattern,
@@ -80,26 +85,35 @@ extension GGUFVocabulary {
     }
 
     private func sentencePiece(_ vocabulary: Vocabulary) throws(PEFTError) -> Tokenizer.Parts {
-        guard !scores.isEmpty else { throw PEFTError(.format, "a SentencePiece vocabulary needs scores, and the list is empty") }
+        guard !scores.isEmpty else {
+            throw PEFTError(.format, "a SentencePiece vocabulary needs scores, and the list is empty")
+        }
         guard scores.allSatisfy(\.isFinite) else { throw PEFTError(.format, "a score is not a finite number") }
         let unknownToken = tokenTypes.firstIndex(of: GGUFVocabulary.unknown) ?? unknownID
         let options = BPEModel.Options(
-            symbols: .characters, unknownToken: unknownToken.flatMap { tokens.indices.contains($0) ? Int32(clamping: $0) : nil },
+            symbols: .characters,
+            unknownToken: unknownToken.flatMap { tokens.indices.contains($0) ? Int32(clamping: $0) : nil },
             fusesUnknown: true, byteFallback: true)
-        let model = BPEModel(vocabulary: vocabulary, merges: MergeTable(joining: vocabulary, scores: scores, types: tokenTypes), options: options)
+        let model = BPEModel(
+            vocabulary: vocabulary, merges: MergeTable(joining: vocabulary, scores: scores, types: tokenTypes),
+            options: options)
         let mark: [UInt8] = [0xE2, 0x96, 0x81]  // ▁
         let escape = Normalizer.replace(.text([0x20]), with: mark)
         let addsSpace = addsSpacePrefix ?? true
         return Tokenizer.Parts(
             model: model, normalizer: addsSpace ? .sequence([.prepend(mark), escape]) : escape, preTokenizer: nil,
-            decoder: TokenDecoder(steps: [.replace(.text(mark), with: [0x20]), .byteFallback], leadingStrip: addsSpace ? ([0x20], 1) : nil),
+            decoder: TokenDecoder(
+                steps: [.replace(.text(mark), with: [0x20]), .byteFallback], leadingStrip: addsSpace ? ([0x20], 1) : nil
+            ),
             addedTokens: [])
     }
 
     private func addedTokens() -> [AddedToken] {
         var added: [AddedToken] = []
-        for (id, type) in tokenTypes.enumerated() where type == GGUFVocabulary.control || type == GGUFVocabulary.userDefined || type == GGUFVocabulary.unknown {
-            added.append(AddedToken(content: tokens[id], id: Int32(clamping: id), isSpecial: type != GGUFVocabulary.userDefined))
+        for (id, type) in tokenTypes.enumerated()
+        where type == GGUFVocabulary.control || type == GGUFVocabulary.userDefined || type == GGUFVocabulary.unknown {
+            added.append(
+                AddedToken(content: tokens[id], id: Int32(clamping: id), isSpecial: type != GGUFVocabulary.userDefined))
         }
         return added
     }
@@ -107,7 +121,9 @@ extension GGUFVocabulary {
     private func specialTokens(_ added: [AddedToken]) throws(PEFTError) -> SpecialTokens {
         func checked(_ id: Int?, _ name: String) throws(PEFTError) -> Int32? {
             guard let id else { return nil }
-            guard tokens.indices.contains(id) else { throw PEFTError(.format, "\(name) is \(id), but there are \(tokens.count) tokens") }
+            guard tokens.indices.contains(id) else {
+                throw PEFTError(.format, "\(name) is \(id), but there are \(tokens.count) tokens")
+            }
             return Int32(clamping: id)
         }
         var roles = SpecialTokens(

@@ -17,7 +17,8 @@ private func mergeByScan(_ symbols: [EncodedToken], _ merges: MergeTable) -> [En
         var best = 0
         for i in 1..<pairs.count where pairs[i].rank < pairs[best].rank { best = i }
         guard pairs[best].id >= 0 else { return symbols }
-        symbols[best] = EncodedToken(id: pairs[best].id, byteCount: symbols[best].byteCount + symbols[best + 1].byteCount)
+        symbols[best] = EncodedToken(
+            id: pairs[best].id, byteCount: symbols[best].byteCount + symbols[best + 1].byteCount)
         symbols.remove(at: best + 1)
         pairs.remove(at: best + 1)
         if best > 0 { pairs[best - 1] = merges.merge(symbols[best - 1].id, symbols[best].id) ?? noMerge }
@@ -36,7 +37,9 @@ private func mergeByQueue(_ symbols: [EncodedToken], _ merges: MergeTable) -> [E
     var previous = (0..<count).map { Int32(clamping: $0 - 1) }
     var queue = MinimumHeap()
 
-    func key(_ merge: MergeTable.Merge, at index: Int) -> UInt64 { UInt64(UInt32(bitPattern: merge.rank)) << 32 | UInt64(index) }
+    func key(_ merge: MergeTable.Merge, at index: Int) -> UInt64 {
+        UInt64(UInt32(bitPattern: merge.rank)) << 32 | UInt64(index)
+    }
     for i in 0..<count - 1 {
         if let merge = merges.merge(symbols[i].id, symbols[i + 1].id) { queue.push(key(merge, at: i)) }
     }
@@ -55,7 +58,9 @@ private func mergeByQueue(_ symbols: [EncodedToken], _ merges: MergeTable) -> [E
             if let merge = merges.merge(symbols[left].id, symbols[after].id) { queue.push(key(merge, at: left)) }
         }
         let before = Int(previous[left])
-        if before >= 0, let merge = merges.merge(symbols[before].id, symbols[left].id) { queue.push(key(merge, at: before)) }
+        if before >= 0, let merge = merges.merge(symbols[before].id, symbols[left].id) {
+            queue.push(key(merge, at: before))
+        }
     }
     return symbols.filter { $0.byteCount > 0 }
 }

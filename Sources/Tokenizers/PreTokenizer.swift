@@ -57,7 +57,9 @@ indirect enum PreTokenizer: Sendable {
         case .metaspace(let replacement, let prepend, let splits):
             text.replaceSpaces(with: replacement)
             let startsInput = text.startsInput
-            if prepend != .never { text.prefixPieces(with: replacement) { prepend == .always || startsInput && $0 == 0 } }
+            if prepend != .never {
+                text.prefixPieces(with: replacement) { prepend == .always || startsInput && $0 == 0 }
+            }
             if splits { try text.split(.text(replacement), .mergedWithNext, inverted: false) }
         case .sequence(let steps): for step in steps { try step.apply(to: &text) }
         }
@@ -102,7 +104,8 @@ extension PreTokenized {
         text = new.finish()
     }
 
-    fileprivate mutating func split(_ matcher: TextMatcher, _ behavior: SplitBehavior, inverted: Bool) throws(PEFTError) {
+    fileprivate mutating func split(_ matcher: TextMatcher, _ behavior: SplitBehavior, inverted: Bool) throws(PEFTError)
+    {
         var new: [Range<Int>] = []
         for piece in pieces {
             var cutter = PieceCutter(behavior)

@@ -9,5 +9,8 @@ package struct SpecialTokens: Sendable {
 
     /// End-of-turn tokens of the chat models, by name. A model whose `end` is the end of a document still ends its
     /// turn with one of these.
-    static let endOfTurnNames = ["<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<|eot|>"]
+    static let endOfTurnNames = [
+        "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>", "<|end_of_text|>",
+        "<|eot|>",
+    ]
 }

@@ -40,7 +40,9 @@ struct TokenDecoder: Sendable {
             case .metaspace(let replacement, let dropsFirst):
                 text = try TokenDecoder.replace(text, .text(replacement), state.isFirst && dropsFirst ? [] : [0x20])
             case .wordPiece(let prefix, let cleansUp):
-                if !state.isFirst { text = text.starts(with: prefix) ? Array(text.dropFirst(prefix.count)) : [0x20] + text }
+                if !state.isFirst {
+                    text = text.starts(with: prefix) ? Array(text.dropFirst(prefix.count)) : [0x20] + text
+                }
                 if cleansUp { text = try TokenDecoder.cleanUp(text) }
             }
         }
@@ -60,7 +62,9 @@ struct TokenDecoder: Sendable {
         return Array(rest)
     }
 
-    private static func replace(_ text: [UInt8], _ matcher: TextMatcher, _ replacement: [UInt8]) throws(PEFTError) -> [UInt8] {
+    private static func replace(_ text: [UInt8], _ matcher: TextMatcher, _ replacement: [UInt8]) throws(PEFTError)
+        -> [UInt8]
+    {
         // A token may end within a character; a regular expression needs whole ones.
         if case .pattern = matcher, !isValidUTF8(text) { return text }
         let ranges = try matcher.ranges(in: text, part: 0..<text.count)
@@ -80,7 +84,9 @@ struct TokenDecoder: Sendable {
         var count = 0
         while count < start, rest.starts(with: content) { rest = rest.dropFirst(content.count); count += 1 }
         count = 0
-        while count < stop, rest.suffix(content.count).elementsEqual(content) { rest = rest.dropLast(content.count); count += 1 }
+        while count < stop, rest.suffix(content.count).elementsEqual(content) {
+            rest = rest.dropLast(content.count); count += 1
+        }
         return Array(rest)
     }
 
@@ -92,7 +98,10 @@ struct TokenDecoder: Sendable {
     /// HF's `clean_up_tokenization`: no space before punctuation and English contractions.
     private static func cleanUp(_ text: [UInt8]) throws(PEFTError) -> [UInt8] {
         var text = text
-        for (from, to) in [(" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"), (" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")] {
+        for (from, to) in [
+            (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"),
+            (" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
+        ] {
             text = try replace(text, .text(Array(from.utf8)), Array(to.utf8))
         }
         return text

@@ -109,7 +109,8 @@ extension Tokenizer {
         let text = repairedUTF8(bytes)
         // Positions are 32 bits wide; replacements may make the text a few times longer.
         guard text.count < 1 << 28 else {
-            throw PEFTError(.argument, "a text of \(text.count) bytes is too long to tokenize at once; the limit is \(1 << 28)")
+            throw PEFTError(
+                .argument, "a text of \(text.count) bytes is too long to tokenize at once; the limit is \(1 << 28)")
         }
         var result = Encoding()
         if addSpecialTokens { result.append(prefix, at: 0, tracking) }
@@ -117,7 +118,8 @@ extension Tokenizer {
             if let id = part.id {
                 result.append(id, part.range, tracking)
             } else {
-                try encodeText(AlignedText(text, part.range, tracking: tracking), startsInput: part.range.lowerBound == 0, &result)
+                try encodeText(
+                    AlignedText(text, part.range, tracking: tracking), startsInput: part.range.lowerBound == 0, &result)
             }
         }
         if addSpecialTokens { result.append(suffix, at: text.count, tracking) }
@@ -183,7 +185,9 @@ extension Tokenizer {
         return String(decoding: text, as: UTF8.self)
     }
 
-    func bytes(of id: Int32, _ skipSpecialTokens: Bool, _ state: inout TokenDecoder.State) throws(PEFTError) -> (bytes: [UInt8], isByte: Bool)? {
+    func bytes(of id: Int32, _ skipSpecialTokens: Bool, _ state: inout TokenDecoder.State) throws(PEFTError) -> (
+        bytes: [UInt8], isByte: Bool
+    )? {
         if skipSpecialTokens, isSpecial(id) { return nil }
         guard let token = tokenBytes(id) else { return nil }
         return try decoder.bytes(of: token, &state)

@@ -3,9 +3,12 @@ internal import Platform
 extension TokenizerJSON {
     /// The model and the token it uses for the unknown.
     func readModel(isByteLevel: Bool) throws(PEFTError) -> (any TokenModel, Int32?) {
-        guard let json = definition["model"], case .object = json else { throw PEFTError(.format, "tokenizer.json: the model is missing") }
+        guard let json = definition["model"], case .object = json else {
+            throw PEFTError(.format, "tokenizer.json: the model is missing")
+        }
         // Old files name no type.
-        let guess = json["merges"] != nil ? "BPE" : json["max_input_chars_per_word"] != nil ? "WordPiece" : "without a type"
+        let guess =
+            json["merges"] != nil ? "BPE" : json["max_input_chars_per_word"] != nil ? "WordPiece" : "without a type"
         let type = json["type"]?.stringValue ?? guess
         do throws(PEFTError) {
             switch type {
@@ -19,11 +22,15 @@ extension TokenizerJSON {
     }
 
     func readVocabulary(_ json: JSONValue) throws(PEFTError) -> Vocabulary {
-        guard let object = json["vocab"]?.objectValue else { throw PEFTError(.format, "\"vocab\" must be an object, is \(json["vocab"]?.kindName ?? "missing")") }
+        guard let object = json["vocab"]?.objectValue else {
+            throw PEFTError(.format, "\"vocab\" must be an object, is \(json["vocab"]?.kindName ?? "missing")")
+        }
         var entries: [(token: [UInt8], id: Int)] = []
         entries.reserveCapacity(object.count)
         for (token, value) in object.pairs {
-            guard let id = value.intValue else { throw PEFTError(.format, "vocab: the id of \"\(token)\" must be an integer, is \(value.kindName)") }
+            guard let id = value.intValue else {
+                throw PEFTError(.format, "vocab: the id of \"\(token)\" must be an integer, is \(value.kindName)")
+            }
             entries.append((Array(token.utf8), id))
         }
         return try Vocabulary(entries)
@@ -32,20 +39,31 @@ extension TokenizerJSON {
     private func readWordPiece(_ json: JSONValue) throws(PEFTError) -> (any TokenModel, Int32?) {
         let vocabulary = try readVocabulary(json)
         let name = json["unk_token"]?.stringValue ?? "[UNK]"
-        guard let unknown = vocabulary.id(of: name) else { throw PEFTError(.format, "unk_token \"\(name)\" is not in the vocabulary") }
+        guard let unknown = vocabulary.id(of: name) else {
+            throw PEFTError(.format, "unk_token \"\(name)\" is not in the vocabulary")
+        }
         let maximum = json["max_input_chars_per_word"]?.intValue ?? 100
-        guard (1...100_000).contains(maximum) else { throw PEFTError(.format, "max_input_chars_per_word must be from 1 to 100000, is \(maximum)") }
+        guard (1...100_000).contains(maximum) else {
+            throw PEFTError(.format, "max_input_chars_per_word must be from 1 to 100000, is \(maximum)")
+        }
         let model = WordPieceModel(
-            vocabulary: vocabulary, unknownToken: unknown, continuationPrefix: Array((json["continuing_subword_prefix"]?.stringValue ?? "##").utf8), maximumCharacters: maximum)
+            vocabulary: vocabulary, unknownToken: unknown,
+            continuationPrefix: Array((json["continuing_subword_prefix"]?.stringValue ?? "##").utf8),
+            maximumCharacters: maximum)
         return (model, unknown)
     }
 
     private func readBPE(_ json: JSONValue, isByteLevel: Bool) throws(PEFTError) -> (any TokenModel, Int32?) {
-        if let dropout = json["dropout"]?.doubleValue, dropout != 0 { throw PEFTError(.unsupported, "a dropout of \(dropout) is not supported; only 0 gives the same tokens each time") }
+        if let dropout = json["dropout"]?.doubleValue, dropout != 0 {
+            throw PEFTError(
+                .unsupported, "a dropout of \(dropout) is not supported; only 0 gives the same tokens each time")
+        }
         let vocabulary = try readVocabulary(json)
         var options = BPEModel.Options(symbols: isByteLevel ? .bytes : .characters)
         if let name = json["unk_token"]?.stringValue {
-            guard let id = vocabulary.id(of: name) else { throw PEFTError(.format, "unk_token \"\(name)\" is not in the vocabulary") }
+            guard let id = vocabulary.id(of: name) else {
+                throw PEFTError(.format, "unk_token \"\(name)\" is not in the vocabulary")
+            }
             options.unknownToken = id
         }
         options.fusesUnknown = try json.flag("fuse_unk", default: false)
@@ -57,7 +75,9 @@ extension TokenizerJSON {
 
         var pairs: [(left: ArraySlice<UInt8>, right: ArraySlice<UInt8>)] = []
         for (index, merge) in try json.list("merges").enumerated() {
-            if let both = merge.arrayValue, both.count == 2, let left = both[0].stringValue, let right = both[1].stringValue {
+            if let both = merge.arrayValue, both.count == 2, let left = both[0].stringValue,
+                let right = both[1].stringValue
+            {
                 pairs.append((Array(left.utf8)[...], Array(right.utf8)[...]))
             } else if let line = merge.stringValue {
                 pairs.append(try MergeTable.pair(Array(line.utf8)[...], index))
@@ -72,24 +92,37 @@ extension TokenizerJSON {
 
 extension MergeTable {
     /// "left right"
-    static func pair(_ line: ArraySlice<UInt8>, _ index: Int) throws(PEFTError) -> (left: ArraySlice<UInt8>, right: ArraySlice<UInt8>) {
+    static func pair(_ line: ArraySlice<UInt8>, _ index: Int) throws(PEFTError) -> (
+        left: ArraySlice<UInt8>, right: ArraySlice<UInt8>
+    ) {
         let parts = line.split(separator: 0x20, omittingEmptySubsequences: false)
-        guard parts.count == 2 else { throw PEFTError(.format, "merge \(index) \"\(String(decoding: line, as: UTF8.self))\" must be two tokens with a space between") }
+        guard parts.count == 2 else {
+            throw PEFTError(
+                .format,
+                "merge \(index) \"\(String(decoding: line, as: UTF8.self))\" must be two tokens with a space between")
+        }
         return (parts[0], parts[1])
     }
 
     /// Merges in the order of their rank. Errors: `.format` for a merge with a token that the vocabulary does not have.
-    init(_ pairs: [(left: ArraySlice<UInt8>, right: ArraySlice<UInt8>)], _ vocabulary: Vocabulary, droppedPrefix: [UInt8] = []) throws(PEFTError) {
+    init(
+        _ pairs: [(left: ArraySlice<UInt8>, right: ArraySlice<UInt8>)], _ vocabulary: Vocabulary,
+        droppedPrefix: [UInt8] = []
+    ) throws(PEFTError) {
         self.init(count: pairs.count)
         for (rank, pair) in pairs.enumerated() {
             func id(_ token: ArraySlice<UInt8>) throws(PEFTError) -> Int32 {
                 guard let id = vocabulary.id(of: token) else {
-                    throw PEFTError(.format, "merge \(rank): \"\(String(decoding: token, as: UTF8.self))\" is not in the vocabulary")
+                    throw PEFTError(
+                        .format, "merge \(rank): \"\(String(decoding: token, as: UTF8.self))\" is not in the vocabulary"
+                    )
                 }
                 return id
             }
             let (left, right) = (try id(pair.left), try id(pair.right))
-            insert(left, right, rank: Int32(clamping: rank), id: try id(pair.left + pair.right.dropFirst(droppedPrefix.count)))
+            insert(
+                left, right, rank: Int32(clamping: rank),
+                id: try id(pair.left + pair.right.dropFirst(droppedPrefix.count)))
         }
     }
 }

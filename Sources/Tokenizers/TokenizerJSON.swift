@@ -5,7 +5,10 @@ extension Tokenizer {
     /// `special_tokens_map.json`; the template of a `chat_template.jinja` file goes before the one of the configuration.
     ///
     /// Errors: `.format` for what is malformed, `.unsupported` naming the component this version does not have.
-    package convenience init(definition: JSONValue, configuration: JSONValue? = nil, specialTokensMap: JSONValue? = nil, chatTemplate: String? = nil) throws(PEFTError) {
+    package convenience init(
+        definition: JSONValue, configuration: JSONValue? = nil, specialTokensMap: JSONValue? = nil,
+        chatTemplate: String? = nil
+    ) throws(PEFTError) {
         let reader = TokenizerJSON(definition)
         var parts = try reader.parts()
         var added: [[UInt8]: Int32] = [:]
@@ -13,12 +16,16 @@ extension Tokenizer {
 
         func role(_ key: String) -> Int32? {
             for source in [configuration, specialTokensMap] {
-                guard let value = source?[key], let name = value.stringValue ?? value["content"]?.stringValue else { continue }
+                guard let value = source?[key], let name = value.stringValue ?? value["content"]?.stringValue else {
+                    continue
+                }
                 if let id = added[Array(name.utf8)] ?? parts.model.vocabulary.id(of: name) { return id }
             }
             return nil
         }
-        var roles = SpecialTokens(beginning: role("bos_token"), end: role("eos_token"), padding: role("pad_token"), unknown: role("unk_token"))
+        var roles = SpecialTokens(
+            beginning: role("bos_token"), end: role("eos_token"), padding: role("pad_token"), unknown: role("unk_token")
+        )
         let turnEnds = SpecialTokens.endOfTurnNames.compactMap { added[Array($0.utf8)] }
         roles.endOfTurn = (roles.end.map { [$0] } ?? []) + turnEnds.filter { $0 != roles.end }
         parts.specialTokens = roles
@@ -34,14 +41,17 @@ struct TokenizerJSON {
     init(_ definition: JSONValue) { self.definition = definition }
 
     func parts() throws(PEFTError) -> Tokenizer.Parts {
-        guard case .object = definition else { throw PEFTError(.format, "tokenizer.json: expected an object, got \(definition.kindName)") }
+        guard case .object = definition else {
+            throw PEFTError(.format, "tokenizer.json: expected an object, got \(definition.kindName)")
+        }
         let normalizer = try component("normalizer", readNormalizer)
         let preTokenizer = try component("pre_tokenizer", readPreTokenizer)
         let isByteLevel = try preTokenizer?.endsInBytes() ?? false
         let (model, fallback) = try readModel(isByteLevel: isByteLevel)
         var parts = Tokenizer.Parts(
             model: model, normalizer: normalizer, preTokenizer: preTokenizer,
-            decoder: try component("decoder", readDecoder) ?? TokenDecoder(steps: [], separator: [0x20]), addedTokens: try readAddedTokens())
+            decoder: try component("decoder", readDecoder) ?? TokenDecoder(steps: [], separator: [0x20]),
+            addedTokens: try readAddedTokens())
         (parts.prefix, parts.suffix) = try component("post_processor", readPostProcessor) ?? ([], [])
         parts.specialTokens.unknown = fallback
         return parts
@@ -67,15 +77,20 @@ struct TokenizerJSON {
     private func readAddedTokens() throws(PEFTError) -> [AddedToken] {
         var tokens: [AddedToken] = []
         for (index, value) in (definition["added_tokens"]?.arrayValue ?? []).enumerated() {
-            guard let content = value["content"]?.stringValue, let id = value["id"]?.intValue, (0...Vocabulary.maximumID).contains(id) else {
-                throw PEFTError(.format, "tokenizer.json: added token \(index) needs a content and an id from 0 to \(Vocabulary.maximumID)")
+            guard let content = value["content"]?.stringValue, let id = value["id"]?.intValue,
+                (0...Vocabulary.maximumID).contains(id)
+            else {
+                throw PEFTError(
+                    .format,
+                    "tokenizer.json: added token \(index) needs a content and an id from 0 to \(Vocabulary.maximumID)")
             }
             let isSpecial = value["special"]?.boolValue ?? false
-            tokens.append(AddedToken(
-                content: Array(content.utf8), id: Int32(id), isSpecial: isSpecial,
-                isSingleWord: value["single_word"]?.boolValue ?? false,
-                stripsLeft: value["lstrip"]?.boolValue ?? false, stripsRight: value["rstrip"]?.boolValue ?? false,
-                isNormalized: value["normalized"]?.boolValue ?? !isSpecial))
+            tokens.append(
+                AddedToken(
+                    content: Array(content.utf8), id: Int32(id), isSpecial: isSpecial,
+                    isSingleWord: value["single_word"]?.boolValue ?? false,
+                    stripsLeft: value["lstrip"]?.boolValue ?? false, stripsRight: value["rstrip"]?.boolValue ?? false,
+                    isNormalized: value["normalized"]?.boolValue ?? !isSpecial))
         }
         return tokens
     }
@@ -103,7 +118,9 @@ extension JSONValue {
 
     func flag(_ key: String, default other: Bool) throws(PEFTError) -> Bool {
         guard let value = self[key], !value.isNull else { return other }
-        guard let flag = value.boolValue else { throw PEFTError(.format, "\(typeName): \"\(key)\" must be true or false, is \(value.kindName)") }
+        guard let flag = value.boolValue else {
+            throw PEFTError(.format, "\(typeName): \"\(key)\" must be true or false, is \(value.kindName)")
+        }
         return flag
     }
 

@@ -32,7 +32,11 @@ struct Vocabulary: Sendable {
         }
         places = [Place](repeating: Place(), count: largest + 1)
         for (token, id) in entries {
-            guard id >= 0 else { throw PEFTError(.format, "vocabulary: token \"\(String(decoding: token, as: UTF8.self))\" has the negative id \(id)") }
+            guard id >= 0 else {
+                throw PEFTError(
+                    .format, "vocabulary: token \"\(String(decoding: token, as: UTF8.self))\" has the negative id \(id)"
+                )
+            }
             guard places[id].count < 0 else { throw PEFTError(.format, "vocabulary: two tokens have the id \(id)") }
             guard let start = UInt32(exactly: text.count), let count = Int32(exactly: token.count) else {
                 throw PEFTError(.format, "vocabulary: the tokens have more than 4 GiB of text")

@@ -37,7 +37,9 @@ final class WordPieceModel: TokenModel {
         var end = rest.endIndex
         while end > rest.startIndex {
             let candidate = isFirst ? rest[..<end] : (continuationPrefix + rest[..<end])[...]
-            if let id = vocabulary.id(of: candidate) { return EncodedToken(id: id, byteCount: Int32(clamping: end - rest.startIndex)) }
+            if let id = vocabulary.id(of: candidate) {
+                return EncodedToken(id: id, byteCount: Int32(clamping: end - rest.startIndex))
+            }
             repeat { end -= 1 } while end > rest.startIndex && rest[end] & 0xC0 == 0x80
         }
         return nil

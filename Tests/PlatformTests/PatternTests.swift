@@ -4,9 +4,12 @@ import Testing
 @Suite struct PatternTests {
     /// As Python's `re.fullmatch`: checked with it.
     @Test(arguments: [
-        (#".*\.(q|k|v)_proj"#, "model.layers.0.self_attn.q_proj", true), (#".*\.(q|k|v)_proj"#, "model.layers.0.self_attn.o_proj", false),
-        (#"a|ab"#, "ab", true), (#"a"#, "a\n", false), (#"a$"#, "a\n", false), (#"(?P<n>x)+"#, "xxx", true), (#"[^.]+"#, "a.b", false), (#""#, "", true), (#"x*"#, "", true),
-        (#"\w+"#, "naïve_日本", true), (#"(?i)STRASSE"#, "strasse", true), (#"."#, "😀", true), (#".*decoder.*(SelfAttention|EncDecAttention).*(q|v)$"#, "decoder.block.0.layer.0.SelfAttention.q", true),
+        (#".*\.(q|k|v)_proj"#, "model.layers.0.self_attn.q_proj", true),
+        (#".*\.(q|k|v)_proj"#, "model.layers.0.self_attn.o_proj", false),
+        (#"a|ab"#, "ab", true), (#"a"#, "a\n", false), (#"a$"#, "a\n", false), (#"(?P<n>x)+"#, "xxx", true),
+        (#"[^.]+"#, "a.b", false), (#""#, "", true), (#"x*"#, "", true),
+        (#"\w+"#, "naïve_日本", true), (#"(?i)STRASSE"#, "strasse", true), (#"."#, "😀", true),
+        (#".*decoder.*(SelfAttention|EncDecAttention).*(q|v)$"#, "decoder.block.0.layer.0.SelfAttention.q", true),
     ]) func matchesWhole(regex: String, text: String, expected: Bool) throws {
         #expect(try Pattern(regex).matchesWhole(text) == expected)
     }
@@ -26,7 +29,9 @@ import Testing
         #expect(try Pattern("a").ranges(in: Array("aa".utf8), part: 1..<9) == [1..<2])
     }
 
-    @Test(arguments: ["(", "[a", "a{2,1}", "*", "\\", "(?<n>a)(?<n>b)", #"\C"#, "(?P<1>a)"]) func badPatterns(regex: String) {
+    @Test(arguments: ["(", "[a", "a{2,1}", "*", "\\", "(?<n>a)(?<n>b)", #"\C"#, "(?P<1>a)"]) func badPatterns(
+        regex: String
+    ) {
         #expect(throws: PEFTError.self) { try Pattern(regex) }
     }
 

@@ -4,8 +4,10 @@ import Testing
 @Suite struct UnicodeTextTests {
     /// Python's `unicodedata.normalize`.
     @Test(arguments: [
-        (UnicodeForm.nfc, "e\u{301}\u{212B}\u{1112}\u{1161}\u{11AB}", "\u{E9}\u{C5}\u{D55C}"), (.nfd, "\u{E9}\u{D55C}", "e\u{301}\u{1112}\u{1161}\u{11AB}"),
-        (.nfkc, "\u{FB01}\u{2460}\u{FF21}e\u{301}", "fi1A\u{E9}"), (.nfkd, "\u{FB01}\u{E9}", "fie\u{301}"), (.nfc, "plain", "plain"), (.nfc, "a\u{0}\u{E9}", "a\u{0}\u{E9}"), (.nfc, "", ""),
+        (UnicodeForm.nfc, "e\u{301}\u{212B}\u{1112}\u{1161}\u{11AB}", "\u{E9}\u{C5}\u{D55C}"),
+        (.nfd, "\u{E9}\u{D55C}", "e\u{301}\u{1112}\u{1161}\u{11AB}"),
+        (.nfkc, "\u{FB01}\u{2460}\u{FF21}e\u{301}", "fi1A\u{E9}"), (.nfkd, "\u{FB01}\u{E9}", "fie\u{301}"),
+        (.nfc, "plain", "plain"), (.nfc, "a\u{0}\u{E9}", "a\u{0}\u{E9}"), (.nfc, "", ""),
     ]) func forms(form: UnicodeForm, text: String, expected: String) throws {
         #expect(try normalized(Array(text.utf8), form) == Array(expected.utf8))
     }

@@ -34,30 +34,62 @@ import Tokenizers
     }
 
     @Test func brokenModels() throws {
-        #expect(message { try Tokenizer(definition: try model { $0["merges"] = .array([.string("a qqqq")]) }) }.contains("qqqq"))
-        #expect(message { try Tokenizer(definition: try model { $0["merges"] = .array([.string("ab")]) }) }.contains("merge 0"))
-        #expect(message { try Tokenizer(definition: try model { $0["merges"] = .array([.integer(1)]) }) }.contains("merge 0"))
+        #expect(
+            message { try Tokenizer(definition: try model { $0["merges"] = .array([.string("a qqqq")]) }) }.contains(
+                "qqqq"))
+        #expect(
+            message { try Tokenizer(definition: try model { $0["merges"] = .array([.string("ab")]) }) }.contains(
+                "merge 0"))
+        #expect(
+            message { try Tokenizer(definition: try model { $0["merges"] = .array([.integer(1)]) }) }.contains(
+                "merge 0"))
         #expect(message { try Tokenizer(definition: try model { $0["merges"] = nil }) }.contains("merges"))
-        #expect(message { try Tokenizer(definition: try model { $0["vocab"] = .object(["a": .integer(1 << 40)]) }) }.contains("1099511627776"))
-        #expect(message { try Tokenizer(definition: try model { $0["vocab"] = .object(["a": .integer(-1)]) }) }.contains("-1"))
-        #expect(message { try Tokenizer(definition: try model { $0["vocab"] = .object(["a": .integer(0), "b": .integer(0)]) }) }.contains("id 0"))
-        #expect(message { try Tokenizer(definition: try model { $0["vocab"] = .object(["a": .string("x")]) }) }.contains("\"a\""))
+        #expect(
+            message { try Tokenizer(definition: try model { $0["vocab"] = .object(["a": .integer(1 << 40)]) }) }
+                .contains("1099511627776"))
+        #expect(
+            message { try Tokenizer(definition: try model { $0["vocab"] = .object(["a": .integer(-1)]) }) }.contains(
+                "-1"))
+        #expect(
+            message {
+                try Tokenizer(definition: try model { $0["vocab"] = .object(["a": .integer(0), "b": .integer(0)]) })
+            }.contains("id 0"))
+        #expect(
+            message { try Tokenizer(definition: try model { $0["vocab"] = .object(["a": .string("x")]) }) }.contains(
+                "\"a\""))
         #expect(message { try Tokenizer(definition: try model { $0["vocab"] = nil }) }.contains("vocab"))
         #expect(message { try Tokenizer(definition: try model { $0["unk_token"] = .string("?!") }) }.contains("?!"))
         #expect(message { try Tokenizer(definition: try model { $0["dropout"] = .number(0.1) }) }.contains("0.1"))
-        for value: JSONValue in [.null, .array([]), .string("x"), .object(JSONObject())] { #expect(throws: PEFTError.self) { try Tokenizer(definition: value) } }
+        for value: JSONValue in [.null, .array([]), .string("x"), .object(JSONObject())] {
+            #expect(throws: PEFTError.self) { try Tokenizer(definition: value) }
+        }
     }
 
     @Test func brokenComponents() throws {
         for (key, json) in [
-            ("pre_tokenizer", #"{"type":"Split","pattern":{"Regex":"(a"},"behavior":"Isolated"}"#), ("pre_tokenizer", #"{"type":"Split","pattern":{},"behavior":"Isolated"}"#), ("pre_tokenizer", #"{"type":"Split","pattern":{"String":"a"},"behavior":"Sometimes"}"#),
-            ("pre_tokenizer", #"{"type":"Split","pattern":{"Regex":"[a&&b]"},"behavior":"Isolated"}"#), ("pre_tokenizer", #"{"type":"Sequence"}"#), ("pre_tokenizer", #"{"type":"Sequence","pretokenizers":[{"type":"ByteLevel"},{"type":"Digits"}]}"#), ("pre_tokenizer", #"{"type":"Metaspace","replacement":"ab"}"#), ("pre_tokenizer", #"{"type":"Digits","individual_digits":3}"#),
-            ("normalizer", #"{"type":"Prepend"}"#), ("normalizer", #"{"type":"Replace","pattern":"a","content":"b"}"#), ("decoder", #"{"type":"Strip","content":" ","start":-1,"stop":0}"#), ("decoder", #"{"type":"Sequence","decoders":[{"type":"Fuse"},{"type":"ByteFallback"}]}"#),
-            ("post_processor", #"{"type":"TemplateProcessing","single":[]}"#), ("post_processor", #"{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"x"}}],"special_tokens":{}}"#), ("post_processor", #"{"type":"BertProcessing"}"#),
-            ("added_tokens", #"[{"id":-1,"content":"x"}]"#), ("added_tokens", #"[{"id":99999999999,"content":"x"}]"#), ("added_tokens", #"[{"id":3}]"#),
+            ("pre_tokenizer", #"{"type":"Split","pattern":{"Regex":"(a"},"behavior":"Isolated"}"#),
+            ("pre_tokenizer", #"{"type":"Split","pattern":{},"behavior":"Isolated"}"#),
+            ("pre_tokenizer", #"{"type":"Split","pattern":{"String":"a"},"behavior":"Sometimes"}"#),
+            ("pre_tokenizer", #"{"type":"Split","pattern":{"Regex":"[a&&b]"},"behavior":"Isolated"}"#),
+            ("pre_tokenizer", #"{"type":"Sequence"}"#),
+            ("pre_tokenizer", #"{"type":"Sequence","pretokenizers":[{"type":"ByteLevel"},{"type":"Digits"}]}"#),
+            ("pre_tokenizer", #"{"type":"Metaspace","replacement":"ab"}"#),
+            ("pre_tokenizer", #"{"type":"Digits","individual_digits":3}"#),
+            ("normalizer", #"{"type":"Prepend"}"#), ("normalizer", #"{"type":"Replace","pattern":"a","content":"b"}"#),
+            ("decoder", #"{"type":"Strip","content":" ","start":-1,"stop":0}"#),
+            ("decoder", #"{"type":"Sequence","decoders":[{"type":"Fuse"},{"type":"ByteFallback"}]}"#),
+            ("post_processor", #"{"type":"TemplateProcessing","single":[]}"#),
+            (
+                "post_processor",
+                #"{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"x"}}],"special_tokens":{}}"#
+            ), ("post_processor", #"{"type":"BertProcessing"}"#),
+            ("added_tokens", #"[{"id":-1,"content":"x"}]"#), ("added_tokens", #"[{"id":99999999999,"content":"x"}]"#),
+            ("added_tokens", #"[{"id":3}]"#),
         ] {
             let value = try JSONValue(parsing: json)
-            #expect(throws: PEFTError.self, "\(key): \(json)") { try Tokenizer(definition: try definition { $0[key] = value }) }
+            #expect(throws: PEFTError.self, "\(key): \(json)") {
+                try Tokenizer(definition: try definition { $0[key] = value })
+            }
         }
         var nested = JSONValue.object(["type": .string("NFC")])
         for _ in 0..<60 { nested = .object(["type": .string("Sequence"), "normalizers": .array([nested])]) }
@@ -101,8 +133,14 @@ import Tokenizers
         #expect(broken { $0.beginningID = 1 << 50 }.contains("bos_token_id"))
         #expect(broken { $0.endID = -1 }.contains("eos_token_id"))
         #expect(broken { $0.model = "llama" }.contains("scores"))
-        #expect(broken { $0.model = "llama"; $0.scores = Array(repeating: .nan, count: $0.tokens.count) }.contains("finite"))
-        #expect(broken { $0.tokens = [] ; $0.tokenTypes = [] }.contains("merge 0"))
+        #expect(
+            broken {
+                $0.model = "llama"; $0.scores = Array(repeating: .nan, count: $0.tokens.count)
+            }.contains("finite"))
+        #expect(
+            broken {
+                $0.tokens = []; $0.tokenTypes = []
+            }.contains("merge 0"))
         // Tokens that are no text, and no tokens at all.
         var odd = GGUFVocabulary(model: "llama", tokens: [[], [0xFF], [0x61], [0x61, 0x61]])
         odd.scores = [0, 0, -1, -2]
@@ -114,21 +152,32 @@ import Tokenizers
 
     @Test func idsOutOfRange() throws {
         let tokenizer = try Fixtures.tokenizer("smollm")
-        #expect(try tokenizer.decode([.min, -1, .max, 40], skipSpecialTokens: false) == tokenizer.decode([40], skipSpecialTokens: false))
-        #expect(tokenizer.token(of: -1) == nil && tokenizer.token(of: .max) == nil && !tokenizer.isSpecial(-1) && tokenizer.tokenID(of: "no such token") == nil)
+        #expect(
+            try tokenizer.decode([.min, -1, .max, 40], skipSpecialTokens: false)
+                == tokenizer.decode([40], skipSpecialTokens: false))
+        #expect(
+            tokenizer.token(of: -1) == nil && tokenizer.token(of: .max) == nil && !tokenizer.isSpecial(-1)
+                && tokenizer.tokenID(of: "no such token") == nil)
     }
 
     /// Bytes that are not UTF-8 count as U+FFFD, as in Python's `errors="replace"`.
     @Test(arguments: EncodingTests.kinds) func invalidUTF8(kind: String) throws {
         let tokenizer = try Fixtures.tokenizer(kind)
-        for bytes: [UInt8] in [[0xFF], [0x61, 0xE2, 0x82], [0xED, 0xA0, 0x80, 0x62], [0xC0, 0x80], Array(0...255), [0xF0, 0x9F, 0x98]] {
-            #expect(try tokenizer.encode(utf8: bytes, addSpecialTokens: false) == tokenizer.encode(String(decoding: bytes, as: UTF8.self), addSpecialTokens: false))
+        for bytes: [UInt8] in [
+            [0xFF], [0x61, 0xE2, 0x82], [0xED, 0xA0, 0x80, 0x62], [0xC0, 0x80], Array(0...255), [0xF0, 0x9F, 0x98],
+        ] {
+            #expect(
+                try tokenizer.encode(utf8: bytes, addSpecialTokens: false)
+                    == tokenizer.encode(String(decoding: bytes, as: UTF8.self), addSpecialTokens: false))
         }
     }
 
     /// Nothing is quadratic: a line of 10 MB takes seconds (built for release).
     @Test func longLines() throws {
-        for (kind, unit) in [("smollm", "a"), ("llama2", "ab "), ("gemma", " "), ("llama3", "\n"), ("mistral", "😀"), ("gpt2", "<SINGLE>")] {
+        for (kind, unit) in [
+            ("smollm", "a"), ("llama2", "ab "), ("gemma", " "), ("llama3", "\n"), ("mistral", "😀"),
+            ("gpt2", "<SINGLE>"),
+        ] {
             let tokenizer = try Fixtures.tokenizer(kind)
             let text = String(repeating: unit, count: 100_000 / unit.utf8.count)
             let ids = try tokenizer.encode(text, addSpecialTokens: false)

@@ -4,13 +4,18 @@ import Tokenizers
 
 /// Every kind against HF `tokenizers`: the same ids and the same text back, for all of the hard texts.
 @Suite struct EncodingTests {
-    static let kinds = ["gpt2", "smollm", "llama3", "qwen2", "gpt4o", "roberta", "misc", "bert", "llama2", "mistral", "metaspace", "gemma"]
+    static let kinds = [
+        "gpt2", "smollm", "llama3", "qwen2", "gpt4o", "roberta", "misc", "bert", "llama2", "mistral", "metaspace",
+        "gemma",
+    ]
 
     @Test(arguments: kinds) func sameIDs(kind: String) throws {
         let tokenizer = try Fixtures.tokenizer(kind)
         let expected = try Fixtures.json("\(kind).expected.json")
         for (text, ids) in zip(try Fixtures.texts(), expected["ids"]?.arrayValue ?? []) {
-            #expect(try tokenizer.encode(text, addSpecialTokens: false) == Fixtures.ids(ids), "\(kind): \(text.debugDescription)")
+            #expect(
+                try tokenizer.encode(text, addSpecialTokens: false) == Fixtures.ids(ids),
+                "\(kind): \(text.debugDescription)")
         }
         #expect(try tokenizer.encode("Hi you", addSpecialTokens: true) == Fixtures.ids(expected["special"]))
     }
@@ -22,9 +27,13 @@ import Tokenizers
             let ids = Fixtures.ids(expected["ids"]?.arrayValue?[index])
             let decoded = expected["decoded"]?.arrayValue?[index].stringValue ?? text
             let found = try tokenizer.decode(ids, skipSpecialTokens: false)
-            #expect(Array(found.utf8) == Array(decoded.utf8), "\(kind): \(found.debugDescription) is not \(decoded.debugDescription)")
+            #expect(
+                Array(found.utf8) == Array(decoded.utf8),
+                "\(kind): \(found.debugDescription) is not \(decoded.debugDescription)")
             let skipped = expected["skipped"]?["\(index)"]?.stringValue ?? decoded
-            #expect(Array(try tokenizer.decode(ids, skipSpecialTokens: true).utf8) == Array(skipped.utf8), "\(kind): \(text.debugDescription)")
+            #expect(
+                Array(try tokenizer.decode(ids, skipSpecialTokens: true).utf8) == Array(skipped.utf8),
+                "\(kind): \(text.debugDescription)")
 
             var stream = StreamingDecoder(tokenizer, skipSpecialTokens: false)
             var streamed = ""
@@ -39,7 +48,9 @@ import Tokenizers
             let tokenizer = try Fixtures.tokenizer(kind)
             for one in cases.arrayValue ?? [] {
                 let found = try tokenizer.decode(Fixtures.ids(one.arrayValue?[0]), skipSpecialTokens: false)
-                #expect(Array(found.utf8) == Array((one.arrayValue?[1].stringValue ?? "").utf8), "\(kind) \(one.arrayValue?[0].text() ?? "")")
+                #expect(
+                    Array(found.utf8) == Array((one.arrayValue?[1].stringValue ?? "").utf8),
+                    "\(kind) \(one.arrayValue?[0].text() ?? "")")
             }
         }
     }
@@ -52,9 +63,12 @@ import Tokenizers
         let texts = try Fixtures.texts()
         for (index, offsets) in try Fixtures.json("\(kind).expected.json")["offsets"]?.objectValue?.pairs ?? [] {
             guard let text = Int(index).map({ texts[$0] }) else { continue }
-            let expected = (offsets.arrayValue ?? []).map { [$0.arrayValue?[0].intValue ?? -1, $0.arrayValue?[1].intValue ?? -1] }
+            let expected = (offsets.arrayValue ?? []).map {
+                [$0.arrayValue?[0].intValue ?? -1, $0.arrayValue?[1].intValue ?? -1]
+            }
             let found = try tokenizer.encodeWithRanges(text, addSpecialTokens: false)
-            #expect(found.ranges.map { [$0.lowerBound, $0.upperBound] } == expected, "\(kind): \(text.debugDescription)")
+            #expect(
+                found.ranges.map { [$0.lowerBound, $0.upperBound] } == expected, "\(kind): \(text.debugDescription)")
         }
     }
 
@@ -64,7 +78,9 @@ import Tokenizers
             let found = try tokenizer.encodeWithRanges(text, addSpecialTokens: true)
             #expect(found.ids.count == found.ranges.count)
             #expect(found.ids == (try tokenizer.encode(text, addSpecialTokens: true)))
-            for (left, right) in zip(found.ranges, found.ranges.dropFirst()) { #expect(left.lowerBound <= right.lowerBound) }
+            for (left, right) in zip(found.ranges, found.ranges.dropFirst()) {
+                #expect(left.lowerBound <= right.lowerBound)
+            }
             if let last = found.ranges.last { #expect(last.upperBound <= text.utf8.count) }
         }
     }
@@ -74,15 +90,20 @@ import Tokenizers
         let tokenizer = try Tokenizer(ggufVocabulary(Fixtures.definition(kind), pre: pre))
         let expected = try Fixtures.json("\(kind).expected.json")
         for (text, ids) in zip(try Fixtures.texts(), expected["ids"]?.arrayValue ?? []) {
-            #expect(try tokenizer.encode(text, addSpecialTokens: false) == Fixtures.ids(ids), "\(kind): \(text.debugDescription)")
-            #expect(try tokenizer.decode(Fixtures.ids(ids), skipSpecialTokens: false) == Fixtures.tokenizer(kind).decode(Fixtures.ids(ids), skipSpecialTokens: false))
+            #expect(
+                try tokenizer.encode(text, addSpecialTokens: false) == Fixtures.ids(ids),
+                "\(kind): \(text.debugDescription)")
+            #expect(
+                try tokenizer.decode(Fixtures.ids(ids), skipSpecialTokens: false)
+                    == Fixtures.tokenizer(kind).decode(Fixtures.ids(ids), skipSpecialTokens: false))
         }
     }
 
     /// The "llama" model of GGUF against the SentencePiece library.
     @Test func sameIDsAsSentencePiece() throws {
         let model = try Fixtures.json("sentencepiece.model.json")
-        var gguf = GGUFVocabulary(model: "llama", tokens: (model["vocab"]?.objectValue?.keys ?? []).map { Array($0.utf8) })
+        var gguf = GGUFVocabulary(
+            model: "llama", tokens: (model["vocab"]?.objectValue?.keys ?? []).map { Array($0.utf8) })
         gguf.scores = (model["scores"]?.arrayValue ?? []).map { Float($0.doubleValue ?? 0) }
         gguf.tokenTypes = Fixtures.ids(model["types"])
         (gguf.beginningID, gguf.endID, gguf.unknownID) = (1, 2, 0)
@@ -90,7 +111,8 @@ import Tokenizers
         let texts = try Fixtures.texts()
         for (index, ids) in try Fixtures.json("sentencepiece.expected.json").objectValue?.pairs ?? [] {
             guard let text = Int(index).map({ texts[$0] }) else { continue }
-            #expect(try tokenizer.encode(text, addSpecialTokens: false) == Fixtures.ids(ids), "\(text.debugDescription)")
+            #expect(
+                try tokenizer.encode(text, addSpecialTokens: false) == Fixtures.ids(ids), "\(text.debugDescription)")
             #expect(try tokenizer.encode(text, addSpecialTokens: true) == [1] + Fixtures.ids(ids))
             #expect(Array(try tokenizer.decode(Fixtures.ids(ids), skipSpecialTokens: false).utf8) == Array(text.utf8))
         }

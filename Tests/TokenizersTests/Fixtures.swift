@@ -8,7 +8,8 @@ enum Fixtures {
         try JSONValue(parsing: text(directory + name))
     }
 
-    private static let directory = #filePath.split(separator: "/").dropLast(2).map { "/" + $0 }.joined() + "/Fixtures/Tokenizers/"
+    private static let directory =
+        #filePath.split(separator: "/").dropLast(2).map { "/" + $0 }.joined() + "/Fixtures/Tokenizers/"
 
     static func text(_ path: String) throws -> String {
         guard let file = fopen(path, "rb") else { throw PEFTError(.notFound, path) }
@@ -21,7 +22,9 @@ enum Fixtures {
 
     /// tokenizer.json of a kind; the four SentencePiece kinds share one vocabulary file.
     static func definition(_ kind: String) throws -> JSONValue {
-        guard var object = try json("\(kind).json").objectValue, var model = object["model"]?.objectValue else { throw PEFTError(.format, kind) }
+        guard var object = try json("\(kind).json").objectValue, var model = object["model"]?.objectValue else {
+            throw PEFTError(.format, kind)
+        }
         if model["vocab"] == nil {
             let shared = try json("sentencepiece.model.json")
             model["vocab"] = shared["vocab"]
@@ -42,7 +45,11 @@ enum Fixtures {
 func ggufVocabulary(_ definition: JSONValue, pre: String) -> GGUFVocabulary {
     let vocabulary = definition["model"]?["vocab"]?.objectValue ?? JSONObject()
     let added = definition["added_tokens"]?.arrayValue ?? []
-    let count = 1 + max(vocabulary.pairs.map { $0.value.intValue ?? 0 }.max() ?? 0, added.map { $0["id"]?.intValue ?? 0 }.max() ?? 0)
+    let count =
+        1
+        + max(
+            vocabulary.pairs.map { $0.value.intValue ?? 0 }.max() ?? 0, added.map { $0["id"]?.intValue ?? 0 }.max() ?? 0
+        )
     var gguf = GGUFVocabulary(model: "gpt2", pre: pre, tokens: Array(repeating: [], count: count))
     gguf.tokenTypes = Array(repeating: 1, count: count)
     for (token, id) in vocabulary.pairs { gguf.tokens[id.intValue ?? 0] = Array(token.utf8) }

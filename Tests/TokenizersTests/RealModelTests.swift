@@ -17,7 +17,8 @@ import Tokenizers
         }
         var variables = ChatTemplate.Variables()
         variables.addsGenerationPrompt = true
-        let chat = try tokenizer.makeChatTemplate().render([.object(["role": .string("user"), "content": .string("Hi")])], variables)
+        let chat = try tokenizer.makeChatTemplate().render(
+            [.object(["role": .string("user"), "content": .string("Hi")])], variables)
         #expect(chat == expected["chat"]?.stringValue)
         #expect(tokenizer.specialTokens.endOfTurn.first == tokenizer.tokenID(of: "<|im_end|>"))
     }
@@ -61,15 +62,22 @@ private struct GGUFMetadata {
         case 9:
             let (element, count) = (Int(integer(4)), Int(integer(8)))
             for _ in 0..<count {
-                if element == 8 { texts[key, default: []].append(text()) } else { lists[key, default: []].append(Int32(truncatingIfNeeded: integer(sizes[element]))) }
+                if element == 8 {
+                    texts[key, default: []].append(text())
+                } else {
+                    lists[key, default: []].append(Int32(truncatingIfNeeded: integer(sizes[element])))
+                }
             }
         default: numbers[key] = Int(integer(sizes[type]))
         }
     }
 
     func vocabulary() -> GGUFVocabulary {
-        func string(_ key: String) -> String? { texts["tokenizer.\(key)"]?.first.map { String(decoding: $0, as: UTF8.self) } }
-        var gguf = GGUFVocabulary(model: string("ggml.model") ?? "", pre: string("ggml.pre"), tokens: texts["tokenizer.ggml.tokens"] ?? [])
+        func string(_ key: String) -> String? {
+            texts["tokenizer.\(key)"]?.first.map { String(decoding: $0, as: UTF8.self) }
+        }
+        var gguf = GGUFVocabulary(
+            model: string("ggml.model") ?? "", pre: string("ggml.pre"), tokens: texts["tokenizer.ggml.tokens"] ?? [])
         gguf.tokenTypes = lists["tokenizer.ggml.token_type"] ?? []
         gguf.merges = texts["tokenizer.ggml.merges"] ?? []
         gguf.beginningID = numbers["tokenizer.ggml.bos_token_id"]
