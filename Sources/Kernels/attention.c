@@ -1,113 +1,180 @@
-/* Exact attention, plain loops. */
-#include <math.h>
-#include <string.h>
-#include "kernels.h"
-#include "share.h"
-
-static float get(int32_t act, const void *p, int64_t i) {
-  if (act == PK_F32) return ((const float *)p)[i];
-  const uint32_t u = (uint32_t)((const uint16_t *)p)[i] << 16;
-  float f;
-  memcpy(&f, &u, 4);
-  return f;
-}
-
-static void put(int32_t act, void *p, int64_t i, float v) {
-  if (act == PK_F32) {
-    ((float *)p)[i] = v;
-    return;
-  }
-  uint32_t u;
-  memcpy(&u, &v, 4);
-  ((uint16_t *)p)[i] = (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
-}
-
-static float dot(int32_t act, const void *x, int64_t i, const void *y, int64_t j, int64_t n) {
-  float sum = 0;
-  for (int64_t d = 0; d < n; d++) sum += get(act, x, i + d) * get(act, y, j + d);
-  return sum;
-}
-
-static int visible(const pk_attention *op, int64_t b, int64_t t, int64_t k) {
-  if (op->causal && k > t + op->q_offset) return 0;
-  if (op->window > 0 && k <= t + op->q_offset - op->window) return 0;
-  if (op->first_key && k < op->first_key[b * op->q_len + t]) return 0;
-  return !op->key_mask || op->key_mask[b * op->k_len + k];
-}
-
-static float score(const pk_attention *op, int64_t b, int64_t h, int64_t t, int64_t k) {
-  const int64_t kv = h / (op->heads / op->kv_heads);
-  const float s = op->scale * dot(op->act, op->q, b * op->q_batch + t * op->q_token + h * op->head_dim, op->k,
-                                  b * op->k_batch + k * op->k_token + kv * op->head_dim, op->head_dim);
-  return op->softcap > 0 ? op->softcap * tanhf(s / op->softcap) : s;
-}
+/* Exact attention, forward: blocks of queries × blocks of keys with a running maximum and sum (Dao et al.,
+ * "FlashAttention", arXiv 2205.14135), so that no row of scores ever exists as a whole. */
+#ifndef LEVEL
+#include "attention.h"
+#define BODY "attention.c"
+#include "levels.h"
 
 void pk_attention_scratch(const pk_attention *op, int32_t backward, size_t *each, size_t *shared) {
-  const size_t kv = (size_t)(op->batch * op->k_len * op->kv_heads * op->head_dim);
-  *each = (size_t)(op->k_len + op->head_dim) * sizeof(float);
-  *shared = backward ? 2 * kv * sizeof(float) : 0;
+  size_t needed_each = 0, needed_shared = 0;
+  if (backward) {
+    needed_each = pk_attention_backward_scratch(op);
+    needed_shared = (size_t)(pk_chunks(op) * op->batch * op->kv_heads * pk_sums_size(op)) * sizeof(float);
+  } else if (op->q_len <= FEW_QUERIES) {
+    needed_each = pk_attention_few_scratch(op);
+  } else {
+    pk_forward_pieces pieces;
+    needed_each = pk_forward_pieces_of(op, 0, &pieces);
+  }
+  if (each) *each = needed_each;
+  if (shared) *shared = needed_shared;
 }
 
+/* A part takes neighbouring (batch, head, query block) triples of about equal work. */
 void pk_attention_forward(const pk_attention *op, int32_t part, int32_t parts, void *each) {
-  float *p = each, *o = p + op->k_len;
-  const pk_range share = pk_share(op->batch * op->heads * op->q_len, 1, part, parts);
-  for (int64_t i = share.begin; i < share.end; i++) {
-    const int64_t t = i % op->q_len, h = i / op->q_len % op->heads, b = i / op->q_len / op->heads;
-    const int64_t kv = h / (op->heads / op->kv_heads);
-    float top = -INFINITY, sum = 0;
-    for (int64_t k = 0; k < op->k_len; k++) {
-      p[k] = visible(op, b, t, k) ? score(op, b, h, t, k) : -INFINITY;
-      top = fmaxf(top, p[k]);
-    }
-    memset(o, 0, (size_t)op->head_dim * sizeof(float));
-    for (int64_t k = 0; k < op->k_len; k++) {
-      if (p[k] == -INFINITY) continue;
-      const float e = expf(p[k] - top);
-      sum += e;
-      for (int64_t d = 0; d < op->head_dim; d++) {
-        o[d] += e * get(op->act, op->v, b * op->v_batch + k * op->v_token + kv * op->head_dim + d);
+  if (op->q_len <= FEW_QUERIES) {
+    pk_attention_few(op, part, parts, each);
+    return;
+  }
+  pk_forward_pieces pieces;
+  pk_forward_pieces_of(op, (uintptr_t)each, &pieces);
+  const int64_t blocks = pk_blocks(op->q_len), heads = op->batch * op->heads;
+  int64_t cost = 0;
+  for (int64_t i = 0; i < blocks; i++) cost += pk_block_cost(op, i);
+  const int64_t total = cost * heads;
+
+  int64_t done = 0, prepared = -1;
+  for (int64_t head = 0; head < heads; head++) {
+    for (int64_t block = 0; block < blocks; block++) {
+      const int64_t owner = done * parts / pk_max(1, total);
+      done += pk_block_cost(op, block);
+      if (owner != part) continue;
+      const int64_t b = head / op->heads, h = head % op->heads, kv = h / (op->heads / op->kv_heads);
+      if (prepared != b * op->kv_heads + kv) { /* values of another kv head: none is transposed yet */
+        prepared = b * op->kv_heads + kv;
+        memset(pieces.ready, 0, (size_t)pk_blocks(op->k_len));
       }
+      AT_LEVEL(op->level, forward_block)(op, b, h, kv, block, &pieces);
     }
-    for (int64_t d = 0; d < op->head_dim; d++) {
-      put(op->act, op->out, b * op->o_batch + t * op->o_token + h * op->head_dim + d, sum > 0 ? o[d] / sum : 0);
-    }
-    if (op->lse) op->lse[i] = sum > 0 ? top + logf(sum) : -INFINITY;
   }
 }
 
-void pk_attention_backward(const pk_attention *op, int32_t phase, int32_t part, int32_t parts, void *shared, void *each) {
-  const int64_t group = op->heads / op->kv_heads, n = op->head_dim;
-  if (phase == 1) return;
-  const pk_range share = pk_share(op->batch * op->kv_heads, 1, part, parts);
-  for (int64_t i = share.begin; i < share.end; i++) {
-    const int64_t b = i / op->kv_heads, kv = i % op->kv_heads;
-    float *dk = (float *)shared + 2 * i * op->k_len * n, *dv = dk + op->k_len * n, *dq = (float *)each + op->k_len;
-    memset(dk, 0, (size_t)(2 * op->k_len * n) * sizeof(float));
-    for (int64_t h = kv * group; h < (kv + 1) * group; h++) {
-      for (int64_t t = 0; t < op->q_len; t++) {
-        const int64_t q = b * op->q_batch + t * op->q_token + h * n, o = b * op->o_batch + t * op->o_token + h * n;
-        const float delta = dot(op->act, op->out, o, op->d_out, o, n), lse = op->lse[(b * op->heads + h) * op->q_len + t];
-        memset(dq, 0, (size_t)n * sizeof(float));
-        for (int64_t k = 0; k < op->k_len; k++) {
-          if (!visible(op, b, t, k)) continue;
-          const int64_t kk = b * op->k_batch + k * op->k_token + kv * n, vv = b * op->v_batch + k * op->v_token + kv * n;
-          const float s = score(op, b, h, t, k), p = expf(s - lse);
-          float ds = p * (dot(op->act, op->d_out, o, op->v, vv, n) - delta) * op->scale;
-          if (op->softcap > 0) ds *= 1 - (s / op->softcap) * (s / op->softcap);
-          for (int64_t d = 0; d < n; d++) {
-            dv[k * n + d] += p * get(op->act, op->d_out, o + d);
-            dk[k * n + d] += ds * get(op->act, op->q, q + d);
-            dq[d] += ds * get(op->act, op->k, kk + d);
-          }
-        }
-        for (int64_t d = 0; d < n; d++) put(op->act, op->d_q, q + d, dq[d]);
-      }
+#else
+
+#include "attention_tiles.h"
+
+#if LEVEL == 0
+/* Scratch of one part. An element is 2 bytes in pairs, else 4. */
+typedef struct pk_forward_pieces {
+  void *values;      /* [head_dim][padded k_len] elements: V of one kv head, transposed block by block when first seen */
+  uint8_t *ready;    /* [key blocks] is that block transposed? */
+  uint32_t *queries; /* [words][BLOCK] Qᵀ */
+  float *scores;     /* [BLOCK keys][BLOCK queries] */
+  uint32_t *weights; /* [words of keys][BLOCK] P */
+  float *sums;       /* [head_dim][BLOCK] Oᵀ */
+  float *rows;       /* [BLOCK][head_dim in whole blocks] */
+} pk_forward_pieces;
+
+static size_t pk_forward_pieces_of(const pk_attention *op, uintptr_t base, pk_forward_pieces *pieces) {
+  const int64_t element = pk_uses_pairs(op) ? 2 : 4, n = op->head_dim, blocks = pk_blocks(op->k_len);
+  size_t used = 0;
+  pieces->values = pk_take(base, &used, n * blocks * BLOCK * element);
+  pieces->ready = pk_take(base, &used, blocks);
+  pieces->queries = pk_take(base, &used, 4 * n * BLOCK);
+  pieces->scores = pk_take(base, &used, 4 * BLOCK * BLOCK);
+  pieces->weights = pk_take(base, &used, 4 * BLOCK * BLOCK);
+  pieces->sums = pk_take(base, &used, 4 * n * BLOCK);
+  pieces->rows = pk_take(base, &used, 4 * BLOCK * pk_blocks(n) * BLOCK);
+  return used;
+}
+#endif
+
+/* Scores of a block pair → weights P = e^(s − top); top and total are the running maximum and Σ P of each query, and
+ * what was summed before must be multiplied by `fade` = e^(old top − new top). */
+INLINE void NAME(softmax_block)(const pk_attention *op, int pairs, int masked, const uint8_t *mask, const pk_queries *queries,
+                                int64_t first, int64_t count, float *scores, uint32_t *weights, float *top, float *total, float *fade) {
+  for (int64_t lane = 0; lane < BLOCK; lane += WIDTH) {
+    const vf before = vget(top + lane);
+    vf now = before;
+    for (int64_t k = 0; k < count; k++) {
+      float *at = scores + k * BLOCK + lane;
+      vf slope;
+      const vf s = score_of(op, vget(at), masked, queries, lane, first + k, !mask || mask[k], &slope);
+      vput(at, s);
+      now = vmax(now, s);
     }
-    for (int64_t k = 0; k < op->k_len; k++) {
-      for (int64_t d = 0; d < n; d++) {
-        put(op->act, op->d_k, b * op->k_batch + k * op->k_token + kv * n + d, dk[k * n + d]);
-        put(op->act, op->d_v, b * op->v_batch + k * op->v_token + kv * n + d, dv[k * n + d]);
+    const vf shift = now == -INFINITY ? 0.0f : now; /* a query that has seen no key yet */
+    const vf factor = probability(pairs, before, shift);
+    vf sum = vget(total + lane) * factor;
+    for (int64_t k = 0; k < count; k += pairs ? 2 : 1) {
+      const vf p = probability(pairs, vget(scores + k * BLOCK + lane), shift);
+      sum += p;
+      vu word = vbits(p);
+      if (pairs) {
+        vf next = 0;
+        if (k + 1 < count) next = probability(pairs, vget(scores + (k + 1) * BLOCK + lane), shift);
+        sum += next;
+        word = pack_pair(p, next);
       }
+      memcpy(weights + (pairs ? k / 2 : k) * BLOCK + lane, &word, sizeof word);
     }
+    vput(top + lane, now);
+    vput(total + lane, sum);
+    vput(fade + lane, factor);
   }
 }
+
+INLINE void NAME(forward_block_as)(int pairs, const pk_attention *op, int64_t b, int64_t h, int64_t kv, int64_t block, pk_forward_pieces *pieces) {
+  const int64_t n = op->head_dim, words = pairs ? n / 2 : n, element = pairs ? 2 : 4;
+  const int64_t key_blocks = pk_blocks(op->k_len), values_row = key_blocks * BLOCK;
+  pk_queries queries;
+  pk_queries_of(op, b, block, &queries);
+
+  const int64_t q_at = b * op->q_batch + queries.first * op->q_token + h * n;
+  const rows_view q = operand_rows(pairs, op->act, op->q, q_at, op->q_token, queries.count, n, pieces->rows);
+  transpose_words(q.rows, q.row_bytes, queries.count, words, pieces->queries, BLOCK);
+
+  float top[BLOCK], total[BLOCK], fade[BLOCK], inverse[BLOCK];
+  for (int64_t i = 0; i < BLOCK; i++) {
+    top[i] = -INFINITY;
+    total[i] = 0;
+  }
+  memset(pieces->sums, 0, (size_t)(n * BLOCK) * sizeof(float));
+
+  const pk_range keys = pk_key_blocks(op, block);
+  for (int64_t j = keys.begin; j < keys.end; j++) {
+    const int64_t first = j * BLOCK, count = pk_min(BLOCK, op->k_len - first);
+    const int sees = pk_sees(op, b, &queries, first, count);
+    if (sees == PK_NOTHING) continue;
+
+    uint8_t *values = (uint8_t *)pieces->values + first * element;
+    if (!pieces->ready[j]) {
+      const int64_t v_at = b * op->v_batch + first * op->v_token + kv * n;
+      const rows_view v = operand_rows(pairs, op->act, op->v, v_at, op->v_token, count, n, pieces->rows);
+      /* `rows` is free as scratch here: pairs are never widened */
+      transpose_elements(pairs, v.rows, v.row_bytes, count, n, (uint32_t *)pieces->rows, values, values_row);
+      pieces->ready[j] = 1;
+    }
+
+    const int64_t k_at = b * op->k_batch + first * op->k_token + kv * n;
+    const rows_view k = operand_rows(pairs, op->act, op->k, k_at, op->k_token, count, n, pieces->rows);
+    multiply(pairs, k.rows, k.row_bytes, pieces->queries, BLOCK, pieces->scores, BLOCK, count, BLOCK, words, 0, NULL);
+
+    const uint8_t *mask = op->key_mask ? op->key_mask + b * op->k_len + first : NULL;
+    if (sees == PK_EVERYTHING) {
+      NAME(softmax_block)(op, pairs, 0, NULL, &queries, first, count, pieces->scores, pieces->weights, top, total, fade);
+    } else {
+      NAME(softmax_block)(op, pairs, 1, mask, &queries, first, count, pieces->scores, pieces->weights, top, total, fade);
+    }
+    multiply(pairs, values, values_row * element, pieces->weights, BLOCK, pieces->sums, BLOCK, n, BLOCK, pairs ? (count + 1) / 2 : count, 1, fade);
+  }
+
+  for (int64_t i = 0; i < BLOCK; i++) inverse[i] = total[i] != 0 ? 1.0f / total[i] : 0.0f; /* no key at all: zeros; NaN stays */
+  const int64_t o_at = b * op->o_batch + queries.first * op->o_token + h * n;
+  store_transposed(pieces->sums, n, inverse, pieces->rows, op->act, op->out, o_at, op->o_token, queries.count);
+  if (!op->lse) return;
+  float *lse = op->lse + (b * op->heads + h) * op->q_len + queries.first;
+  for (int64_t i = 0; i < queries.count; i++) lse[i] = total[i] != 0 ? top[i] + logf(total[i]) : -INFINITY;
+}
+
+static void NAME(forward_block)(const pk_attention *op, int64_t b, int64_t h, int64_t kv, int64_t block, pk_forward_pieces *pieces) {
+#if LEVEL == 3
+  if (pk_uses_pairs(op)) {
+    NAME(forward_block_as)(1, op, b, h, kv, block, pieces);
+    return;
+  }
+#endif
+  NAME(forward_block_as)(0, op, b, h, kv, block, pieces);
+}
+
+#endif

@@ -1,0 +1,245 @@
+/* Small products and rearrangements for attention, in the vectors of the level being compiled. Included after vector.h
+ * by the attention kernels, once per level: no guard. `pairs` is a constant at every call: 1 = words of two bf16. */
+
+/* acc + a·b per lane; in pairs acc + a₀·b₀ + a₁·b₁. */
+#define multiply_words NAME(multiply_words)
+INLINE vf multiply_words(int pairs, vf acc, vu a, vu b) {
+#if LEVEL == 3
+  if (pairs) {
+    return __builtin_bit_cast(vf, _mm512_dpbf16_ps(__builtin_bit_cast(__m512, acc), __builtin_bit_cast(__m512bh, a),
+                                                   __builtin_bit_cast(__m512bh, b)));
+  }
+#else
+  (void)pairs;
+#endif
+  return vfloat(a) * vfloat(b) + acc;
+}
+
+/* Rounds to bf16: a in the low halves, b in the high ones. */
+#define pack_pair NAME(pack_pair)
+INLINE vu pack_pair(vf a, vf b) {
+#if LEVEL == 3
+  typedef uint16_t halves __attribute__((ext_vector_type(32)));
+  const halves both = __builtin_bit_cast(halves, _mm512_cvtne2ps_pbh(__builtin_bit_cast(__m512, b), __builtin_bit_cast(__m512, a)));
+  return __builtin_bit_cast(vu, __builtin_shufflevector(both, both, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24,
+                                                        9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+#else
+  return __builtin_convertvector(vround(a), vu) | __builtin_convertvector(vround(b), vu) << 16;
+#endif
+}
+
+/* ---- C[m,n] (+)= A[m,depth] · B[depth,n], all in words along `depth` ---- */
+
+#define TILE_ROWS 4
+#define TILE_VECTORS (WIDTH == 16 ? 4 : 2)
+
+/* rows × vectors accumulators in registers. keep: C = C·factor[column] + … (factor NULL: 1). */
+#define tile NAME(tile)
+INLINE void tile(int pairs, int rows, int vectors, const uint8_t *a, int64_t a_bytes, const uint32_t *b, int64_t ldb,
+                 float *c, int64_t ldc, int64_t depth, int keep, const float *factor) {
+  vf acc[TILE_ROWS][TILE_VECTORS];
+  for (int r = 0; r < rows; r++) {
+    for (int v = 0; v < vectors; v++) {
+      acc[r][v] = 0;
+      if (keep) acc[r][v] = vget(c + r * ldc + v * WIDTH);
+      if (keep && factor) acc[r][v] *= vget(factor + v * WIDTH);
+    }
+  }
+  for (int64_t k = 0; k < depth; k++) {
+    vu right[TILE_VECTORS];
+    for (int v = 0; v < vectors; v++) memcpy(&right[v], b + k * ldb + v * WIDTH, sizeof(vu));
+    for (int r = 0; r < rows; r++) {
+      uint32_t word;
+      memcpy(&word, a + r * a_bytes + 4 * k, 4);
+      for (int v = 0; v < vectors; v++) acc[r][v] = multiply_words(pairs, acc[r][v], (vu)word, right[v]);
+    }
+  }
+  for (int r = 0; r < rows; r++) {
+    for (int v = 0; v < vectors; v++) vput(c + r * ldc + v * WIDTH, acc[r][v]);
+  }
+}
+
+/* A: rows of a_bytes; B: words, row length ldb; n a multiple of WIDTH. */
+#define multiply NAME(multiply)
+static inline void multiply(int pairs, const void *a, int64_t a_bytes, const uint32_t *b, int64_t ldb, float *c, int64_t ldc,
+                            int64_t m, int64_t n, int64_t depth, int keep, const float *factor) {
+  const uint8_t *rows = a;
+  for (int64_t j = 0; j < n;) {
+    const int wide = n - j >= TILE_VECTORS * WIDTH;
+    const float *scale = factor ? factor + j : NULL;
+    int64_t i = 0;
+    for (; i + TILE_ROWS <= m; i += TILE_ROWS) {
+      if (wide) {
+        tile(pairs, TILE_ROWS, TILE_VECTORS, rows + i * a_bytes, a_bytes, b + j, ldb, c + i * ldc + j, ldc, depth, keep, scale);
+      } else {
+        tile(pairs, TILE_ROWS, 1, rows + i * a_bytes, a_bytes, b + j, ldb, c + i * ldc + j, ldc, depth, keep, scale);
+      }
+    }
+    for (; i < m; i++) {
+      if (wide) {
+        tile(pairs, 1, TILE_VECTORS, rows + i * a_bytes, a_bytes, b + j, ldb, c + i * ldc + j, ldc, depth, keep, scale);
+      } else {
+        tile(pairs, 1, 1, rows + i * a_bytes, a_bytes, b + j, ldb, c + i * ldc + j, ldc, depth, keep, scale);
+      }
+    }
+    j += wide ? TILE_VECTORS * WIDTH : WIDTH;
+  }
+}
+
+/* ---- rearranging ---- */
+
+/* WIDTH × WIDTH words in place: at each step s, 2×2 squares of s×s sub-squares swap their off-diagonal. */
+#define LOW_(lane, s) (((lane) & (s)) ? (lane) - (s) + WIDTH : (lane))
+#define HIGH_(lane, s) (((lane) & (s)) ? (lane) + WIDTH : (lane) + (s))
+#define LANES4_(f, s, o) f(o, s), f(o + 1, s), f(o + 2, s), f(o + 3, s)
+#undef LANES_
+#if WIDTH == 4
+#define LANES_(f, s) LANES4_(f, s, 0)
+#elif WIDTH == 8
+#define LANES_(f, s) LANES4_(f, s, 0), LANES4_(f, s, 4)
+#else
+#define LANES_(f, s) LANES4_(f, s, 0), LANES4_(f, s, 4), LANES4_(f, s, 8), LANES4_(f, s, 12)
+#endif
+#define TRANSPOSE_STEP_(x, s)                                                        \
+  for (int i = 0; i < WIDTH; i++) {                                                  \
+    if (i & (s)) continue;                                                           \
+    const vu low = __builtin_shufflevector(x[i], x[i + (s)], LANES_(LOW_, s));       \
+    x[i + (s)] = __builtin_shufflevector(x[i], x[i + (s)], LANES_(HIGH_, s));        \
+    x[i] = low;                                                                      \
+  }
+#define transpose_square NAME(transpose_square)
+INLINE void transpose_square(vu x[WIDTH]) {
+  TRANSPOSE_STEP_(x, 1)
+  TRANSPOSE_STEP_(x, 2)
+#if WIDTH >= 8
+  TRANSPOSE_STEP_(x, 4)
+#endif
+#if WIDTH >= 16
+  TRANSPOSE_STEP_(x, 8)
+#endif
+}
+
+/* to[word][row] = word `word` of row `row`; columns count … BLOCK−1 become 0. Rows are row_bytes apart. */
+#define transpose_words NAME(transpose_words)
+static inline void transpose_words(const void *rows, int64_t row_bytes, int64_t count, int64_t words, uint32_t *to, int64_t ldt) {
+  const uint8_t *from = rows;
+  for (int64_t r = 0; r < BLOCK; r += WIDTH) {
+    for (int64_t w = 0; w < words; w += WIDTH) {
+      vu square[WIDTH];
+      const int64_t use = pk_min(WIDTH, words - w);
+      for (int i = 0; i < WIDTH; i++) {
+        square[i] = 0;
+        if (r + i >= count) continue;
+        if (use == WIDTH) {
+          memcpy(&square[i], from + (r + i) * row_bytes + 4 * w, sizeof(vu));
+        } else {
+          uint32_t part[WIDTH] = {0};
+          memcpy(part, from + (r + i) * row_bytes + 4 * w, 4 * (size_t)use);
+          memcpy(&square[i], part, sizeof(vu));
+        }
+      }
+      transpose_square(square);
+      for (int64_t i = 0; i < use; i++) memcpy(to + (w + i) * ldt + r, &square[i], sizeof(vu));
+    }
+  }
+}
+
+/* to[d][key] for one key block, single elements: the left operand of a sum over keys. `words`: scratch, [words][BLOCK]. */
+#define transpose_elements NAME(transpose_elements)
+static inline void transpose_elements(int pairs, const void *rows, int64_t row_bytes, int64_t count, int64_t head_dim, uint32_t *words,
+                                      void *to, int64_t ldt) {
+  if (!pairs) {
+    transpose_words(rows, row_bytes, count, head_dim, to, ldt);
+    return;
+  }
+  transpose_words(rows, row_bytes, count, head_dim / 2, words, BLOCK);
+  for (int64_t w = 0; w < head_dim / 2; w++) {
+    uint16_t *even = (uint16_t *)to + 2 * w * ldt, *odd = even + ldt;
+    for (int64_t k = 0; k < BLOCK; k++) {
+      even[k] = (uint16_t)words[w * BLOCK + k];
+      odd[k] = (uint16_t)(words[w * BLOCK + k] >> 16);
+    }
+  }
+}
+
+/* The right operand of a sum over rows: to[row][d] in f32, or to[row / 2][d] in pairs of rows. Zeros beyond head_dim
+ * (up to ldt) and, in the last pair, beyond count. */
+#define panel_of_rows NAME(panel_of_rows)
+static inline void panel_of_rows(int pairs, const void *rows, int64_t row_bytes, int64_t count, int64_t head_dim, uint32_t *to, int64_t ldt) {
+  const uint8_t *from = rows;
+  for (int64_t r = 0; r < count; r += pairs ? 2 : 1) {
+    uint32_t *line = pairs ? to + r / 2 * ldt : to + r * ldt;
+    if (!pairs) {
+      memcpy(line, from + r * row_bytes, 4 * (size_t)head_dim);
+    } else {
+      const uint16_t *low = (const uint16_t *)(from + r * row_bytes), *high = (const uint16_t *)(from + (r + 1) * row_bytes);
+      if (r + 1 < count) {
+        for (int64_t d = 0; d < head_dim; d++) line[d] = low[d] | (uint32_t)high[d] << 16;
+      } else {
+        for (int64_t d = 0; d < head_dim; d++) line[d] = low[d];
+      }
+    }
+    memset(line + head_dim, 0, 4 * (size_t)(ldt - head_dim));
+  }
+}
+
+/* Rows of one head as operands: the tensor itself, or an f32 copy when bf16 must be widened. */
+#define rows_view NAME(rows_view)
+typedef struct rows_view {
+  const void *rows;
+  int64_t row_bytes;
+} rows_view;
+
+#define operand_rows NAME(operand_rows)
+INLINE rows_view operand_rows(int pairs, int32_t act, const void *tensor, int64_t element, int64_t token, int64_t count, int64_t head_dim,
+                              float *copy) {
+  if (act == PK_F32) return (rows_view){(const float *)tensor + element, 4 * token};
+  if (pairs) return (rows_view){(const uint16_t *)tensor + element, 2 * token};
+  for (int64_t r = 0; r < count; r++) {
+    FOR_VECTORS(d, n, 0, head_dim) vstore(PK_F32, copy + r * head_dim, d, n, vload(act, tensor, element + r * token + d, n));
+  }
+  return (rows_view){copy, 4 * head_dim};
+}
+
+/* Stores sums[d][query] (f32, row length BLOCK), each query times scale[query], as rows of a tensor. rows: scratch [BLOCK][whole blocks]. */
+#define store_transposed NAME(store_transposed)
+static inline void store_transposed(const float *sums, int64_t head_dim, const float *scale, float *rows, int32_t act, void *tensor,
+                                    int64_t element, int64_t token, int64_t count) {
+  const int64_t ld = pk_blocks(head_dim) * BLOCK; /* transpose_words writes whole blocks */
+  for (int64_t d = 0; d < head_dim; d += BLOCK) {
+    transpose_words(sums + d * BLOCK, 4 * BLOCK, pk_min(BLOCK, head_dim - d), BLOCK, (uint32_t *)rows + d, ld);
+  }
+  for (int64_t q = 0; q < count; q++) {
+    FOR_VECTORS(d, n, 0, head_dim) {
+      vstore(act, tensor, element + q * token + d, n, vload(PK_F32, rows, q * ld + d, n) * scale[q]);
+    }
+  }
+}
+
+/* ---- scores ---- */
+
+/* The score of a key for the WIDTH queries from `lane` on: scaled, capped, −∞ where invisible. slope: d score / d (q·k) / scale. */
+#define score_of NAME(score_of)
+INLINE vf score_of(const pk_attention *op, vf product, int masked, const pk_queries *queries, int64_t lane, int64_t key, int kept, vf *slope) {
+  vf s = product * op->scale;
+  *slope = 1;
+  if (op->softcap > 0) {
+    const vf t = vtanh(s / op->softcap);
+    s = op->softcap * t;
+    *slope = 1.0f - t * t;
+  }
+  if (masked) {
+    vi begin, end;
+    memcpy(&begin, queries->begin + lane, sizeof begin);
+    memcpy(&end, queries->end + lane, sizeof end);
+    const vi k = (int32_t)key;
+    s = (((begin <= k) & (k < end)) & (vi)(kept ? -1 : 0)) ? s : -INFINITY;
+  }
+  return s;
+}
+
+/* e^(s − shift) ≤ 1; coarser where the result is rounded to bf16 anyway. */
+#define probability NAME(probability)
+INLINE vf probability(int pairs, vf s, vf shift) {
+  return pairs ? vexp2_coarse((s - shift) * 1.44269504f) : vexp(s - shift);
+}
