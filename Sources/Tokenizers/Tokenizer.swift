@@ -84,6 +84,16 @@ package struct Encoding: Sendable {
     /// For each token its UTF-8 byte range in the text. Tokens added around the text are empty at its ends. Several
     /// tokens of one character may share its range, and where normalization changed the text ranges are approximate.
     package var ranges: [Range<Int>] = []
+
+    /// For each token whether it begins in one of `spans`, which go from left to right and do not overlap: the tokens to
+    /// learn, given the spans of the assistant's words.
+    package func beginsWithin(_ spans: [Range<Int>]) -> [Bool] {
+        var next = 0
+        return ranges.map { range in
+            while next < spans.count, spans[next].upperBound <= range.lowerBound { next += 1 }
+            return next < spans.count && !range.isEmpty && spans[next].contains(range.lowerBound)
+        }
+    }
 }
 
 extension Tokenizer {

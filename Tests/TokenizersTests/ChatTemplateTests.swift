@@ -80,6 +80,28 @@ import Tokenizers
         }
     }
 
+    /// From messages to the tokens that a model learns: the answers with their ends, and nothing else.
+    @Test func tokensToLearn() throws {
+        let published = try Fixtures.json("templates.json")["published"]?.arrayValue ?? []
+        for (name, kind, answers) in [
+            ("chatml", "smollm", [" I am a blacksmith. <|im_end|>\n", "Steel is honest — naïve 😀.<|im_end|>\n"]),
+            ("llama3", "llama3", ["I am a blacksmith.<|eot_id|>", "Steel is honest — naïve 😀.<|eot_id|>"]),
+            ("llama2", "llama2", [" I am a blacksmith. </s>", " Steel is honest — naïve 😀. </s>"]),
+        ] {
+            let model = published.first { $0["name"]?.stringValue == name }
+            let template = try ChatTemplate(
+                model?["template"]?.stringValue ?? "", specialTokens: ChatTemplateTests.tokens)
+            let messages = model?["cases"]?.arrayValue?[2]["messages"]?.arrayValue ?? []
+            let (text, spans) = try template.renderWithAssistantSpans(messages)
+            let tokenizer = try Fixtures.tokenizer(kind)
+            let encoding = try tokenizer.encodeWithRanges(text, addSpecialTokens: false)
+            let learned = zip(encoding.ids, encoding.beginsWithin(spans)).filter(\.1).map(\.0)
+            let found = try tokenizer.decode(learned, skipSpecialTokens: false)
+            // SentencePiece's decoder takes the very first space.
+            #expect(found == answers.joined() || " " + found == answers.joined(), "\(name): \(found.debugDescription)")
+        }
+    }
+
     /// What is beyond the interpreter is named, with its line.
     @Test(arguments: [
         ("a\n{% include 'x' %}", "line 2", "include"), ("{{ x | urlize }}", "line 1", "urlize"),

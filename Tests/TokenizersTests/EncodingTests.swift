@@ -117,4 +117,20 @@ import Tokenizers
             #expect(Array(try tokenizer.decode(Fixtures.ids(ids), skipSpecialTokens: false).utf8) == Array(text.utf8))
         }
     }
+
+    @Test func manyThreads() async throws {
+        let tokenizer = try Fixtures.tokenizer("smollm")
+        let texts = try Fixtures.texts()
+        let expected = try Fixtures.json("smollm.expected.json")["ids"]?.arrayValue?.map { Fixtures.ids($0) }
+        try await withThrowingTaskGroup(of: [[Int32]].self) { group in
+            for _ in 0..<6 {
+                group.addTask {
+                    var found: [[Int32]] = []
+                    for text in texts { found.append(try tokenizer.encode(text, addSpecialTokens: false)) }
+                    return found
+                }
+            }
+            for try await found in group { #expect(found == expected) }
+        }
+    }
 }
