@@ -90,7 +90,8 @@ extension Trainer {
             guard let progress else { continue }
             let passed = Trainer.now() - start
             let report = self.progress(result.last, loader, totalSteps, passed, tokens: tokens, updates: step - firstStep)
-            guard progress(report) else { throw Trainer.cancelledError }
+            // Who stops a run after its last step has stopped nothing.
+            guard progress(report) || step >= totalSteps else { throw Trainer.cancelledError }
         }
         if !runState.isOver, evaluation != nil, options.patience != nil { try restoreBest() }
         runState.isOver = true
