@@ -45,9 +45,22 @@ package final class MemoryBudget: Sendable {
 
     private struct State: ~Copyable {
         var statistics = Statistics()
-        /// Kept blocks by size class; addresses, because raw pointers are not Sendable.
-        var kept: [Int: [UInt]] = [:]
+        /// Kept blocks by size class, the last freed last.
+        var kept: [Int: [Kept]] = [:]
+        /// Counts frees.
+        var clock: UInt64 = 0
+        /// Highest ever of live, whatever `resetPeak` says.
+        var mostLive = 0
     }
+
+    /// The address is a number because raw pointers are not Sendable.
+    private struct Kept {
+        let address: UInt
+        let freedAt: UInt64
+    }
+
+    /// What live and kept together may exceed the most that was ever live by, beside an eighth of it.
+    private static let slack = 16 << 20
 
     /// Every block starts on a cache line.
     package static let alignment = 64
@@ -100,12 +113,18 @@ package final class MemoryBudget: Sendable {
         }
         let size = MemoryBudget.sizeClass(byteCount)
         let reused: UInt?? = state.withLock { state in
-            if let address = state.kept[size]?.popLast() {
+            if let block = state.kept[size]?.popLast() {
                 state.statistics.kept -= size
                 count(size, category, in: &state.statistics)
-                return .some(.some(address))
+                return .some(.some(block.address))
             }
             if limit - state.statistics.live - state.statistics.kept < size { giveBack(&state) }
+            // Steps of changing shapes leave blocks that fit nothing any more: live and kept together stay near the most
+            // that was ever live.
+            let total = state.statistics.live + size
+            let most = max(state.mostLive, total)
+            state.mostLive = most
+            giveBackOldest(total + state.statistics.kept - (most + most / 8 + MemoryBudget.slack), &state)
             guard limit - state.statistics.live >= size else { return nil }
             count(size, category, in: &state.statistics)
             return .some(.none)
@@ -130,7 +149,8 @@ package final class MemoryBudget: Sendable {
         let size = MemoryBudget.sizeClass(byteCount)
         state.withLock { state in
             count(-size, category, in: &state.statistics)
-            state.kept[size, default: []].append(UInt(bitPattern: pointer))  // 0 when planning
+            state.clock += 1
+            state.kept[size, default: []].append(Kept(address: UInt(bitPattern: pointer), freedAt: state.clock))  // address 0 when planning
             state.statistics.kept += size
         }
     }
@@ -151,14 +171,30 @@ package final class MemoryBudget: Sendable {
     }
 
     private func giveBack(_ state: inout State) {
-        for (size, addresses) in state.kept {
-            for address in addresses {
-                guard let pointer = unsafe UnsafeMutableRawPointer(bitPattern: address) else { continue }
-                unsafe systemFree(pointer, size)
-            }
+        for (size, blocks) in state.kept {
+            for block in blocks { systemFree(block, size) }
         }
         state.kept = [:]
         state.statistics.kept = 0
+    }
+
+    /// Gives back at least `bytes` of kept blocks, those freed longest ago first; nothing for `bytes` ≤ 0.
+    private func giveBackOldest(_ bytes: Int, _ state: inout State) {
+        var left = bytes
+        while left > 0 {
+            var oldest: (size: Int, freedAt: UInt64)?
+            for (size, blocks) in state.kept {
+                if let first = blocks.first, first.freedAt < oldest?.freedAt ?? .max { oldest = (size, first.freedAt) }
+            }
+            guard let size = oldest?.size, let block = state.kept[size]?.removeFirst() else { return }
+            systemFree(block, size)
+            state.statistics.kept -= size
+            left -= size
+        }
+    }
+
+    private func systemFree(_ block: Kept, _ size: Int) {
+        if let pointer = unsafe UnsafeMutableRawPointer(bitPattern: block.address) { unsafe systemFree(pointer, size) }
     }
 
     private func systemAllocate(_ size: Int) -> UnsafeMutableRawPointer? {
