@@ -20,13 +20,13 @@ internal import Glibc
         unsafe lock.deallocate()
     }
 
-    package func reading<R, E: Error>(_ body: () throws(E) -> R) throws(E) -> R {
+    package func read<R, E: Error>(_ body: () throws(E) -> R) throws(E) -> R {
         unsafe pthread_rwlock_rdlock(lock)
         defer { unsafe pthread_rwlock_unlock(lock) }
         return try body()
     }
 
-    package func writing<R, E: Error>(_ body: () throws(E) -> R) throws(E) -> R {
+    package func write<R, E: Error>(_ body: () throws(E) -> R) throws(E) -> R {
         unsafe pthread_rwlock_wrlock(lock)
         defer { unsafe pthread_rwlock_unlock(lock) }
         return try body()

@@ -102,7 +102,7 @@ extension Model {
     ///   - isTraining: dropout is active, drawn from `random`.
     package func forward(_ batch: Batch, _ routing: Routing, isTraining: Bool = false, random: RandomStream = RandomStream(seed: 0)) throws(PEFTError) -> ForwardOutput {
         try ModelLoss.check(batch, self)
-        return try lock.reading { () throws(PEFTError) in
+        return try lock.read { () throws(PEFTError) in
             let tape = Tape(engine, precision, isTraining: isTraining, random: random)
             let (input, context) = try ModelLoss.input(batch, routing, tape)
             let hidden = try hidden(input, context)
@@ -129,7 +129,7 @@ extension Model {
     ) {
         try ModelLoss.check(batch, self)
         guard !batch.labels.isEmpty else { throw PEFTError(.argument, "gradients need 'labels'") }
-        return try lock.reading { () throws(PEFTError) in
+        return try lock.read { () throws(PEFTError) in
             let store = GradientStore(engine)
             let tape = Tape(engine, precision, gradients: store, isTraining: isTraining, random: random)
             let (loss, seed) = try ModelLoss.loss(self, batch, routing, tape)

@@ -11,7 +11,7 @@ extension Trainer {
     /// Writes the file atomically, under the read lock.
     /// - Parameter loader: its position is part of the checkpoint; nil: the host feeds the batches.
     package func save(to path: String, _ loader: BatchLoader? = nil) throws(PEFTError) {
-        let file = try model.lock.reading { () throws(PEFTError) in
+        let file = try model.lock.read { () throws(PEFTError) in
             CheckpointFile(kind: .training, attributes: attributes(loader), groups: try tensorGroups())
         }
         try file.write(to: path, budget: model.engine.budget)
@@ -98,7 +98,7 @@ extension Trainer {
             copies += try self.copies(file, "gradients", sums)
         }
         if let loader { try loader.move(to: try position(state, loader.dataSet)) }
-        model.lock.writing {
+        model.lock.write {
             for (from, to) in copies { model.engine.axpby(1, from, 0, into: to) }
         }
         (self.step, microStep, random, runState) = (step, micro, stream, run)

@@ -60,7 +60,7 @@ package final class Trainer {
     }
 
     static func makeOptimizer(_ trainee: Trainee, _ options: TrainerOptions, _ model: Model, _ engine: Engine) throws(PEFTError) -> any Optimizer {
-        if options.optimizer.rule == .loraFA { model.lock.writing { trainee.fixForLoRAFA() } }
+        if options.optimizer.rule == .loraFA { model.lock.write { trainee.fixForLoRAFA() } }
         let parameters = trainee.trainableParameters
         guard !parameters.isEmpty else { throw PEFTError(.argument, "there is nothing to train: no active adapter has trainable parameters") }
         let rates = parameters.map { parameter in
@@ -110,7 +110,7 @@ package final class Trainer {
     /// Forward and backward under the read lock; returns the loss.
     private func accumulate(_ batch: Batch, _ recomputes: Bool) throws(PEFTError) -> Double {
         let tape = Tape(model.engine, model.precision, gradients: gradients, isTraining: options.usesDropout, random: random)
-        let loss = try model.lock.reading { () throws(PEFTError) in
+        let loss = try model.lock.read { () throws(PEFTError) in
             try Trainer.accumulate(model, trainee, batch, tape, accumulationSteps: options.accumulationSteps, recomputes)
         }
         random = tape.random
@@ -134,7 +134,7 @@ package final class Trainer {
         guard norm.isFinite else { throw PEFTError(.numeric, "the norm of the gradients is \(norm); nothing was changed by this step") }
         let factor = schedule.factor(step)
         let clip = GradientClipping.factor(norm: norm, maximum: options.maximumGradientNorm)
-        model.lock.writing { optimizer.update(gradients, gradientScale: clip, rateFactor: factor) }
+        model.lock.write { optimizer.update(gradients, gradientScale: clip, rateFactor: factor) }
         gradients.clear()
         step += 1
         result.updated = true
@@ -164,7 +164,7 @@ package final class Trainer {
     /// Sum and number of the losses of a batch.
     package func evaluate(_ batch: Batch) throws(PEFTError) -> (sum: Double, count: Int) {
         try ModelLoss.check(batch, model)
-        return try model.lock.reading { () throws(PEFTError) in
+        return try model.lock.read { () throws(PEFTError) in
             let loss = try ModelLoss.loss(model, batch, .all(trainee.adaptation), Tape(model.engine, model.precision)).result
             return (loss.sum, loss.count)
         }

@@ -172,7 +172,7 @@ extension Trainer {
     /// Sets the parameters to those of the best evaluation.
     private func restoreBest() throws(PEFTError) {
         guard !runState.best.isEmpty else { return }
-        model.lock.writing {
+        model.lock.write {
             for (parameter, copy) in zip(optimizer.parameters, runState.best) { model.engine.axpby(1, copy, 0, into: parameter.value) }
         }
         runState.evaluationLoss = runState.bestLoss

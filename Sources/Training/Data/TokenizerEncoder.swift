@@ -29,14 +29,7 @@ package struct TokenizerEncoder: TextEncoder {
         let (text, spans) = try template.renderWithAssistantSpans(messages)
         // The template writes the special tokens itself.
         let encoding = try tokenizer.encodeWithRanges(text, addSpecialTokens: false)
-        let learned = try TokenizerEncoder.learned(spans, messages, first)
-        var isAssistant = [Bool](repeating: false, count: encoding.ids.count)
-        var span = 0
-        for (index, range) in encoding.ranges.enumerated() {
-            while span < learned.count, learned[span].upperBound <= range.lowerBound { span += 1 }
-            if span < learned.count, learned[span].contains(range.lowerBound), !range.isEmpty { isAssistant[index] = true }
-        }
-        return (encoding.ids, isAssistant)
+        return (encoding.ids, encoding.beginsWithin(try TokenizerEncoder.learned(spans, messages, first)))
     }
 
     /// The spans of messages from index `first` on.
