@@ -13,7 +13,9 @@ extension Session {
     /// again: a conversation that grew by a turn costs that turn.
     package func append(chat messages: [JSONValue]) throws(PEFTError) {
         guard let tokenizer else { throw PEFTError(.state, "the model came without a tokenizer; append token ids instead") }
-        let text = try tokenizer.chatText(messages, addGenerationPrompt: true)
+        var variables = ChatTemplate.Variables()
+        variables.addsGenerationPrompt = true
+        let text = try tokenizer.makeChatTemplate().render(messages, variables)
         let ids = try tokenizer.encode(text, addSpecialTokens: false)
         // At least the last token is read, because its logits are wanted.
         let common = min(zip(ids, tokens).prefix { $0 == $1 }.count, max(ids.count - 1, 0))

@@ -1,9 +1,8 @@
-package import Adapters
 internal import Autograd
 package import Models
 package import Platform
 internal import Synchronization
-package import Tensors
+internal import Tensors
 package import Tokenizers
 
 /// One conversation over a model: the tokens read so far with their keys and values, a sampler, a choice of adapters.

@@ -99,6 +99,9 @@ package final class KeyValueCache {
         length -= count
     }
 
+    /// Bytes of the budget.
+    package var byteCount: Int { (keys + values).reduce(0) { $0 + $1.byteCount } }
+
     /// Makes room for `count` tokens, doubling so that growth costs little.
     private func reserve(_ count: Int) throws(PEFTError) {
         guard count > allocated else { return }
