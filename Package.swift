@@ -61,6 +61,6 @@ let package = Package(
         test("ModelsTests", ["Models", "Autograd", "Tensors", "Checkpoints", "Platform"]),
         test("AdaptersTests", ["Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Platform"]),
         test("TrainingTests", ["Training", "Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Tokenizers", "Platform"]),
-        test("GenerationTests", ["Generation", "Adapters", "Models", "Autograd", "Tensors", "Platform"]),
+        test("GenerationTests", ["Generation", "Adapters", "Models", "Autograd", "Tensors", "Tokenizers", "Platform"]),
     ]
 )

@@ -28,8 +28,9 @@ extension Safetensors {
         try file.commit()
     }
 
-    private static func write(
-        _ descriptions: [TensorDescription], metadata: [String: String], into file: inout AtomicFile, tensor: (Int) throws(PEFTError) -> Tensor
+    /// The same into a file that the caller publishes.
+    package static func write(
+        _ descriptions: [TensorDescription], metadata: [String: String] = pytorchMetadata, into file: inout AtomicFile, tensor: (Int) throws(PEFTError) -> Tensor
     ) throws(PEFTError) {
         let order = try fileOrder(descriptions)
         let header = try header(descriptions, order: order, metadata: metadata)

@@ -132,7 +132,7 @@ package final class Session: @unchecked Sendable {
         let adaptation = try self.adaptation()
         let result: Tensor? = try model.lock.read { () throws(PEFTError) in
             let context = ForwardContext(
-                tape: Tape(engine, model.precision), routing: .all(adaptation), batch: 1, length: ids.count,
+                tape: Tape(engine, model.generationPrecision), routing: .all(adaptation), batch: 1, length: ids.count,
                 positions: try Tensor(engine, (0..<Int32(ids.count)).map { first + $0 }, shape: [ids.count]), caches: [cache])
             let input = ModelInput.ids(try Tensor(engine, ids, shape: [ids.count]))
             let hidden = try model.hidden(input, context)

@@ -1,3 +1,4 @@
+package import Autograd
 package import Platform
 package import Tensors
 
@@ -29,5 +30,14 @@ package final class Embedding: Layer, @unchecked Sendable {
         guard name == "weight" else { throw noTensor(name) }
         try checkReplacement(tensor, like: weight, name)
         weight = tensor
+    }
+
+    /// Rows `ids` (i32 `[count]`): `[count, dimension]`.
+    package func callAsFunction(_ ids: Tensor, _ context: ForwardContext, scale: Float = 1) throws(PEFTError) -> Variable {
+        try context.applied(toIDs: ids, self) { (ids, adaptation, tape) throws(PEFTError) in
+            var y = try tape.embedding(ids, adaptation.own("weight", tape) ?? Variable(weight), scale: scale)
+            for hook in adaptation?.hooks ?? [] { y = try hook.output(y, ids: ids, of: self, tape) }
+            return y
+        }
     }
 }

@@ -1,4 +1,5 @@
 package import Autograd
+internal import Platform
 package import Tensors
 
 /// One forward pass over a model: the tape, who adapts what, and where the tokens stand.
@@ -11,6 +12,8 @@ package final class ForwardContext {
     package let length: Int
     /// i32 `[batch·length]`: rotary positions.
     package let positions: Tensor
+    /// One more than the largest of them.
+    package let positionCount: Int
     /// u8 `[batch, keyLength]`, 0 = padding; nil: none.
     package let keyMask: Tensor?
     /// i32 `[batch·length]`: first key each query may see (packed sequences); nil: 0.
@@ -29,6 +32,7 @@ package final class ForwardContext {
         self.batch = batch
         self.length = length
         self.positions = positions
+        positionCount = max(length, unsafe positions.withInt32s { unsafe Int($0.max() ?? 0) } + 1)
         self.keyMask = keyMask
         self.firstKey = firstKey
         self.caches = caches
@@ -40,4 +44,55 @@ package final class ForwardContext {
         ForwardContext(
             tape: tape, routing: routing, batch: batch, length: length, positions: positions, keyMask: keyMask, firstKey: firstKey, caches: caches)
     }
+}
+
+// MARK: Which adapters apply to which rows
+
+extension ForwardContext {
+    /// What applies to all rows alike; nil when samples differ.
+    var commonAdaptation: Adaptation? {
+        if case .all(let adaptation) = routing { adaptation } else { nil }
+    }
+
+    /// The rows of some samples in a matrix of `count` rows, which has the same number of rows for each sample.
+    func rows(of samples: Range<Int>, in count: Int) throws(PEFTError) -> Range<Int> {
+        guard batch > 0, count % batch == 0, samples.lowerBound >= 0, samples.upperBound <= batch else {
+            throw PEFTError(.internal, "\(count) rows of \(batch) samples, of which \(samples) are routed")
+        }
+        let each = count / batch
+        return samples.lowerBound * each..<samples.upperBound * each
+    }
+
+    /// Calls `body` with the rows of each group of samples that have adapters of their own at `layer`, and joins the results.
+    func applied(
+        to x: Variable, _ layer: any Layer, _ body: (_ x: Variable, _ adaptation: LayerAdaptation?, _ tape: Tape) throws(PEFTError) -> Variable
+    ) throws(PEFTError) -> Variable {
+        guard case .samples(let groups) = routing, groups.contains(where: { $0.adaptation[layer] != nil }) else {
+            return try body(x, commonAdaptation?[layer], tape)
+        }
+        var parts: [Variable] = []
+        for group in groups { parts.append(try body(try tape.rows(x, try rows(of: group.range, in: x.value.rows)), group.adaptation[layer], tape)) }
+        return try tape.concatenateRows(parts)
+    }
+
+    /// The same for token ids, i32 `[count]`.
+    func applied(
+        toIDs ids: Tensor, _ layer: any Layer, _ body: (_ ids: Tensor, _ adaptation: LayerAdaptation?, _ tape: Tape) throws(PEFTError) -> Variable
+    ) throws(PEFTError) -> Variable {
+        guard case .samples(let groups) = routing, groups.contains(where: { $0.adaptation[layer] != nil }) else {
+            return try body(ids, commonAdaptation?[layer], tape)
+        }
+        let column = try ids.reshaped([ids.count, 1])
+        var parts: [Variable] = []
+        for group in groups {
+            let range = try rows(of: group.range, in: ids.count)
+            parts.append(try body(try column.rows(range).reshaped([range.count]), group.adaptation[layer], tape))
+        }
+        return try tape.concatenateRows(parts)
+    }
+}
+
+extension LayerAdaptation? {
+    /// The parameter that stands in for a tensor of the layer.
+    func own(_ name: String, _ tape: Tape) -> Variable? { self?.replacements[name].map { tape.variable($0) } }
 }

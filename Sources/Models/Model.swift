@@ -5,8 +5,10 @@ package import Tensors
 /// A network with its weights: immutable while sessions and trainers run over it, except under the write lock.
 package final class Model: Sendable {
     package let engine: Engine
-    /// How activations are stored and products computed, unless a computation decides otherwise.
+    /// How activations are stored and products computed in training and in forward passes.
     package let precision: Precision
+    /// The same while generating.
+    package let generationPrecision: Precision
     /// The keys of Hugging Face's config.json, also when the weights came from GGUF.
     package let configuration: JSONObject
     /// "llama", "qwen2" …: `model_type`
@@ -16,20 +18,21 @@ package final class Model: Sendable {
     package let network: any Network
     /// Readers: computations, from their first layer to their last. Writers: optimizer steps, merges, loads.
     package let lock = ReadWriteLock()
-    /// What the files held and the model did not use.
-    package let warnings: [String]
+    /// Tensors of the files that the architecture did not ask for.
+    package let unusedTensors: [String]
     private let indexByName: [String: Int]
 
     init(
-        engine: Engine, precision: Precision, configuration: JSONObject, architecture: String, layers: [any Layer], network: any Network, warnings: [String]
+        engine: Engine, precision: Precision, generationPrecision: Precision? = nil, configuration: JSONObject, architecture: String, layers: [any Layer], network: any Network, unusedTensors: [String] = []
     ) {
         self.engine = engine
         self.precision = precision
+        self.generationPrecision = generationPrecision ?? precision
         self.configuration = configuration
         self.architecture = architecture
         self.layers = layers
         self.network = network
-        self.warnings = warnings
+        self.unusedTensors = unusedTensors
         indexByName = Dictionary(layers.enumerated().map { ($0.element.name, $0.offset) }, uniquingKeysWith: { first, _ in first })
     }
 
@@ -37,6 +40,13 @@ package final class Model: Sendable {
 
     /// "model.layers.0.self_attn.q_proj"
     package func layer(named name: String) -> (any Layer)? { indexByName[name].map { layers[$0] } }
+
+    /// The base parameters under transformers' names as they are now, in the order of the layers; a tied head has none of its own.
+    package var parameters: [(name: String, tensor: Tensor)] {
+        layers.flatMap { layer in
+            (layer as? Linear)?.tiedEmbedding != nil ? [] : layer.tensors.map { (name: "\(layer.name).\($0.name)", tensor: $0.tensor) }
+        }
+    }
 
     /// Nothing adapted: the base model.
     package var unadapted: Adaptation { Adaptation(layerCount: layers.count) }
@@ -54,6 +64,6 @@ package final class Model: Sendable {
     package func makeCache(capacity: Int) throws(PEFTError) -> KeyValueCache {
         guard let shape = network.cacheShape else { throw PEFTError(.unsupported, "a \(architecture) model does not generate") }
         return try KeyValueCache(
-            engine, layerCount: shape.layerCount, capacity: capacity, keyValueHeads: shape.keyValueHeads, headSize: shape.headSize, dtype: precision.activation)
+            engine, layerCount: shape.layerCount, capacity: capacity, keyValueHeads: shape.keyValueHeads, headSize: shape.headSize, dtype: generationPrecision.activation)
     }
 }

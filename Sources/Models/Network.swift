@@ -12,6 +12,17 @@ package enum ModelInput {
     case features(Variable)
 }
 
+extension ModelInput {
+    /// The rows a decoder begins with.
+    func embedded(by embedding: Embedding, _ context: ForwardContext) throws(PEFTError) -> Variable {
+        switch self {
+        case .ids(let ids): try embedding(ids, context)
+        case .embeddings(let rows): rows
+        case .features: throw PEFTError(.argument, "this model reads tokens (input_ids), not vectors (x)")
+        }
+    }
+}
+
 /// What a model's logits are for, and so which loss they have.
 package enum ModelTask: Sendable, Equatable {
     /// Logits of a row predict the next token.
@@ -47,7 +58,8 @@ package struct CacheShape: Sendable, Equatable {
     package let headSize: Int
     /// Positions the model was trained for.
     package let maximumLength: Int
-    package let rotary: RotaryTable
+    /// nil: the positions are not in the keys, so a cache cannot be shifted.
+    package let rotary: RotaryTable?
 
     package static func == (a: CacheShape, b: CacheShape) -> Bool {
         a.layerCount == b.layerCount && a.keyValueHeads == b.keyValueHeads && a.headSize == b.headSize

@@ -1,3 +1,6 @@
+internal import Autograd
+internal import Checkpoints
+internal import Kernels
 package import Platform
 package import Tensors
 package import Tokenizers
@@ -28,17 +31,69 @@ extension OpenedModel {
     /// - Throws: `.notFound`, `.format` naming a missing or misshapen tensor, `.unsupported` naming the architecture or the
     ///   setting, `.cancelled`, `.memory`.
     package static func open(path: String, _ engine: Engine, compute: ComputeChoice = .automatic, progress: LoadProgress? = nil) throws(PEFTError) -> OpenedModel {
-        throw PEFTError(.unsupported, "opening \(path)")
+        switch try Files.kind(of: path) {
+        case .file: return try open(try GGUF(path: path, budget: engine.budget), path, engine, compute, progress)
+        case .folder:
+            let folder = try ModelFolder(path: path, budget: engine.budget)
+            try report(0, folder.tensors, progress)
+            let model = try make(ModelConfiguration(folder.config, origin: path), folder.tensors, engine, compute)
+            let tokenizer = try Tokenizer(folder: path)
+            try report(1, folder.tensors, progress)
+            return OpenedModel(model: model, tokenizer: tokenizer, path: path)
+        default: throw PEFTError(.notFound, "there is no model at '\(path)': neither a GGUF file nor a folder")
+        }
     }
 
     /// Opens a GGUF image in memory, which must not change while the model lives.
     package static func open(_ image: MappedFile, _ engine: Engine, compute: ComputeChoice = .automatic, progress: LoadProgress? = nil) throws(PEFTError) -> OpenedModel {
-        throw PEFTError(.unsupported, "opening \(image.name)")
+        try open(try GGUF(image, budget: engine.budget), "", engine, compute, progress)
     }
 
-    /// Writes the model as it is now as a Hugging Face folder: config.json, model.safetensors, the tokenizer's files where they are known.
-    /// - Parameter dtype: f32, bf16 or f16; nil: as stored, quantised formats as f32.
-    package func export(to folder: String, dtype: DType? = nil) throws(PEFTError) {
-        throw PEFTError(.unsupported, "exporting")
+    private static func open(_ gguf: GGUF, _ path: String, _ engine: Engine, _ compute: ComputeChoice, _ progress: LoadProgress?) throws(PEFTError) -> OpenedModel {
+        try report(0, gguf.tensors, progress)
+        let converted = try GGUFModel(gguf, engine)
+        let model = try make(converted.configuration, converted.tensors, engine, compute)
+        let tokenizer = try Tokenizer(gguf)
+        try report(1, gguf.tensors, progress)
+        return OpenedModel(model: model, tokenizer: tokenizer, path: path)
+    }
+
+    private static func report(_ part: Int64, _ tensors: TensorSource, _ progress: LoadProgress?) throws(PEFTError) {
+        guard let progress else { return }
+        let total = tensors.all.reduce(Int64(0)) { $0 + Int64($1.tensor.byteCount) }
+        guard progress(part * total, total) else { throw PEFTError(.cancelled, "opening \(tensors.origin) was cancelled") }
+    }
+
+    private static func make(
+        _ configuration: ModelConfiguration, _ tensors: TensorSource, _ engine: Engine, _ compute: ComputeChoice
+    ) throws(PEFTError) -> Model {
+        let architecture = try Architectures.named(configuration.modelType, origin: configuration.origin)
+        let builder = LayerBuilder(tensors, engine)
+        let network: any Network
+        do throws(PEFTError) {
+            network = try architecture.init(configuration, builder)
+        } catch {
+            // A file that lacks a tensor, or has another shape, is a malformed model.
+            throw error.kind == .notFound || error.kind == .mismatch ? PEFTError(.format, error.message, detail: error.detail) : error
+        }
+        let unused = tensors.unusedNames
+        if !unused.isEmpty { engine.warn("\(tensors.origin): \(unused.count) tensors are not used: \(TensorSource.list(unused))") }
+        let precisions = precisions(compute, builder.layers, engine)
+        return Model(
+            engine: engine, precision: precisions.training, generationPrecision: precisions.generation, configuration: configuration.json,
+            architecture: configuration.modelType, layers: builder.layers, network: network, unusedTensors: unused)
+    }
+
+    private static func precisions(_ compute: ComputeChoice, _ layers: [any Layer], _ engine: Engine) -> (training: Precision, generation: Precision) {
+        let int8 = Precision(activation: .bf16, compute: .int8)
+        switch compute {
+        case .f32: return (.f32, .f32)
+        case .bf16: return (.bf16, .bf16)
+        case .int8: return (.bf16, int8)
+        case .automatic:
+            let isNarrow = layers.contains { layer in layer is Linear && (layer.tensor("weight").map { $0.dtype != .f32 } ?? false) }
+            guard isNarrow, engine.level >= PK_LEVEL_AVX512_BF16 else { return (.f32, .f32) }
+            return (.bf16, int8)
+        }
     }
 }

@@ -1,3 +1,4 @@
+package import Autograd
 package import Platform
 package import Tensors
 
@@ -25,5 +26,12 @@ package final class RMSNorm: Layer, @unchecked Sendable {
         guard name == "weight" else { throw noTensor(name) }
         try checkReplacement(tensor, size: weight.count, name)
         weight = tensor
+    }
+
+    /// `x` `[rows, size]`.
+    package func callAsFunction(_ x: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable {
+        try context.applied(to: x, self) { (x, adaptation, tape) throws(PEFTError) in
+            try tape.rmsNorm(x, weight: adaptation.own("weight", tape) ?? Variable(weight), eps: epsilon)
+        }
     }
 }

@@ -21,7 +21,7 @@ package final class RotaryTable: Sendable {
 
     /// f32 `[n, dimension/2]` each, n ≥ `positions`.
     package func table(positions: Int) throws(PEFTError) -> (cosines: Tensor, sines: Tensor) {
-        guard positions >= 0, positions <= 1 << 24 else { throw PEFTError(.argument, "a position of \(positions) is not below 16777216") }
+        guard positions >= 0, positions <= 1 << 20 else { throw PEFTError(.argument, "a position of \(positions - 1); it must be from 0 to 1048575") }
         let result: Result<(cosines: Tensor, sines: Tensor), PEFTError> = state.withLock { state in
             if let state, state.cosines.rows >= positions { return .success(state) }
             do throws(PEFTError) {

@@ -66,6 +66,11 @@ package enum Files {
         }
     }
 
+    /// A small text; what is not UTF-8 in it is repaired.
+    package static func text(at path: String, maximumBytes: Int = 16 << 20) throws(PEFTError) -> String {
+        unsafe String(decoding: try MappedFile(path: path, .read, maximumBytes: maximumBytes).bytes, as: UTF8.self)
+    }
+
     /// A JSON object in a file.
     package static func jsonObject(at path: String) throws(PEFTError) -> JSONObject {
         let value = try json(at: path)

@@ -69,7 +69,7 @@ struct SmallTraining {
         let engine = Engine(threads: threads, budget: MemoryBudget(limit: limit))
         network = try SmallNetwork(engine, dropout: dropout, seed: seed)
         model = Model(
-            engine: engine, precision: .f32, configuration: JSONObject(), architecture: "small", layers: [network.head!], network: network, warnings: [])
+            engine: engine, precision: .f32, configuration: JSONObject(), architecture: "small", layers: [network.head!], network: network)
         trainee = Trainee(
             name: "default", entries: [(network.a.name, network.a), (network.b.name, network.b)], adaptation: model.unadapted,
             configuration: ["peft_type": .string("LORA"), "r": .integer(Int64(rank))])

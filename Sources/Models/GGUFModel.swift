@@ -1,0 +1,139 @@
+internal import Checkpoints
+internal import Glibc
+internal import Platform
+internal import Tensors
+
+/// A GGUF file as a Hugging Face folder would have it: config.json's keys, transformers' tensor names and row order.
+///
+/// llama.cpp names tensors its own way (ggml-org/llama.cpp, gguf-py/gguf/constants.py) and, for the "llama" architecture,
+/// reorders the rows of queries and keys so that rotated pairs are neighbours; adapters of PEFT know the original order, so
+/// those rows are put back (whole rows: their blocks stay as they are).
+struct GGUFModel {
+    let configuration: ModelConfiguration
+    let tensors: TensorSource
+
+    init(_ gguf: GGUF, _ engine: Engine) throws(PEFTError) {
+        let family = try gguf.string("general.architecture")
+        guard let modelType = GGUFModel.families[family] else {
+            throw PEFTError(.unsupported, "\(gguf.origin): architecture \"\(family)\"; from GGUF this version reads \(GGUFModel.families.keys.sorted().joined(separator: ", "))")
+        }
+        let config = try GGUFModel.configuration(gguf, family, modelType)
+        configuration = ModelConfiguration(config, origin: gguf.origin)
+        let heads = family == "llama" ? (try configuration.size("num_attention_heads"), try configuration.size("num_key_value_heads")) : nil
+        var named: [NamedTensor] = []
+        for item in gguf.tensors.all where item.name != GGUFModel.rotaryFactors {
+            var tensor = item.tensor
+            if let heads {
+                if item.name.hasSuffix(".attn_q.weight") || item.name.hasSuffix(".attn_q.bias") { tensor = try GGUFModel.restored(tensor, heads.0, engine, item.name) }
+                if item.name.hasSuffix(".attn_k.weight") || item.name.hasSuffix(".attn_k.bias") { tensor = try GGUFModel.restored(tensor, heads.1, engine, item.name) }
+            }
+            named.append(NamedTensor(GGUFModel.huggingFaceName(item.name), tensor))
+        }
+        tensors = try TensorSource(origin: gguf.origin, named)
+    }
+
+    // MARK: Names
+
+    /// `general.architecture` to `model_type`.
+    private static let families = ["llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"]
+    private static let classes = ["llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"]
+    private static let rotaryFactors = "rope_freqs.weight"
+
+    private static let globals = ["token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"]
+    private static let ofBlock = [
+        "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "ffn_norm": "post_attention_layernorm",
+        "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    ]
+
+    /// "blk.3.attn_q.weight" → "model.layers.3.self_attn.q_proj.weight"; names that are not known stay, and are reported as unused.
+    private static func huggingFaceName(_ name: String) -> String {
+        let parts = name.split(separator: ".").map(String.init)
+        if parts.count == 2, let global = globals[parts[0]] { return "\(global).\(parts[1])" }
+        if parts.count == 4, parts[0] == "blk", let layer = Int(parts[1]), let module = ofBlock[parts[2]] { return "model.layers.\(layer).\(module).\(parts[3])" }
+        return name
+    }
+
+    // MARK: Configuration
+
+    private static func configuration(_ gguf: GGUF, _ family: String, _ modelType: String) throws(PEFTError) -> JSONObject {
+        var config: JSONObject = ["model_type": .string(modelType), "architectures": .array([.string(classes[family] ?? "")]), "hidden_act": .string("silu")]
+        func integer(_ key: String) throws(PEFTError) -> Int64 { Int64(try gguf.integer("\(family).\(key)")) }
+        config["num_hidden_layers"] = .integer(try integer("block_count"))
+        config["hidden_size"] = .integer(try integer("embedding_length"))
+        config["intermediate_size"] = .integer(try integer("feed_forward_length"))
+        config["max_position_embeddings"] = .integer(try integer("context_length"))
+        let heads = try integer("attention.head_count")
+        config["num_attention_heads"] = .integer(heads)
+        config["num_key_value_heads"] = .integer(gguf["\(family).attention.head_count_kv"] == nil ? heads : try integer("attention.head_count_kv"))
+        if gguf["\(family).attention.key_length"] != nil { config["head_dim"] = .integer(try integer("attention.key_length")) }
+        // Stored as f32: the shortest decimal that means it is what the model's makers wrote.
+        config["rms_norm_eps"] = .number(decimal(try gguf.number("\(family).attention.layer_norm_rms_epsilon")))
+        config["vocab_size"] = .integer(Int64(gguf.tensors.peek("token_embd.weight")?.rows ?? 0))
+        config["tie_word_embeddings"] = .bool(!gguf.tensors.contains("output.weight"))
+        config["attention_bias"] = .bool(family == "llama" && gguf.tensors.contains("blk.0.attn_q.bias"))
+        config["mlp_bias"] = .bool(gguf.tensors.contains("blk.0.ffn_up.bias"))
+        if let window = gguf["\(family).attention.sliding_window"]?.intValue, window > 0 { throw slidingWindow(gguf, window) }
+        config["rope_parameters"] = .object(try rotary(gguf, family, config))
+        for (key, name) in [("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id"), ("padding_token_id", "pad_token_id")] {
+            if let id = gguf["tokenizer.ggml.\(key)"]?.intValue { config[name] = .integer(Int64(id)) }
+        }
+        if let name = gguf["general.name"]?.stringValue { config["_name_or_path"] = .string(name) }
+        return config
+    }
+
+    private static func slidingWindow(_ gguf: GGUF, _ window: Int) -> PEFTError {
+        PEFTError(.unsupported, "\(gguf.origin): a sliding window of \(window) in a GGUF file; open the model's Hugging Face folder instead")
+    }
+
+    private static func decimal(_ value: Double) -> Double { Double("\(Float(value))") ?? value }
+
+    private static func rotary(_ gguf: GGUF, _ family: String, _ config: JSONObject) throws(PEFTError) -> JSONObject {
+        let base = decimal(gguf["\(family).rope.freq_base"]?.doubleValue ?? 10000)
+        let headSize = config["head_dim"]?.intValue ?? (config["hidden_size"]?.intValue ?? 0) / max(config["num_attention_heads"]?.intValue ?? 1, 1)
+        if let dimension = gguf["\(family).rope.dimension_count"]?.intValue, dimension != headSize {
+            throw PEFTError(.unsupported, "\(gguf.origin): rope.dimension_count is \(dimension); this version rotates whole heads (\(headSize))")
+        }
+        let kind = gguf["\(family).rope.scaling.type"]?.stringValue ?? "none"
+        let factor = gguf["\(family).rope.scaling.factor"]?.doubleValue ?? 1
+        if let factors = gguf.tensors.peek(rotaryFactors) { return try llama3(factors, base, headSize, gguf.origin) }
+        switch kind {
+        case "none": return ["rope_type": .string("default"), "rope_theta": .number(base)]
+        case "linear": return ["rope_type": .string("linear"), "rope_theta": .number(base), "factor": .number(decimal(factor))]
+        default: throw PEFTError(.unsupported, "\(gguf.origin): rope.scaling.type is \"\(kind)\"; this version has none, linear, and Llama 3's factors")
+        }
+    }
+
+    /// llama.cpp stores Llama 3's scaling as what each frequency is divided by; its largest value is the factor, the rest of
+    /// the rule has been the same for all published models.
+    private static func llama3(_ factors: Tensor, _ base: Double, _ headSize: Int, _ origin: String) throws(PEFTError) -> JSONObject {
+        let values = try factors.floats(Engine())
+        let rule = Llama3Scaling(factor: values.max() ?? 1)
+        let isRule = values.count == headSize / 2 && values.enumerated().allSatisfy { index, value in
+            let frequency = Float(1 / pow(base, Double(2 * index) / Double(headSize)))
+            return abs(frequency / value - rule.scaled(frequency)) <= 1e-4 * frequency / value
+        }
+        guard isRule else { throw PEFTError(.unsupported, "\(origin): \(rotaryFactors) is not Llama 3's scaling") }
+        return rule.json(base: base)
+    }
+
+    // MARK: Row order
+
+    /// Undoes llama.cpp's order: within each head, row 2i + j of the file is row i + j·(headSize/2) of the original.
+    private static func restored(_ tensor: Tensor, _ heads: Int, _ engine: Engine, _ name: String) throws(PEFTError) -> Tensor {
+        let isVector = tensor.shape.count == 1
+        let rows = isVector ? tensor.count : tensor.rows
+        guard heads > 0, rows % (2 * heads) == 0, !isVector || tensor.dtype.isFloat else { throw PEFTError(.format, "'\(name)' \(tensor.shape) does not divide into \(heads) heads") }
+        let half = rows / heads / 2
+        let rowBytes = isVector ? tensor.dtype.blockBytes : tensor.rowBytes
+        let result = try Tensor(engine, tensor.shape, tensor.dtype, .weights)
+        for head in 0..<heads {
+            for index in 0..<2 * half {
+                let source = head * 2 * half + index
+                let target = head * 2 * half + index / 2 + index % 2 * half
+                unsafe (result.pointer + target * rowBytes).copyMemory(from: tensor.pointer + source * rowBytes, byteCount: rowBytes)
+            }
+        }
+        return result
+    }
+}

@@ -1,0 +1,78 @@
+internal import Checkpoints
+package import Platform
+package import Tensors
+
+/// Makes a model's layers from named tensors, checks their shapes, and numbers them in the order they are asked for: that
+/// of the module tree. A layer is one call; a tensor that is missing or misshapen ends the load with its name.
+package final class LayerBuilder {
+    package let engine: Engine
+    private let source: TensorSource
+    package private(set) var layers: [any Layer] = []
+
+    package enum Bias {
+        case none
+        case required
+        /// There if the file has one.
+        case optional
+    }
+
+    init(_ source: TensorSource, _ engine: Engine) {
+        self.source = source
+        self.engine = engine
+    }
+
+    /// The file has this tensor.
+    package func has(_ name: String) -> Bool { source.contains(name) }
+
+    /// `y = x·Wᵀ + b`; `transposed`: stored `[in, out]`.
+    package func linear(_ name: String, _ inputs: Int, _ outputs: Int, bias: Bias = .none, transposed: Bool = false) throws(PEFTError) -> Linear {
+        let weight = try matrix(name + ".weight", transposed ? [inputs, outputs] : [outputs, inputs])
+        let hasBias = bias == .required || bias == .optional && source.contains(name + ".bias")
+        let vector = hasBias ? try vector(name + ".bias", outputs) : nil
+        return add(Linear(name: name, index: layers.count, weight: weight, bias: vector, isTransposed: transposed))
+    }
+
+    /// An output head: its own weights, or those of the embedding.
+    package func head(_ name: String, tiedTo embedding: Embedding?, _ inputs: Int, _ outputs: Int) throws(PEFTError) -> Linear {
+        guard let embedding else { return try linear(name, inputs, outputs) }
+        // Some files hold the shared matrix twice.
+        _ = source.optionalTensor(named: name + ".weight")
+        return add(Linear(name: name, index: layers.count, tiedTo: embedding))
+    }
+
+    package func embedding(_ name: String, _ count: Int, _ dimension: Int) throws(PEFTError) -> Embedding {
+        add(Embedding(name: name, index: layers.count, weight: try matrix(name + ".weight", [count, dimension])))
+    }
+
+    package func rmsNorm(_ name: String, _ size: Int, epsilon: Double) throws(PEFTError) -> RMSNorm {
+        add(RMSNorm(name: name, index: layers.count, weight: try vector(name + ".weight", size), epsilon: Float(epsilon)))
+    }
+
+    package func layerNorm(_ name: String, _ size: Int, epsilon: Double) throws(PEFTError) -> LayerNorm {
+        let (weight, bias) = (try vector(name + ".weight", size), try vector(name + ".bias", size))
+        return add(LayerNorm(name: name, index: layers.count, weight: weight, bias: bias, epsilon: Float(epsilon)))
+    }
+
+    /// A tensor that is no layer's, read as it is.
+    package func optionalTensor(_ name: String) -> Tensor? { source.optionalTensor(named: name) }
+
+    /// Tensors that need not be read (buffers that older checkpoints hold).
+    package func ignore(where isIgnored: (String) -> Bool) { source.ignore(where: isIgnored) }
+
+    private func add<L: Layer>(_ layer: L) -> L {
+        layers.append(layer)
+        return layer
+    }
+
+    private func matrix(_ name: String, _ shape: [Int]) throws(PEFTError) -> Tensor {
+        let tensor = try source.tensor(named: name, shape: shape)
+        guard tensor.dtype.isWeightFormat else { throw PEFTError(.unsupported, "\(source.origin): '\(name)' is \(tensor.dtype.name), which is no weight format") }
+        return tensor
+    }
+
+    /// Vectors are f32 everywhere; they are small.
+    private func vector(_ name: String, _ size: Int) throws(PEFTError) -> Tensor {
+        let tensor = try matrix(name, [size])
+        return tensor.dtype == .f32 ? tensor : try tensor.converted(to: .f32, engine, .weights)
+    }
+}

@@ -1,0 +1,76 @@
+internal import Glibc
+package import Platform
+package import Tensors
+
+extension RotaryTable {
+    /// The table that a configuration describes: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`.
+    ///
+    ///     θᵢ = base^(−2i/dimension), scaled: "linear" divides by `factor`; "llama3" (meta-llama/llama-models) divides long
+    ///     wavelengths by `factor`, leaves short ones, and goes smoothly from one to the other between.
+    ///
+    /// - Parameter dimension: rotated values of a head.
+    package convenience init(_ engine: Engine, dimension: Int, _ configuration: ModelConfiguration) throws(PEFTError) {
+        let scaling = try configuration.object(configuration.has("rope_parameters") ? "rope_parameters" : "rope_scaling")
+        let base = try (scaling.flatMap { $0.has("rope_theta") ? $0 : nil } ?? configuration).number("rope_theta", or: 10000)
+        guard base > 0, dimension > 0, dimension % 2 == 0 else {
+            throw PEFTError(.format, "\(configuration.origin): rotary embedding of \(dimension) values with base \(base); an even number and a positive base are needed")
+        }
+        // In f32 as torch does it: the powers are rounded before they are inverted.
+        var frequencies = (0..<dimension / 2).map { 1 / Float(pow(base, Double(Float(2 * $0) / Float(dimension)))) }
+        if let scaling {
+            let key = scaling.has("rope_type") ? "rope_type" : "type"
+            switch try scaling.text(key, or: "default") {
+            case "default": break
+            case "linear":
+                let factor = Float(try scaling.number("factor"))
+                frequencies = frequencies.map { $0 / factor }
+            case "llama3":
+                let rule = try Llama3Scaling(scaling)
+                frequencies = frequencies.map { rule.scaled($0) }
+            default: throw scaling.unsupported(key, "default, linear, llama3")
+            }
+        }
+        self.init(engine, frequencies: frequencies)
+    }
+}
+
+/// Llama 3.1's rule for longer contexts.
+struct Llama3Scaling {
+    let factor: Float
+    let lowFrequencyFactor: Float
+    let highFrequencyFactor: Float
+    let originalLength: Float
+
+    init(factor: Float, lowFrequencyFactor: Float = 1, highFrequencyFactor: Float = 4, originalLength: Float = 8192) {
+        self.factor = factor
+        self.lowFrequencyFactor = lowFrequencyFactor
+        self.highFrequencyFactor = highFrequencyFactor
+        self.originalLength = originalLength
+    }
+
+    init(_ scaling: ModelConfiguration) throws(PEFTError) {
+        self.init(
+            factor: Float(try scaling.number("factor")), lowFrequencyFactor: Float(try scaling.number("low_freq_factor")),
+            highFrequencyFactor: Float(try scaling.number("high_freq_factor")), originalLength: Float(try scaling.number("original_max_position_embeddings")))
+        guard factor > 0, highFrequencyFactor > lowFrequencyFactor, lowFrequencyFactor > 0, originalLength > 0 else {
+            throw PEFTError(.format, "\(scaling.origin): factor \(factor), low_freq_factor \(lowFrequencyFactor), high_freq_factor \(highFrequencyFactor) do not describe llama3 scaling")
+        }
+    }
+
+    func scaled(_ frequency: Float) -> Float {
+        let wavelength = 2 * Float.pi / frequency
+        if wavelength < originalLength / highFrequencyFactor { return frequency }
+        if wavelength > originalLength / lowFrequencyFactor { return frequency / factor }
+        let smooth = (originalLength / wavelength - lowFrequencyFactor) / (highFrequencyFactor - lowFrequencyFactor)
+        return (1 - smooth) * frequency / factor + smooth * frequency
+    }
+
+    /// The configuration's object, as transformers writes it.
+    func json(base: Double) -> JSONObject {
+        [
+            "rope_type": .string("llama3"), "rope_theta": .number(base), "factor": .number(Double(factor)),
+            "low_freq_factor": .number(Double(lowFrequencyFactor)), "high_freq_factor": .number(Double(highFrequencyFactor)),
+            "original_max_position_embeddings": .integer(Int64(originalLength)),
+        ]
+    }
+}

@@ -1,0 +1,53 @@
+package import Autograd
+package import Platform
+internal import Tensors
+
+/// Attention of a decoder over its own tokens: whole sequences, or the newest tokens over what a cache holds.
+package struct SelfAttention: Sendable {
+    /// Number of the decoder layer: its place in a cache.
+    package let layer: Int
+    package let heads: Int
+    package let keyValueHeads: Int
+    package let headSize: Int
+    /// Keys a query sees, counted back from itself; 0: all.
+    package var window = 0
+    /// nil: 1/√headSize.
+    package var scale: Float?
+
+    package init(layer: Int, heads: Int, keyValueHeads: Int, headSize: Int, window: Int = 0, scale: Float? = nil) {
+        self.layer = layer
+        self.heads = heads
+        self.keyValueHeads = keyValueHeads
+        self.headSize = headSize
+        self.window = window
+        self.scale = scale
+    }
+
+    /// `q` `[batch·length, heads·headSize]`, `k`, `v` `[batch·length, keyValueHeads·headSize]`, rotated already.
+    package func callAsFunction(_ q: Variable, _ k: Variable, _ v: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable {
+        guard !context.caches.isEmpty else {
+            return try context.tape.attention(
+                q: q, k: k, v: v, shape: shape(batch: context.batch, keys: context.length, context), keyMask: context.keyMask, firstKey: context.firstKey)
+        }
+        guard context.caches.count == context.batch, !q.needsGradient, !k.needsGradient, !v.needsGradient else {
+            throw PEFTError(.internal, "\(context.caches.count) caches for \(context.batch) samples; caches are for inference only")
+        }
+        let engine = context.tape.engine
+        let result = try Tensor(engine, q.shape, q.value.dtype)
+        for (sample, cache) in context.caches.enumerated() {
+            let rows = sample * context.length..<(sample + 1) * context.length
+            let (keys, values) = try cache.append(try k.value.rows(rows), try v.value.rows(rows), layer: layer)
+            try engine.attention(
+                q: AttentionOperand(try q.value.rows(rows), length: context.length), k: AttentionOperand(keys, length: keys.rows),
+                v: AttentionOperand(values, length: keys.rows), out: AttentionOperand(try result.rows(rows), length: context.length),
+                shape: shape(batch: 1, keys: keys.rows, context))
+        }
+        return Variable(result)
+    }
+
+    private func shape(batch: Int, keys: Int, _ context: ForwardContext) -> AttentionShape {
+        AttentionShape(
+            batch: batch, queryLength: context.length, keyLength: keys, heads: heads, keyValueHeads: keyValueHeads, headDim: headSize, scale: scale,
+            isCausal: true, window: window)
+    }
+}
