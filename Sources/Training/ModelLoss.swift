@@ -69,7 +69,8 @@ package enum ModelLoss {
         let (input, context) = try input(batch, routing, tape, recomputesBlocks: recomputesBlocks)
         let hidden = try model.hidden(input, context)
         let labels = model.task == .causalLM ? batch.shiftedLabels : batch.labels
-        guard model.task == .causalLM, let head = model.network.head else {
+        // Rows of a chunk come from any samples: where samples have adapters of their own the head sees whole batches.
+        guard model.task == .causalLM, let head = model.network.head, case .all = routing else {
             let logits = try model.logits(hidden, of: input, context)
             return (try tape.crossEntropy(logits, labels: try Tensor(tape.engine, labels, shape: [labels.count])), gradientScale)
         }
