@@ -12,6 +12,9 @@ let strict: [SwiftSetting] = [
     .enableUpcomingFeature("MemberImportVisibility"),  // SE-0444
     .enableUpcomingFeature("InternalImportsByDefault"),  // SE-0409
     .treatAllWarnings(as: .error),
+    // Neither async functions nor Swift's Regex are used (threads are the Tensors room's, patterns are PCRE2's); unasked,
+    // each module would import both libraries and the release library would carry 4 MB of them.
+    .unsafeFlags(["-Xfrontend", "-disable-implicit-concurrency-module-import", "-Xfrontend", "-disable-implicit-string-processing-module-import"]),
 ]
 
 /// The kernels are useless unoptimised, so they are -O3 in debug builds too; nothing here may change results
@@ -37,6 +40,7 @@ let package = Package(
         .systemLibrary(name: "CPCRE2", path: "Sources/CPCRE2"),
         .systemLibrary(name: "CUTF8Proc", path: "Sources/CUTF8Proc"),
         .systemLibrary(name: "CJansson", path: "Sources/CJansson"),
+        .target(name: "StaticRuntime", path: "Sources/StaticRuntime"),  // only for the release library's size
         .target(name: "Kernels", path: "Sources/Kernels", cSettings: kernelFlags),
 
         room("Platform", ["CJansson", "CPCRE2", "CUTF8Proc"]),
@@ -49,7 +53,7 @@ let package = Package(
         room("Adapters", ["COpenBLAS", "Models", "Autograd", "Tensors", "Quantization", "Checkpoints", "Platform"]),
         room("Training", ["Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Tokenizers", "Platform"]),
         room("Generation", ["Kernels", "Adapters", "Models", "Autograd", "Tensors", "Tokenizers", "Platform"]),
-        room("PEFTSwift", ["CPEFTSwift", "Kernels", "Generation", "Training", "Adapters", "Models", "Quantization", "Checkpoints", "Tokenizers", "Autograd", "Tensors", "Platform"]),
+        room("PEFTSwift", ["CPEFTSwift", "StaticRuntime", "Kernels", "Generation", "Training", "Adapters", "Models", "Quantization", "Checkpoints", "Tokenizers", "Autograd", "Tensors", "Platform"]),
 
         test("PlatformTests", ["Platform"]),
         test("KernelsTests", ["Kernels"]),

@@ -33,7 +33,7 @@ package struct ModelFolder: Sendable {
         } else if Files.isFile(index) {
             tensors = try ModelFolder.openShards(of: path, index: index, budget: budget)
         } else {
-            let pickled = try Files.names(in: path).first { $0.hasPrefix("pytorch_model") && $0.contains(".bin") }
+            let pickled = try Files.names(in: path).first { $0.hasPrefix("pytorch_model") && $0.hasSuffix(".bin") }
             let hint = pickled.map { "; '\($0)' is a pickle, which can run code and is never read: convert it to safetensors" } ?? ""
             throw PEFTError(.notFound, "'\(path)' has neither \(ModelFolder.singleFile) nor \(ModelFolder.indexFile)\(hint)")
         }

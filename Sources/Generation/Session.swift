@@ -113,8 +113,7 @@ package final class Session: @unchecked Sendable {
 
     private func read(_ ids: [Int32]) throws(PEFTError) {
         isCancelled.store(false, ordering: .relaxed)
-        let clock = ContinuousClock()
-        let begin = clock.now
+        let begin = Clock.seconds
         var position = 0
         while position < ids.count {
             if isCancelled.load(ordering: .acquiring) { throw PEFTError(.cancelled, "cancelled after \(position) of \(ids.count) tokens") }
@@ -122,7 +121,7 @@ package final class Session: @unchecked Sendable {
             try forward(Array(ids[position..<end]), isLast: end == ids.count)
             position = end
         }
-        statistics.add(read: ids.count, seconds: (clock.now - begin).seconds)
+        statistics.add(read: ids.count, seconds: Clock.seconds - begin)
     }
 
     /// One pass over `ids`, which follow what the cache holds.
@@ -169,11 +168,10 @@ package final class Session: @unchecked Sendable {
 
     /// Reads a token that was just generated.
     func accept(_ token: Int32) throws(PEFTError) {
-        let clock = ContinuousClock()
-        let begin = clock.now
+        let begin = Clock.seconds
         try makeRoom(for: 1)
         try forward([token], isLast: true)
-        statistics.add(generated: 1, seconds: (clock.now - begin).seconds)
+        statistics.add(generated: 1, seconds: Clock.seconds - begin)
     }
 
     /// True once after `cancel`.
@@ -209,8 +207,4 @@ package struct SessionStatistics: Sendable {
         tokensGenerated += count
         secondsGenerating += seconds
     }
-}
-
-extension Duration {
-    fileprivate var seconds: Double { Double(components.seconds) + Double(components.attoseconds) * 1e-18 }
 }

@@ -141,8 +141,8 @@ struct TemplateLexer {
             }
             let kind = try readToken()
             if case .symbol(let symbol) = kind {
-                if "([{".contains(symbol) { depth += 1 }
-                if ")]}".contains(symbol) { depth = max(0, depth - 1) }
+                if ["(", "[", "{"].contains(symbol) { depth += 1 }
+                if [")", "]", "}"].contains(symbol) { depth = max(0, depth - 1) }
             }
             tokens.append(TemplateToken(kind: kind, line: line))
         }

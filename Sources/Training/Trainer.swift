@@ -85,7 +85,7 @@ package final class Trainer {
     /// - Throws: `.argument` for a batch that does not fit the model, `.numeric` when loss or gradients are not finite,
     ///   `.memory`. Adapter and optimizer are then as they were; micro-batches accumulated for the update are dropped.
     package func step(_ batch: Batch) throws(PEFTError) -> StepResult {
-        let start = Trainer.now()
+        let start = Clock.seconds
         try ModelLoss.check(batch, model)
         guard !batch.labels.isEmpty else { throw PEFTError(.argument, "training needs 'labels'") }
         let schedule = try schedule()
@@ -103,7 +103,7 @@ package final class Trainer {
         }
         microStep = result.updated ? 0 : microStep + 1
         result.step = step
-        result.seconds = Trainer.now() - start
+        result.seconds = Clock.seconds - start
         return result
     }
 
@@ -179,13 +179,6 @@ package final class Trainer {
         guard plan.fits else { throw plan.tooLarge(rows: batch.rows, length: batch.length) }
         recomputation[shape] = plan.recomputesBlocks
         return plan.recomputesBlocks
-    }
-
-    /// Seconds of a clock that only goes forward.
-    static func now() -> Double {
-        var time = timespec()
-        unsafe clock_gettime(CLOCK_MONOTONIC, &time)
-        return Double(time.tv_sec) + Double(time.tv_nsec) * 1e-9
     }
 }
 

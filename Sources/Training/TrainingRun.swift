@@ -74,11 +74,11 @@ extension Trainer {
         _ loader: BatchLoader, evaluation: DataSet? = nil, seconds: Double, progress: ((TrainingProgress) -> Bool)? = nil
     ) throws(PEFTError) -> AdvanceResult {
         let totalSteps = try findTotalSteps(loader.dataSet)
-        let start = Trainer.now()
+        let start = Clock.seconds
         let firstStep = step
         var (tokens, microBatches, result) = (0, 0, AdvanceResult())
         while step < totalSteps, !runState.isOver {
-            let elapsed = Trainer.now() - start
+            let elapsed = Clock.seconds - start
             if microBatches > 0, elapsed + elapsed / Double(microBatches) > seconds { return result }
             if takeCancellation() { throw Trainer.cancelledError }
             result.last = try nextStep(loader)
@@ -88,7 +88,7 @@ extension Trainer {
             guard result.last.updated else { continue }
             if let evaluation, isEvaluationDue(totalSteps) { try evaluateRun(evaluation) }
             guard let progress else { continue }
-            let passed = Trainer.now() - start
+            let passed = Clock.seconds - start
             let report = self.progress(result.last, loader, totalSteps, passed, tokens: tokens, updates: step - firstStep)
             // Who stops a run after its last step has stopped nothing.
             guard progress(report) || step >= totalSteps else { throw Trainer.cancelledError }

@@ -1,0 +1,1 @@
+/* Nothing to call: see unicode_names.c. */
