@@ -1,47 +1,154 @@
 package import Autograd
 package import Models
 package import Platform
-package import Tensors
+internal import Synchronization
+internal import Tensors
 
 /// The adapters of one model: which there are, which act, what is merged. Safe from several threads.
 ///
-/// Values are changed under the model's write lock; the adaptation handed to a computation stays what it was.
+/// Values are changed under the model's write lock; the adaptation handed to a computation stays what it was. A computation
+/// asks for its adaptation inside the read lock it computes under: then no merge comes between the two.
 package final class AdapterSet: Sendable {
     package let model: Model
+    /// What saved configurations call the base model.
+    package let baseName: String?
+    let table = Mutex(AdapterTable())
 
-    package init(_ model: Model) { self.model = model }
+    package init(_ model: Model, baseName: String? = nil) {
+        self.model = model
+        self.baseName = baseName
+    }
+
+    var engine: Engine { model.engine }
+
+    // MARK: Making and removing
 
     /// A fresh adapter from PEFT's configuration. The first one becomes active.
-    package func add(_ name: String, _ config: JSONObject, seed: UInt64 = 0, trainable: Bool = true) throws(PEFTError) { throw AdapterSet.missing }
-    /// From a PEFT folder or an HDF5 file. The first one becomes active.
-    package func load(_ name: String, path: String, trainable: Bool) throws(PEFTError) { throw AdapterSet.missing }
-    /// A PEFT folder; a path that ends in ".h5": one HDF5 file.
-    package func save(_ name: String, path: String) throws(PEFTError) { throw AdapterSet.missing }
-    package func remove(_ name: String) throws(PEFTError) { throw AdapterSet.missing }
-    package func rename(_ name: String, to newName: String) throws(PEFTError) { throw AdapterSet.missing }
+    package func add(_ name: String, _ config: JSONObject, seed: UInt64 = 0, trainable: Bool = true) throws(PEFTError) {
+        try checkIsFree(name)
+        let configuration = try AdapterConfiguration(config, warn: { engine.warn($0) })
+        let (adapter, changes) = try model.lock.read { () throws(PEFTError) in
+            let adapter = try Adapter(configuration, model, isNew: true)
+            return (adapter, try adapter.initialize(seed: seed))
+        }
+        adapter.setTrainable(trainable)
+        try insert(adapter, name, changes)
+    }
+
+    func checkIsFree(_ name: String) throws(PEFTError) {
+        guard !name.isEmpty, name != AdapterSet.base, !name.contains("|") else {
+            throw PEFTError(.argument, "'\(name)' cannot be an adapter's name: it must not be empty or '\(AdapterSet.base)', or have a '|' in it")
+        }
+        guard table.withLock({ $0.entries[name] == nil }) else { throw AdapterSet.exists(name) }
+    }
+
+    /// Puts a finished adapter in the table, and what it changes of the base model in place.
+    func insert(_ adapter: Adapter, _ name: String, _ changes: [BaseChange]) throws(PEFTError) {
+        try table.withLock { (table) throws(PEFTError) in try table.insert(adapter, name) }
+    }
+
+    package func remove(_ name: String) throws(PEFTError) {
+        try table.withLock { (table) throws(PEFTError) in try table.remove(name) }
+    }
+
+    package func rename(_ name: String, to newName: String) throws(PEFTError) {
+        if newName == name { return _ = try adapter(name) }
+        try checkIsFree(newName)
+        try table.withLock { (table) throws(PEFTError) in try table.rename(name, to: newName) }
+    }
+
+    // MARK: Choosing
+
     /// Which act, in this order.
-    package func setActive(_ adapters: [(name: String, weight: Float)]) throws(PEFTError) { throw AdapterSet.missing }
-    package func setEnabled(_ isEnabled: Bool) { }
+    package func setActive(_ adapters: [(name: String, weight: Float)]) throws(PEFTError) {
+        let chosen = try AdapterSet.checked(adapters)
+        let _: Adaptation = try table.withLock { (table) throws(PEFTError) in
+            // Built now, so that a list that cannot act together is refused here.
+            let adaptation = try table.adaptation(of: chosen, model)
+            table.active = chosen
+            return adaptation
+        }
+    }
+
+    package func setEnabled(_ isEnabled: Bool) { table.withLock { $0.isEnabled = isEnabled } }
+
     /// Relative to the configuration (PEFT's set_scale).
-    package func setScale(_ name: String, _ factor: Float) throws(PEFTError) { throw AdapterSet.missing }
-    package func setTrainable(_ name: String, _ isTrainable: Bool) throws(PEFTError) { throw AdapterSet.missing }
-    /// As `peft_adapter_status` has it.
-    package func status() -> JSONObject { JSONObject() }
-    /// As it would be saved.
-    package func configuration(of name: String) throws(PEFTError) -> JSONObject { throw AdapterSet.missing }
-    /// What would be saved, by saved key. Copies: later steps do not change them.
-    package func state(of name: String) throws(PEFTError) -> [(name: String, tensor: Tensor)] { throw AdapterSet.missing }
-    /// Sets tensors (any float type) by saved key; all or nothing.
-    package func setState(of name: String, _ tensors: [(name: String, tensor: Tensor)]) throws(PEFTError) { throw AdapterSet.missing }
-    /// The trainable parameters of the active adapters, by saved key, "adapter|key" when several are active.
-    package func trainableParameters() throws(PEFTError) -> [(key: String, parameter: Parameter)] { throw AdapterSet.missing }
+    package func setScale(_ name: String, _ factor: Float) throws(PEFTError) {
+        guard factor.isFinite else { throw PEFTError(.argument, "a scale of \(factor); a finite number is expected") }
+        try table.withLock { (table) throws(PEFTError) in
+            try table.change(name) { (entry) throws(PEFTError) in
+                if entry.isMerged { throw PEFTError(.state, "'\(name)' is merged; unmerge it before its scale is changed") }
+                entry.scale = factor
+            }
+        }
+    }
+
+    package func setTrainable(_ name: String, _ isTrainable: Bool) throws(PEFTError) {
+        let adapter = try adapter(name)
+        model.lock.write { adapter.setTrainable(isTrainable) }
+    }
+
+    static func checked(_ adapters: [(name: String, weight: Float)]) throws(PEFTError) -> [ActiveAdapter] {
+        var seen: Set<String> = []
+        for (name, weight) in adapters {
+            guard weight.isFinite else { throw PEFTError(.argument, "the weight of '\(name)' is \(weight); a finite number is expected") }
+            guard seen.insert(name).inserted else { throw PEFTError(.argument, "'\(name)' is named twice") }
+        }
+        return adapters.map { ActiveAdapter(name: $0.name, weight: $0.weight) }
+    }
+
+    // MARK: Acting
 
     /// What the active adapters do now (nothing when disabled). Cheap: kept until something changes.
-    package func activeAdaptation() throws(PEFTError) -> Adaptation { throw AdapterSet.missing }
+    package func activeAdaptation() throws(PEFTError) -> Adaptation {
+        try table.withLock { (table) throws(PEFTError) in try table.adaptation(of: table.isEnabled ? table.active : [], model) }
+    }
+
     /// What these adapters do. Cheap for a list that was asked for before.
-    package func adaptation(of adapters: [(name: String, weight: Float)]) throws(PEFTError) -> Adaptation { throw AdapterSet.missing }
+    package func adaptation(of adapters: [(name: String, weight: Float)]) throws(PEFTError) -> Adaptation {
+        let chosen = try AdapterSet.checked(adapters)
+        return try table.withLock { (table) throws(PEFTError) in try table.adaptation(of: chosen, model) }
+    }
+
+    /// What PEFT calls a sample without an adapter.
+    private static let base = "__base__"
+
     /// One adapter per sample of a batch; nil: the base model.
-    package func routing(samples: [String?]) throws(PEFTError) -> Routing { throw AdapterSet.missing }
+    package func routing(samples: [String?]) throws(PEFTError) -> Routing {
+        try table.withLock { (table) throws(PEFTError) in
+            var groups: [(range: Range<Int>, adaptation: Adaptation)] = []
+            var start = 0
+            while start < samples.count {
+                let name = samples[start]
+                let end = samples[start...].firstIndex { $0 != name } ?? samples.count
+                let chosen = name.map { $0 == AdapterSet.base ? [] : [ActiveAdapter(name: $0, weight: 1)] } ?? []
+                groups.append((start..<end, try table.adaptation(of: chosen, model)))
+                start = end
+            }
+            return .samples(groups)
+        }
+    }
+
+    // MARK: Looking
+
+    /// The configuration as it would be saved.
+    package func configuration(of name: String) throws(PEFTError) -> JSONObject {
+        try adapter(name).configuration.saved(for: model, baseName: baseName)
+    }
+
+    /// The trainable parameters of the active adapters, by saved key, "adapter|key" when several are active.
+    package func trainableParameters() throws(PEFTError) -> [(key: String, parameter: Parameter)] {
+        let active = table.withLock { table in table.active.compactMap { item in table.entries[item.name].map { (item.name, $0.adapter) } } }
+        return active.flatMap { name, adapter in
+            adapter.parameters.filter(\.parameter.isTrainable).map { (active.count > 1 ? "\(name)|\($0.key)" : $0.key, $0.parameter) }
+        }
+    }
+
+    func adapter(_ name: String) throws(PEFTError) -> Adapter {
+        try table.withLock { (table) throws(PEFTError) in try table.entry(name).adapter }
+    }
+
+    static func exists(_ name: String) -> PEFTError { PEFTError(.state, "there is an adapter '\(name)' already; remove it first, or choose another name") }
 
     /// Folds adapters (nil: the active ones) into the base weights, layer by layer.
     /// - Returns: as `peft_model_merge` reports it.
@@ -51,5 +158,5 @@ package final class AdapterSet: Sendable {
     /// Merges the active adapters for good and removes all.
     package func mergeAndUnload() throws(PEFTError) { throw AdapterSet.missing }
 
-    private static var missing: PEFTError { PEFTError(.unsupported, "adapters") }
+    private static var missing: PEFTError { PEFTError(.unsupported, "merging") }
 }

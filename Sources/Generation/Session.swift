@@ -128,10 +128,10 @@ package final class Session: @unchecked Sendable {
     private func forward(_ ids: [Int32], isLast: Bool) throws(PEFTError) {
         let engine = model.engine
         let first = Int32(clamping: cache.length)
-        let adaptation = try self.adaptation()
         let result: Tensor? = try model.lock.read { () throws(PEFTError) in
+            // Asked for under the lock: no merge comes between this and the computation.
             let context = ForwardContext(
-                tape: Tape(engine, model.generationPrecision), routing: .all(adaptation), batch: 1, length: ids.count,
+                tape: Tape(engine, model.generationPrecision), routing: .all(try adaptation()), batch: 1, length: ids.count,
                 positions: try Tensor(engine, (0..<Int32(ids.count)).map { first + $0 }, shape: [ids.count]), caches: [cache])
             let input = ModelInput.ids(try Tensor(engine, ids, shape: [ids.count]))
             let hidden = try model.hidden(input, context)

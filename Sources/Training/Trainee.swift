@@ -9,15 +9,16 @@ package struct Trainee: Sendable {
     package let name: String
     /// Everything the adapter saves: key and parameter, trainable or not. Keys are unique.
     package let entries: [(key: String, parameter: Parameter)]
-    package let adaptation: Adaptation
+    /// Asked for in every step, inside the read lock: adapters may be scaled, renamed or merged between two steps.
+    package let adaptation: @Sendable () throws(PEFTError) -> Adaptation
     /// adapter_config.json.
     package let configuration: JSONObject
     /// LoRA's factor of the layer that a parameter key belongs to; nil where there is none.
     package let scaling: @Sendable (_ key: String) -> Double?
 
     package init(
-        name: String, entries: [(key: String, parameter: Parameter)], adaptation: Adaptation, configuration: JSONObject,
-        scaling: @escaping @Sendable (String) -> Double? = { _ in nil }
+        name: String, entries: [(key: String, parameter: Parameter)], adaptation: @escaping @Sendable () throws(PEFTError) -> Adaptation,
+        configuration: JSONObject, scaling: @escaping @Sendable (String) -> Double? = { _ in nil }
     ) {
         self.name = name
         self.entries = entries

@@ -120,7 +120,7 @@ package final class Trainer {
     /// The same on any tape: planning runs it too.
     static func accumulate(_ model: Model, _ trainee: Trainee, _ batch: Batch, _ tape: Tape, accumulationSteps: Int, _ recomputes: Bool) throws(PEFTError) -> Double {
         let scale = 1 / Float(accumulationSteps)
-        let (loss, seed) = try ModelLoss.loss(model, batch, .all(trainee.adaptation), tape, gradientScale: scale, recomputesBlocks: recomputes)
+        let (loss, seed) = try ModelLoss.loss(model, batch, .all(try trainee.adaptation()), tape, gradientScale: scale, recomputesBlocks: recomputes)
         guard loss.count > 0 else { throw PEFTError(.argument, "nothing in the batch is to be learned: all labels are \(Sample.ignored)") }
         let mean = loss.sum / Double(loss.count)
         guard mean.isFinite else { throw PEFTError(.numeric, "the loss is \(mean); nothing was changed by this step") }
@@ -165,7 +165,7 @@ package final class Trainer {
     package func evaluate(_ batch: Batch) throws(PEFTError) -> (sum: Double, count: Int) {
         try ModelLoss.check(batch, model)
         return try model.lock.read { () throws(PEFTError) in
-            let loss = try ModelLoss.loss(model, batch, .all(trainee.adaptation), Tape(model.engine, model.precision)).result
+            let loss = try ModelLoss.loss(model, batch, .all(try trainee.adaptation()), Tape(model.engine, model.precision)).result
             return (loss.sum, loss.count)
         }
     }

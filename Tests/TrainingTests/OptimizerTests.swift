@@ -78,7 +78,7 @@ struct OptimizerTests {
     @Test func loraFAFollowsPEFT() throws {
         let options = makeOptions { ($0.rule, $0.learningRate, $0.weightDecay) = (.loraFA, 0.02, 0.01) }
         let (result, expected, _) = try run("lorafa") { parameters, _ in
-            let trainee = Trainee(name: "a", entries: parameters.map { ($0.name, $0) }, adaptation: .init(layerCount: 0), configuration: JSONObject()) { _ in 2 }
+            let trainee = Trainee(name: "a", entries: parameters.map { ($0.name, $0) }, adaptation: { .init(layerCount: 0) }, configuration: JSONObject()) { _ in 2 }
             trainee.fixForLoRAFA()
             let trained = trainee.trainableParameters
             #expect(trained.count == parameters.count - 1)  // A is fixed

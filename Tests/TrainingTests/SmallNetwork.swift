@@ -71,7 +71,7 @@ struct SmallTraining {
         model = Model(
             engine: engine, precision: .f32, configuration: JSONObject(), architecture: "small", layers: [network.head!], network: network)
         trainee = Trainee(
-            name: "default", entries: [(network.a.name, network.a), (network.b.name, network.b)], adaptation: model.unadapted,
+            name: "default", entries: [(network.a.name, network.a), (network.b.name, network.b)], adaptation: { [model] in model.unadapted },
             configuration: ["peft_type": .string("LORA"), "r": .integer(Int64(rank))])
         var options = TrainerOptions()
         options.schedule = .constant

@@ -1,0 +1,75 @@
+package import Autograd
+package import Models
+package import Platform
+package import Tensors
+
+/// A method of adaptation, one instance for each adapter. To add one: a file with a type that conforms, and a line in
+/// `AdapterMethods.all`.
+///
+/// Everything that is not the method's own is done once for all of them: matching of targets, saved modules, biases,
+/// trainable tokens, files, several adapters, merging into quantised weights, status.
+package protocol AdapterMethod: Sendable {
+    /// PEFT's name: "LORA".
+    static var peftType: String { get }
+    /// The method's keys of adapter_config.json with PEFT's defaults.
+    static var defaults: JSONObject { get }
+    /// What null target_modules means, by model_type: a list of names, or a regular expression.
+    static var defaultTargets: [String: JSONValue] { get }
+
+    /// - Parameter isNew: the adapter is to be made; else it is read from a file, where settings for its making do not matter.
+    /// - Throws: `.argument` for values that cannot be, `.unsupported` naming an option this version does not have.
+    init(_ configuration: inout AdapterConfiguration, isNew: Bool, warn: (String) -> Void) throws(PEFTError)
+
+    /// Told of all targets before the first module is made.
+    mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, warn: (String) -> Void) throws(PEFTError)
+
+    /// What the adapter is at one of its targets.
+    /// - Parameter key: "base_model.model." and the layer's name: parameters are named `key` + "." + their own.
+    /// - Throws: `.unsupported` naming the layer's kind and those the method takes.
+    func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule
+}
+
+extension AdapterMethod {
+    package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, warn: (String) -> Void) throws(PEFTError) {}
+}
+
+/// What an adapter is at one layer: parameters, and what they do.
+package protocol AdapterModule: AnyObject, Sendable {
+    var layer: any Layer { get }
+    /// Under the names they are saved with; frozen ones too.
+    var parameters: [Parameter] { get }
+    /// LoRA's factor of the branch, for optimizers that ask.
+    var scaling: Double? { get }
+    /// `initialize` gives the layer other weights (PiSSA, OLoRA), also for an adapter whose own values come from a file.
+    var changesBase: Bool { get }
+
+    /// Fresh values.
+    /// - Returns: what takes the place of the layer's own tensors, if anything; the caller sets them when all modules are made.
+    func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor]
+
+    /// What it does in a computation.
+    /// - Parameter scale: on top of the configuration's scaling.
+    func hook(scale: Float) -> any LayerHook
+
+    /// Makes the layer's weights do what the hook does.
+    /// - Throws: `.unsupported` where that cannot be.
+    func fold(into weights: inout FoldedWeights, scale: Float) throws(PEFTError)
+}
+
+extension AdapterModule {
+    package var scaling: Double? { nil }
+    package var changesBase: Bool { false }
+}
+
+/// The methods there are.
+package enum AdapterMethods {
+    package static let all: [any AdapterMethod.Type] = [LoRA.self]
+
+    static func named(_ peftType: String) throws(PEFTError) -> any AdapterMethod.Type {
+        guard let method = all.first(where: { $0.peftType == peftType }) else {
+            let known = all.map { $0.peftType }.sorted().joined(separator: ", ")
+            throw PEFTError(.unsupported, "there is no adapter method '\(peftType)' in this version; there are \(known)")
+        }
+        return method
+    }
+}

@@ -1,0 +1,119 @@
+internal import Autograd
+internal import Checkpoints
+internal import Models
+package import Platform
+package import Tensors
+
+// Adapters in files, and their values as named tensors.
+extension AdapterSet {
+    /// From a PEFT folder or an HDF5 file. The first one becomes active.
+    package func load(_ name: String, path: String, trainable: Bool) throws(PEFTError) {
+        try load(name, AdapterFiles.open(path: path, budget: engine.budget), trainable: trainable)
+    }
+
+    func load(_ name: String, _ files: AdapterFiles, trainable: Bool) throws(PEFTError) {
+        try checkIsFree(name)
+        let (adapter, changes): (Adapter, [BaseChange])
+        do throws(PEFTError) {
+            let configuration = try AdapterConfiguration(files.config, warn: { engine.warn($0) })
+            (adapter, changes) = try model.lock.read { () throws(PEFTError) in try read(files, configuration) }
+        } catch {
+            // What a host may not say, a file cannot mean.
+            throw PEFTError(error.kind == .argument ? .format : error.kind, "\(files.tensors.origin): \(error.message)", detail: error.detail)
+        }
+        adapter.setTrainable(trainable)
+        try insert(adapter, name, changes)
+    }
+
+    private func read(_ files: AdapterFiles, _ configuration: AdapterConfiguration) throws(PEFTError) -> (Adapter, [BaseChange]) {
+        let adapter: Adapter
+        do throws(PEFTError) {
+            adapter = try Adapter(configuration, model, isNew: false)
+        } catch where error.kind == .argument {
+            throw PEFTError(.mismatch, "the adapter does not fit this base model (it was made for '\(madeFor(configuration))'): \(error.message)")
+        }
+        let named = AdapterKeys.known(files.tensors.all.map { ($0.name, $0.tensor) }, of: adapter)
+        let missing = adapter.saved.filter { $0.baseTensor == nil && named.byKey[$0.key] == nil }.map(\.key)
+        guard missing.isEmpty, named.unknown.isEmpty else {
+            var parts: [String] = []
+            if !missing.isEmpty { parts.append("\(missing.count) tensors that its configuration asks for are missing: \(TensorSource.list(missing))") }
+            if !named.unknown.isEmpty { parts.append("\(named.unknown.count) tensors belong to nothing: \(TensorSource.list(named.unknown))") }
+            throw PEFTError(.mismatch, "\(parts.joined(separator: "; ")) (made for '\(madeFor(configuration))')")
+        }
+        try AdapterKeys.checkShapes(adapter, named.byKey)
+        try set(adapter, named.byKey)
+        return (adapter, [])
+    }
+
+    private func madeFor(_ configuration: AdapterConfiguration) -> String {
+        configuration.values["base_model_name_or_path"]?.stringValue ?? "an unnamed model"
+    }
+
+    /// A PEFT folder; a path that ends in ".h5": one HDF5 file.
+    package func save(_ name: String, path: String) throws(PEFTError) {
+        let config = try configuration(of: name)
+        let tensors = try state(of: name).map { NamedTensor($0.name, $0.tensor) }
+        if path.hasSuffix(".h5") {
+            try AdapterFiles.writeHDF5(path, config: config, tensors: tensors, budget: engine.budget)
+        } else {
+            try AdapterFiles.writeFolder(path, config: config, tensors: tensors)
+        }
+    }
+
+    /// What would be saved, by saved key. Copies: later steps do not change them.
+    package func state(of name: String) throws(PEFTError) -> [(name: String, tensor: Tensor)] {
+        let adapter = try adapter(name)
+        return try model.lock.read { () throws(PEFTError) in
+            try adapter.saved.map { (item) throws(PEFTError) in (item.key, try item.value(engine)) }
+        }
+    }
+
+    /// Sets tensors (any float type) by saved key; all or nothing.
+    package func setState(of name: String, _ tensors: [(name: String, tensor: Tensor)]) throws(PEFTError) {
+        let adapter = try adapter(name)
+        let named = AdapterKeys.known(tensors, of: adapter)
+        guard named.unknown.isEmpty else { throw PEFTError(.mismatch, "'\(name)' has no \(TensorSource.list(named.unknown))") }
+        try AdapterKeys.checkShapes(adapter, named.byKey)
+        try model.lock.write { () throws(PEFTError) in try set(adapter, named.byKey) }
+    }
+
+    /// The names and shapes are right. All conversions come before the first change.
+    private func set(_ adapter: Adapter, _ byKey: [String: Tensor]) throws(PEFTError) {
+        var values: [(parameter: Parameter, value: Tensor)] = []
+        for item in adapter.saved {
+            guard let parameter = item.parameter, let tensor = byKey[item.key] else { continue }
+            values.append((parameter, tensor.dtype == .f32 ? tensor : try tensor.converted(to: .f32, engine, .scratch)))
+        }
+        for (parameter, value) in values { engine.axpby(1, try value.reshaped(parameter.value.shape), 0, into: parameter.value) }
+    }
+}
+
+/// The names tensors have in files.
+enum AdapterKeys {
+    /// Tensors under the adapter's own keys, and the names of those that are none of its.
+    ///
+    /// Other writers leave the prefix out, and older ones wrote ".weight" behind DoRA's magnitudes.
+    static func known(_ tensors: [(name: String, tensor: Tensor)], of adapter: Adapter) -> (byKey: [String: Tensor], unknown: [String]) {
+        let keys = Set(adapter.saved.map(\.key))
+        var byKey: [String: Tensor] = [:]
+        var unknown: [String] = []
+        for (name, tensor) in tensors {
+            let full = name.hasPrefix(Adapter.prefix) ? name : Adapter.prefix + name
+            let candidates = [full, full.hasSuffix(".weight") ? String(full.dropLast(7)) : full]
+            if let key = candidates.first(where: { keys.contains($0) }), byKey[key] == nil { byKey[key] = tensor } else { unknown.append(name) }
+        }
+        return (byKey, unknown)
+    }
+
+    static func checkShapes(_ adapter: Adapter, _ byKey: [String: Tensor]) throws(PEFTError) {
+        for item in adapter.saved {
+            guard let tensor = byKey[item.key] else { continue }
+            guard tensor.shape == item.shape else {
+                throw PEFTError(.mismatch, "'\(item.key)' has the shape \(tensor.shape), \(item.shape) is needed")
+            }
+            guard tensor.dtype.isWeightFormat else {
+                throw PEFTError(.mismatch, "'\(item.key)' is \(tensor.dtype.name); numbers of a floating-point type are needed")
+            }
+        }
+    }
+}

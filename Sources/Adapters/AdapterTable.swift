@@ -1,0 +1,92 @@
+internal import Models
+internal import Platform
+internal import Tensors
+
+/// One of the adapters that act together, and how strongly.
+struct ActiveAdapter: Hashable, Sendable {
+    let name: String
+    let weight: Float
+}
+
+/// What an `AdapterSet` keeps under its lock.
+struct AdapterTable: Sendable {
+    struct Entry: Sendable {
+        let adapter: Adapter
+        /// Of `set_scale`.
+        var scale: Float = 1
+        var isMerged = false
+    }
+
+    /// In the order they came.
+    private(set) var names: [String] = []
+    private(set) var entries: [String: Entry] = [:]
+    var active: [ActiveAdapter] = []
+    var isEnabled = true
+    /// Adaptations that were asked for since something last changed what they would be.
+    private var cached: [[ActiveAdapter]: Adaptation] = [:]
+
+    /// A host that fades weights asks for a new list in every frame; old ones must not pile up.
+    private static let mostCached = 64
+
+    func entry(_ name: String) throws(PEFTError) -> Entry {
+        guard let entry = entries[name] else {
+            let known = names.isEmpty ? "there are none" : "there are \(names.joined(separator: ", "))"
+            throw PEFTError(.notFound, "there is no adapter '\(name)'; \(known)")
+        }
+        return entry
+    }
+
+    mutating func insert(_ adapter: Adapter, _ name: String) throws(PEFTError) {
+        guard entries[name] == nil else { throw AdapterSet.exists(name) }
+        if adapter.trainsBiases, let other = names.first(where: { entries[$0]?.adapter.trainsBiases == true }) {
+            throw PEFTError(.argument, "only one adapter can train biases, and '\(other)' does; set bias to none")
+        }
+        names.append(name)
+        entries[name] = Entry(adapter: adapter)
+        if names.count == 1 { active = [ActiveAdapter(name: name, weight: 1)] }
+    }
+
+    mutating func remove(_ name: String) throws(PEFTError) {
+        if try entry(name).isMerged { throw PEFTError(.state, "'\(name)' is merged; unmerge it before it is removed") }
+        names.removeAll { $0 == name }
+        entries[name] = nil
+        let wasAlone = active.map(\.name) == [name]
+        active.removeAll { $0.name == name }
+        // As PEFT: when the only active one goes, another takes its place.
+        if wasAlone, let next = names.first { active = [ActiveAdapter(name: next, weight: 1)] }
+        cached.removeAll()
+    }
+
+    mutating func rename(_ name: String, to newName: String) throws(PEFTError) {
+        let entry = try entry(name)
+        guard entries[newName] == nil else { throw AdapterSet.exists(newName) }
+        names = names.map { $0 == name ? newName : $0 }
+        active = active.map { $0.name == name ? ActiveAdapter(name: newName, weight: $0.weight) : $0 }
+        entries[name] = nil
+        entries[newName] = entry
+        cached.removeAll()
+    }
+
+    mutating func removeAll() {
+        self = AdapterTable()
+    }
+
+    mutating func change(_ name: String, _ body: (inout Entry) throws(PEFTError) -> Void) throws(PEFTError) {
+        var entry = try entry(name)
+        try body(&entry)
+        entries[name] = entry
+        cached.removeAll()
+    }
+
+    mutating func adaptation(of adapters: [ActiveAdapter], _ model: Model) throws(PEFTError) -> Adaptation {
+        if let known = cached[adapters] { return known }
+        var adaptation = model.unadapted
+        for item in adapters {
+            let entry = try entry(item.name)
+            try entry.adapter.contribute(to: &adaptation, scale: item.weight * entry.scale, isMerged: entry.isMerged)
+        }
+        if cached.count >= AdapterTable.mostCached { cached.removeAll() }
+        cached[adapters] = adaptation
+        return adaptation
+    }
+}

@@ -1,0 +1,35 @@
+package import Models
+package import Platform
+package import Tensors
+
+/// The weights of one layer while adapters are folded into them: f32, decoded when first asked for.
+package struct FoldedWeights {
+    package let layer: any Layer
+    package let engine: Engine
+    /// What the layer had before anything was merged, where that is not what it has now.
+    private let originals: [String: Tensor]
+    /// By the layer's short names; only those that were asked for.
+    package private(set) var tensors: [String: Tensor]
+
+    /// - Parameter start: values that stand in for the layer's own (a trained bias).
+    init(_ layer: any Layer, originals: [String: Tensor], start: [String: Tensor], _ engine: Engine) {
+        self.layer = layer
+        self.originals = originals
+        self.engine = engine
+        tensors = start
+    }
+
+    /// The tensor as it is now, in memory of its own that may be changed in place; nil when the layer has none of that name.
+    package mutating func tensor(_ name: String) throws(PEFTError) -> Tensor? {
+        if let present = tensors[name] { return present }
+        guard let stored = layer.tensor(name) else { return nil }
+        let decoded = try stored.converted(to: .f32, engine, .scratch)
+        tensors[name] = decoded
+        return decoded
+    }
+
+    package mutating func set(_ name: String, _ tensor: Tensor) { tensors[name] = tensor }
+
+    /// The tensor before any adapter was folded in, as stored.
+    package func original(_ name: String) -> Tensor? { originals[name] ?? layer.tensor(name) }
+}

@@ -1,0 +1,91 @@
+internal import Autograd
+package import Models
+package import Platform
+internal import Tensors
+
+/// LoRA (Hu et al., arXiv:2106.09685): a branch of low rank beside a frozen layer,
+///
+///     y = W·x + b + s·B·(A·drop(x))        A [r, in]   B [out, r]   s = α/r, with rsLoRA α/√r
+///
+/// for linear layers and Conv1D (`LinearLoRA`), and embeddings (`EmbeddingLoRA`).
+package struct LoRA: AdapterMethod {
+    package static let peftType = "LORA"
+
+    package static let defaults: JSONObject = [
+        "alora_invocation_tokens": .null, "alpha_pattern": .object([:]), "arrow_config": .null, "bias": .string("none"), "corda_config": .null,
+        "ensure_weight_tying": .bool(false), "eva_config": .null, "exclude_modules": .null, "fan_in_fan_out": .bool(false), "init_lora_weights": .bool(true),
+        "kasa_config": .null, "layer_replication": .null, "layers_pattern": .null, "layers_to_transform": .null, "loftq_config": .object([:]),
+        "lora_alpha": .integer(8), "lora_bias": .bool(false), "lora_dropout": .number(0), "lora_ga_config": .null, "megatron_config": .null,
+        "megatron_core": .string("megatron.core"), "modules_to_save": .null, "monteclora_config": .null, "qalora_group_size": .integer(16), "r": .integer(8),
+        "rank_pattern": .object([:]), "target_modules": .null, "target_parameters": .null, "trainable_token_indices": .null, "use_bdlora": .null,
+        "use_dora": .bool(false), "use_qalora": .bool(false), "use_rslora": .bool(false), "velora_config": .null,
+    ]
+
+    package static var defaultTargets: [String: JSONValue] { DefaultTargets.lora }
+
+    private let rank: Int
+    private let alpha: Double
+    private let ranks: PatternTable
+    private let alphas: PatternTable
+    private let isRankStabilized: Bool
+    private let dropout: Float
+    private let hasBias: Bool
+    private let start: LoRAStart
+
+    package init(_ configuration: inout AdapterConfiguration, isNew: Bool, warn: (String) -> Void) throws(PEFTError) {
+        try LoRA.refuseMissing(configuration)
+        rank = try configuration.integer("r")
+        alpha = try configuration.number("lora_alpha")
+        ranks = try PatternTable(configuration, "rank_pattern")
+        alphas = try PatternTable(configuration, "alpha_pattern")
+        isRankStabilized = try configuration.flag("use_rslora")
+        dropout = Float(try configuration.number("lora_dropout"))
+        guard dropout >= 0, dropout <= 1 else { throw PEFTError(.argument, "lora_dropout is \(dropout); it must be from 0 to 1") }
+        hasBias = try configuration.flag("lora_bias")
+        start = try LoRAStart(configuration, isNew: isNew)
+        guard let bias = try configuration.values.text("bias"), ["none", "all", "lora_only"].contains(bias) else {
+            throw PEFTError(.argument, "bias is \(configuration.values["bias"]?.text() ?? "null"); it can be none, all or lora_only")
+        }
+    }
+
+    /// Options that this version does not have yet.
+    private static let missing = [
+        "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "megatron_config", "monteclora_config", "target_parameters",
+        "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "velora_config", "ensure_weight_tying",
+    ]
+
+    private static func refuseMissing(_ configuration: AdapterConfiguration) throws(PEFTError) {
+        for key in missing where configuration.isSet(key) {
+            throw PEFTError(.unsupported, "LORA with \"\(key)\": \(configuration.values[key]?.text() ?? "") is not in this version")
+        }
+    }
+
+    package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, warn: (String) -> Void) throws(PEFTError) {
+        let names = targets.map(\.name)
+        try ranks.check(names, warn: warn)
+        try alphas.check(names, warn: warn)
+        // How a weight is stored is seen from the layer; PEFT corrects the flag too.
+        let isTransposed = targets.contains { $0.kind == "Conv1D" }
+        if try configuration.flag("fan_in_fan_out") != isTransposed, targets.contains(where: { $0 is Linear }) {
+            warn("fan_in_fan_out is set to \(isTransposed) because the target is \(isTransposed ? "Conv1D" : "a linear layer")")
+            configuration.values["fan_in_fan_out"] = .bool(isTransposed)
+        }
+    }
+
+    package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
+        let rank = try ranks.value(for: layer.name).map { Int(exactly: $0) ?? 0 } ?? self.rank
+        guard rank > 0 else { throw PEFTError(.argument, "`r` must be a positive integer; for '\(layer.name)' it is \(rank)") }
+        let alpha = try alphas.value(for: layer.name) ?? self.alpha
+        let scaling = isRankStabilized ? alpha / Double(rank).squareRoot() : alpha / Double(rank)
+        switch layer {
+        case let linear as Linear:
+            if hasBias, linear.bias == nil { model.engine.warn("lora_bias: '\(layer.name)' has no bias, so this adapter cannot be merged") }
+            return try LinearLoRA(linear, key: key, rank: rank, scaling: scaling, dropout: dropout, hasBias: hasBias, start, model)
+        case let embedding as Embedding:
+            if hasBias { throw PEFTError(.argument, "lora_bias is not possible for an embedding, '\(layer.name)'") }
+            return try EmbeddingLoRA(embedding, key: key, rank: rank, scaling: scaling, start, model)
+        default:
+            throw PEFTError(.unsupported, "'\(layer.name)' is \(layer.kind); LORA adapts Linear, Conv1D and Embedding")
+        }
+    }
+}

@@ -1,0 +1,106 @@
+import Autograd
+import Models
+import Platform
+import Tensors
+import Testing
+
+@testable import Adapters
+
+@Suite struct LoRATests {
+    /// y = x·(W + s·B·A)ᵀ, computed in double from the values that would be saved.
+    @Test func branchIsTheProductOfItsFactors() throws {
+        let tiny = try TinyModel()
+        try tiny.set.add("a", lora(["use_rslora": .bool(true)]))
+        let before = try tiny.logits()
+        try tiny.randomize("a")
+        let state = Dictionary(uniqueKeysWithValues: try tiny.set.state(of: "a").map { ($0.name, $0.tensor) })
+        #expect(difference(try tiny.logits(), before) > 0.01)
+        for layer in tiny.network.blocks.flatMap({ [$0.q, $0.v] }) {
+            let key = "base_model.model.\(layer.name)"
+            let a = try #require(state[key + ".lora_A.weight"]), b = try #require(state[key + ".lora_B.weight"])
+            let (av, bv) = (try a.floats(tiny.engine), try b.floats(tiny.engine))
+            var w = try layer.weight.floats(tiny.engine)
+            for o in 0..<layer.outputSize {
+                for i in 0..<layer.inputSize {
+                    w[o * layer.inputSize + i] += (0..<4).reduce(0) { $0 + 3 * bv[o * 4 + $1] * av[$1 * layer.inputSize + i] }  // 6/√4
+                }
+            }
+            try layer.setTensor("weight", try Tensor(tiny.engine, w, shape: layer.weight.shape))
+        }
+        let adapted = try tiny.logits(.all(tiny.model.unadapted))
+        let explicit = try TinyModel()
+        try explicit.set.add("a", lora(["use_rslora": .bool(true)]))
+        try explicit.set.setState(of: "a", state.map { ($0.key, $0.value) })
+        #expect(difference(try explicit.logits(), adapted) < 1e-5)
+    }
+
+    @Test func aFreshAdapterChangesNothing() throws {
+        let tiny = try TinyModel()
+        let base = try tiny.logits()
+        try tiny.set.add("a", lora(["target_modules": names("q_proj", "c_fc", "embed_tokens", "lm_head")]))
+        #expect(try tiny.logits() == base)
+        try tiny.set.add("b", lora(["init_lora_weights": .bool(false)]))
+        try tiny.set.setActive([("b", 1)])
+        #expect(difference(try tiny.logits(), base) > 0.01)
+    }
+
+    @Test func savedKeysAreThoseOfPEFT() throws {
+        let tiny = try TinyModel()
+        try tiny.set.add("a", lora(["target_modules": names("v_proj", "embed_tokens"), "layers_to_transform": .null, "lora_bias": .bool(false)]))
+        #expect(try tiny.set.state(of: "a").map(\.name).sorted() == [
+            "base_model.model.model.embed_tokens.base_layer.weight", "base_model.model.model.embed_tokens.lora_embedding_A",
+            "base_model.model.model.embed_tokens.lora_embedding_B", "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight",
+            "base_model.model.model.layers.0.self_attn.v_proj.lora_B.weight", "base_model.model.model.layers.1.self_attn.v_proj.lora_A.weight",
+            "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight",
+        ])
+    }
+
+    /// Saved, loaded into another model object: the same bits, in a folder and in an HDF5 file.
+    @Test(arguments: ["adapter", "adapter.h5"]) func roundTrip(_ name: String) throws {
+        let folder = try TemporaryFolder()
+        let tiny = try TinyModel()
+        try tiny.set.add("a", lora(["target_modules": names("q_proj", "c_fc", "embed_tokens"), "lora_dropout": .number(0.5), "bias": .string("lora_only")]))
+        try tiny.randomize("a")
+        try tiny.set.save("a", path: folder.path + "/" + name)
+        let other = try TinyModel()
+        try other.set.load("b", path: folder.path + "/" + name, trainable: false)
+        #expect(try other.logits() == tiny.logits())
+        #expect(try other.set.configuration(of: "b") == tiny.set.configuration(of: "a"))
+        let (a, b) = (try tiny.set.state(of: "a"), try other.set.state(of: "b"))
+        #expect(a.map(\.name) == b.map(\.name))
+        for (x, y) in zip(a, b) { #expect(try x.tensor.floats(tiny.engine) == y.tensor.floats(tiny.engine)) }
+        #expect(try other.set.trainableParameters().isEmpty)
+    }
+
+    /// dL/dp of random entries of every parameter by central differences; L = Σ logits · weights.
+    @Test(arguments: [JSONObject(), ["lora_bias": .bool(true)], ["bias": .string("all")], ["modules_to_save": names("norm", "lm_head")]])
+    func gradients(_ changes: JSONObject) throws {
+        let tiny = try TinyModel()
+        var config = changes
+        let bias = changes["lora_bias"] != nil
+        config["target_modules"] = bias ? names("q_proj", "c_fc") : names("q_proj", "c_fc", "embed_tokens")
+        try tiny.set.add("a", lora(config))
+        try tiny.randomize("a")
+        let store = GradientStore(tiny.engine)
+        let tape = Tape(tiny.engine, .f32, gradients: store)
+        let logits = try tiny.logitsVariable(tape: tape)
+        var stream = RandomStream(seed: 9)
+        let weights = (0..<logits.value.count).map { _ in stream.normal() }
+        try tape.backward(from: logits, gradient: try Tensor(tiny.engine, weights, shape: logits.shape))
+        func loss() throws -> Double { zip(try tiny.logits(), weights).reduce(0) { $0 + Double($1.0) * Double($1.1) } }
+        for (key, parameter) in try tiny.set.trainableParameters() {
+            let gradient = try #require(store.gradient(of: parameter), "\(key)").floats(tiny.engine)
+            let scale = gradient.map(abs).max() ?? 0
+            for _ in 0..<3 {
+                let index = Int(stream.below(UInt32(parameter.value.count)))
+                func shifted(_ by: Float) throws -> Double {
+                    parameter.value.withMutableFloats { $0[index] += by }
+                    defer { parameter.value.withMutableFloats { $0[index] -= by } }
+                    return try loss()
+                }
+                let numeric = (try shifted(0.02) - shifted(-0.02)) / 0.04
+                #expect(abs(Double(gradient[index]) - numeric) < 0.02 * Double(scale) + 1e-3, "\(key)[\(index)]: \(gradient[index]) and \(numeric)")
+            }
+        }
+    }
+}

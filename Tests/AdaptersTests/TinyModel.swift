@@ -1,0 +1,165 @@
+import Autograd
+import Platform
+import Tensors
+
+@testable import Adapters
+@testable import Models
+
+/// A model with the names of a Llama and next to nothing in it:
+///
+///     h = embed[id]; h = h + v(q(norm(h))) for each of two blocks; h = h + up(h)·…; logits = h·headᵀ
+final class TinyNetwork: Network, @unchecked Sendable {
+    let task = ModelTask.causalLM
+    let head: Linear?
+    let cacheShape: CacheShape? = nil
+    let embedding: Embedding
+    let blocks: [(q: Linear, v: Linear, norm: RMSNorm)]
+    let conv: Linear
+
+    init(embedding: Embedding, blocks: [(q: Linear, v: Linear, norm: RMSNorm)], conv: Linear, head: Linear) {
+        (self.embedding, self.blocks, self.conv, self.head) = (embedding, blocks, conv, head)
+    }
+
+    func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {
+        guard case .ids(let ids) = input else { throw PEFTError(.argument, "ids are needed") }
+        var h = try TinyNetwork.rows(context, ids.count) { (range, adaptation) throws(PEFTError) in
+            let part = try Tensor(context.tape.engine, ids.withInt32s { Array($0[range]) }, shape: [range.count])
+            let own = adaptation?[embedding]
+            var y = try context.tape.embedding(part, own?.replacements["weight"].map { context.tape.variable($0) } ?? Variable(embedding.weight))
+            for hook in own?.hooks ?? [] { y = try hook.output(y, ids: part, of: embedding, context.tape) }
+            return y
+        }
+        for block in blocks {
+            let x = h
+            let normed = try TinyNetwork.rows(context, x.value.rows) { (range, adaptation) throws(PEFTError) in
+                let own = adaptation?[block.norm]?.replacements["weight"]
+                return try context.tape.rmsNorm(try context.tape.rows(x, range), weight: own.map { context.tape.variable($0) } ?? Variable(block.norm.weight), eps: 1e-6)
+            }
+            h = try context.tape.add(h, try TinyNetwork.apply(block.v, try TinyNetwork.apply(block.q, normed, context), context))
+        }
+        return try context.tape.add(h, try TinyNetwork.apply(conv, h, context))
+    }
+
+    func logits(_ hidden: Variable, of input: ModelInput, rows: LogitRows, _ context: ForwardContext) throws(PEFTError) -> Variable {
+        try TinyNetwork.apply(head!, hidden, context)
+    }
+
+    static func rows(_ context: ForwardContext, _ count: Int, _ body: (Range<Int>, Adaptation?) throws(PEFTError) -> Variable) throws(PEFTError) -> Variable {
+        switch context.routing {
+        case .all(let adaptation): return try body(0..<count, adaptation)
+        case .samples(let groups):
+            var parts: [Variable] = []
+            let length = count / context.batch
+            for group in groups { parts.append(try body(group.range.lowerBound * length..<group.range.upperBound * length, group.adaptation)) }
+            return try context.tape.concatenateRows(parts)
+        }
+    }
+
+    static func apply(_ layer: Linear, _ x: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable {
+        try rows(context, x.value.rows) { (range, adaptation) throws(PEFTError) in
+            let own = adaptation?[layer]
+            let tape = context.tape
+            var x = try tape.rows(x, range)
+            for hook in own?.hooks ?? [] { x = try hook.input(x, of: layer, tape) }
+            var y = try tape.linear(
+                x, own?.replacements["weight"].map { tape.variable($0) } ?? Variable(layer.weight),
+                bias: own?.replacements["bias"].map { tape.variable($0) } ?? layer.bias.map { Variable($0) }, transposed: layer.isTransposed)
+            for hook in own?.hooks ?? [] { y = try hook.add(to: y, input: x, of: layer, tape) }
+            for hook in own?.hooks ?? [] { y = try hook.output(y, input: x, of: layer, tape) }
+            return y
+        }
+    }
+}
+
+struct TinyModel {
+    static let (vocabulary, size, wide) = (24, 32, 64)
+
+    let model: Model
+    let network: TinyNetwork
+    let engine: Engine
+    let set: AdapterSet
+    let messages = Messages()
+
+    /// - Parameter dtype: of the linear layers' weights.
+    init(dtype: DType = .f32, seed: UInt64 = 1, type: String = "llama") throws {
+        let messages = messages
+        engine = Engine(log: { _, text in messages.add(text) })
+        let engine = engine
+        var stream = RandomStream(seed: seed)
+        func random(_ shape: [Int], _ scale: Float = 0.3) throws -> Tensor {
+            try Tensor(engine, (0..<shape.reduce(1, *)).map { _ in stream.normal() * scale }, shape: shape, .weights)
+        }
+        func weight(_ shape: [Int]) throws -> Tensor { try random(shape).encoded(as: dtype, engine, .weights) }
+        let (n, d, w) = (TinyModel.vocabulary, TinyModel.size, TinyModel.wide)
+        var index = -1
+        func next() -> Int {
+            index += 1
+            return index
+        }
+        let embedding = Embedding(name: "model.embed_tokens", index: next(), weight: try random([n, d], 1))
+        let blocks = try (0..<2).map { i in
+            (
+                q: Linear(name: "model.layers.\(i).self_attn.q_proj", index: next(), weight: try weight([w, d]), bias: try random([w])),
+                v: Linear(name: "model.layers.\(i).self_attn.v_proj", index: next(), weight: try weight([d, w]), bias: nil),
+                norm: RMSNorm(name: "model.layers.\(i).input_layernorm", index: next(), weight: try random([d], 1), epsilon: 1e-6)
+            )
+        }
+        let conv = Linear(name: "model.mix.c_fc", index: next(), weight: try weight([d, d]), bias: try random([d]), isTransposed: true)
+        let head = Linear(name: "lm_head", index: next(), weight: try random([n, d]), bias: nil)
+        network = TinyNetwork(embedding: embedding, blocks: blocks, conv: conv, head: head)
+        let layers: [any Layer] = [embedding] + blocks.flatMap { [$0.q as any Layer, $0.v, $0.norm] } + [conv, head]
+        model = Model(
+            engine: engine, precision: .f32,
+            configuration: ["model_type": .string(type), "architectures": .array([.string("LlamaForCausalLM")]), "vocab_size": .integer(Int64(n))],
+            architecture: type, layers: layers, network: network, warnings: [])
+        set = AdapterSet(model, baseName: "tiny")
+    }
+
+    /// Logits of two samples of four tokens.
+    func logits(_ routing: Routing? = nil, tape: Tape? = nil) throws -> [Float] {
+        try logitsVariable(routing, tape: tape ?? Tape(engine, .f32)).value.floats(engine)
+    }
+
+    func logitsVariable(_ routing: Routing? = nil, tape: Tape) throws -> Variable {
+        let ids: [Int32] = [1, 5, 9, 2, 20, 7, 7, 3]
+        let routing = try routing ?? .all(set.activeAdaptation())
+        let context = ForwardContext(
+            tape: tape, routing: routing, batch: 2, length: 4, positions: try Tensor(engine, [0, 1, 2, 3, 0, 1, 2, 3] as [Int32], shape: [8]))
+        let input = ModelInput.ids(try Tensor(engine, ids, shape: [8]))
+        return try model.logits(try model.hidden(input, context), of: input, context)
+    }
+
+    /// Gives every parameter of an adapter random values, so that it does something.
+    func randomize(_ name: String, seed: UInt64 = 3, scale: Float = 0.3) throws {
+        var stream = RandomStream(seed: seed)
+        let values = try set.state(of: name).filter { !$0.name.contains("base_layer.weight") }.map { (name, tensor) in
+            (name, try Tensor(engine, try tensor.floats(engine).map { $0 + stream.normal() * scale }, shape: tensor.shape))
+        }
+        try set.setState(of: name, values.map { (name: $0.0, tensor: $0.1) })
+    }
+}
+
+/// What the library said to its host's log.
+final class Messages: @unchecked Sendable {
+    private(set) var all: [String] = []
+    func add(_ text: String) { all.append(text) }
+}
+
+/// Largest difference, relative to the largest value.
+func difference(_ a: [Float], _ b: [Float]) -> Float {
+    guard a.count == b.count else { return .infinity }
+    let largest = b.map(abs).max() ?? 1
+    return zip(a, b).map { abs($0 - $1) }.max().map { $0 / max(largest, 1e-30) } ?? 0
+}
+
+/// A configuration with the settings that most tests have.
+func lora(_ changes: JSONObject = [:]) -> JSONObject {
+    var config: JSONObject = [
+        "peft_type": .string("LORA"), "r": .integer(4), "lora_alpha": .integer(6), "target_modules": .array([.string("q_proj"), .string("v_proj")]),
+        "task_type": .string("CAUSAL_LM"),
+    ]
+    for (key, value) in changes.pairs { config[key] = value }
+    return config
+}
+
+func names(_ list: String...) -> JSONValue { .array(list.map { .string($0) }) }
