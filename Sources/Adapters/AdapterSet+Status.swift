@@ -19,19 +19,11 @@ extension AdapterSet {
         let active = table.active.map { JSONValue.object(["name": .string($0.name), "weight": .number(Double($0.weight))]) }
         let merged = table.names.filter { table.entries[$0]?.isMerged == true }
         let trainable = ((try? trainableParameters()) ?? []).reduce(0) { $0 + $1.parameter.value.count }
-        let all = model.lock.read { baseParameterCount } + table.entries.values.reduce(0) { $0 + $1.adapter.parameterCount }
+        let base = model.lock.read { model.parameters.reduce(0) { $0 + $1.tensor.count } }
+        let all = base + table.entries.values.reduce(0) { $0 + $1.adapter.parameterCount }
         return [
             "enabled": .bool(table.isEnabled), "active": .array(active), "merged": .array(merged.map { .string($0) }),
             "trainable_parameters": .integer(Int64(trainable)), "all_parameters": .integer(Int64(all)), "adapters": .object(adapters),
         ]
-    }
-
-    /// A matrix that two layers share counts once.
-    private var baseParameterCount: Int {
-        var seen: Set<String> = []
-        return model.layers.flatMap(\.tensors).reduce(0) { sum, item in
-            let place = unsafe "\(UInt(bitPattern: item.tensor.pointer))"
-            return item.tensor.count > 0 && seen.insert(place).inserted ? sum + item.tensor.count : sum
-        }
     }
 }

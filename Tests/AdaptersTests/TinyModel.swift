@@ -7,7 +7,7 @@ import Tensors
 
 /// A model with the names of a Llama and next to nothing in it:
 ///
-///     h = embed[id]; h = h + v(q(norm(h))) for each of two blocks; h = h + up(h)·…; logits = h·headᵀ
+///     h = embed[id];  h += v(q(norm(h))) in each of two blocks;  h += c_fc(h);  logits = h·headᵀ
 final class TinyNetwork: Network, @unchecked Sendable {
     let task = ModelTask.causalLM
     let head: Linear?
@@ -22,52 +22,16 @@ final class TinyNetwork: Network, @unchecked Sendable {
 
     func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {
         guard case .ids(let ids) = input else { throw PEFTError(.argument, "ids are needed") }
-        var h = try TinyNetwork.rows(context, ids.count) { (range, adaptation) throws(PEFTError) in
-            let part = try Tensor(context.tape.engine, ids.withInt32s { Array($0[range]) }, shape: [range.count])
-            let own = adaptation?[embedding]
-            var y = try context.tape.embedding(part, own?.replacements["weight"].map { context.tape.variable($0) } ?? Variable(embedding.weight))
-            for hook in own?.hooks ?? [] { y = try hook.output(y, ids: part, of: embedding, context.tape) }
-            return y
-        }
+        var h = try embedding(ids, context)
         for block in blocks {
-            let x = h
-            let normed = try TinyNetwork.rows(context, x.value.rows) { (range, adaptation) throws(PEFTError) in
-                let own = adaptation?[block.norm]?.replacements["weight"]
-                return try context.tape.rmsNorm(try context.tape.rows(x, range), weight: own.map { context.tape.variable($0) } ?? Variable(block.norm.weight), eps: 1e-6)
-            }
-            h = try context.tape.add(h, try TinyNetwork.apply(block.v, try TinyNetwork.apply(block.q, normed, context), context))
+            let x = try block.norm(h, context)
+            h = try context.tape.add(h, try block.v(try block.q(x, context), context))
         }
-        return try context.tape.add(h, try TinyNetwork.apply(conv, h, context))
+        return try context.tape.add(h, try conv(h, context))
     }
 
     func logits(_ hidden: Variable, of input: ModelInput, rows: LogitRows, _ context: ForwardContext) throws(PEFTError) -> Variable {
-        try TinyNetwork.apply(head!, hidden, context)
-    }
-
-    static func rows(_ context: ForwardContext, _ count: Int, _ body: (Range<Int>, Adaptation?) throws(PEFTError) -> Variable) throws(PEFTError) -> Variable {
-        switch context.routing {
-        case .all(let adaptation): return try body(0..<count, adaptation)
-        case .samples(let groups):
-            var parts: [Variable] = []
-            let length = count / context.batch
-            for group in groups { parts.append(try body(group.range.lowerBound * length..<group.range.upperBound * length, group.adaptation)) }
-            return try context.tape.concatenateRows(parts)
-        }
-    }
-
-    static func apply(_ layer: Linear, _ x: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable {
-        try rows(context, x.value.rows) { (range, adaptation) throws(PEFTError) in
-            let own = adaptation?[layer]
-            let tape = context.tape
-            var x = try tape.rows(x, range)
-            for hook in own?.hooks ?? [] { x = try hook.input(x, of: layer, tape) }
-            var y = try tape.linear(
-                x, own?.replacements["weight"].map { tape.variable($0) } ?? Variable(layer.weight),
-                bias: own?.replacements["bias"].map { tape.variable($0) } ?? layer.bias.map { Variable($0) }, transposed: layer.isTransposed)
-            for hook in own?.hooks ?? [] { y = try hook.add(to: y, input: x, of: layer, tape) }
-            for hook in own?.hooks ?? [] { y = try hook.output(y, input: x, of: layer, tape) }
-            return y
-        }
+        try head!(hidden, context)
     }
 }
 
@@ -111,7 +75,7 @@ struct TinyModel {
         model = Model(
             engine: engine, precision: .f32,
             configuration: ["model_type": .string(type), "architectures": .array([.string("LlamaForCausalLM")]), "vocab_size": .integer(Int64(n))],
-            architecture: type, layers: layers, network: network, warnings: [])
+            architecture: type, layers: layers, network: network)
         set = AdapterSet(model, baseName: "tiny")
     }
 
