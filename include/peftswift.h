@@ -16,8 +16,8 @@
  * RULES THAT HOLD EVERYWHERE
  *
  * Results.  Every function that can fail returns PEFT_OK (0), PEFT_DONE (1: nothing more to give), or a negative
- *   PEFT_ERROR_… code, and writes what was wrong into `error` if that is not NULL. Out-parameters come first; after a
- *   failure they are NULL or 0, and nothing else has changed.
+ *   PEFT_ERROR_… code, and writes what was wrong into `error` if that is not NULL (after a success: the code and an
+ *   empty message). Out-parameters come first; after a failure they are NULL or 0, and nothing else has changed.
  * Handles.  Objects are reached through opaque pointers that are looked up, never followed: NULL, a freed handle or one
  *   of another kind gives PEFT_ERROR_HANDLE. `…_free` accepts NULL and any order: what a child needs of its parent
  *   lives on until the child is freed. A pointer handed out through a pointer-to-pointer is yours to free.
@@ -26,7 +26,10 @@
  *   PEFT_ERROR_STATE, never a deadlock. Different sessions over one model run in parallel. Worker threads start at the
  *   first use and end with the context.
  * Callbacks.  They come on the calling thread, during the call they were given to. Non-zero cancels: the call returns
- *   PEFT_ERROR_CANCELLED and leaves everything usable. Calling the same non-const handle from inside is PEFT_ERROR_STATE.
+ *   PEFT_ERROR_CANCELLED and leaves everything usable. They may call the library; with the handles of the call they
+ *   belong to only functions that take them `const` work (a look, a copy, a checkpoint), the others give
+ *   PEFT_ERROR_STATE. The four functions of a context's options are no such callbacks: they come in the middle of
+ *   things, from any thread, and must not call the library at all (it would answer PEFT_ERROR_STATE).
  * Text.  UTF-8. Text goes in as pointer and size in bytes; size SIZE_MAX means "up to the NUL". Text comes out in two
  *   calls: `buffer`, `capacity`, `*needed`; *needed is the size in bytes without the NUL; when needed + 1 > capacity
  *   nothing is written but *needed and the result is PEFT_OK (so `NULL, 0, &needed` asks for the size). What is written
@@ -107,7 +110,7 @@ typedef struct peft_session peft_session;      /* one conversation: a KV cache, 
 
 #define PEFT_LOG_WARNING 1
 #define PEFT_LOG_INFO 2
-/* A line for the host's log. May come from any thread that is inside a call. */
+/* A line for the host's log, `message` valid during the call. May come from any thread that is inside a call. */
 typedef void (*peft_log_fn)(void *user_data, int32_t level, const char *message);
 /* The host's memory: both may be called from any thread; allocate may return NULL; alignment is a power of two ≤ 4096. */
 typedef void *(*peft_allocate_fn)(void *user_data, size_t size, size_t alignment);
@@ -226,11 +229,14 @@ int32_t peft_model_describe(char *buffer, size_t capacity, size_t *needed, const
  * `name` NULL: all of them (for a large quantised model that is a lot of memory); else that one. */
 int32_t peft_model_state(peft_tensors **state, const peft_model *model, const char *name, peft_error *error);
 /* A forward pass in evaluation mode, or training mode after peft_model_set_training. `inputs` by Hugging Face's names: "input_ids" (i64 or i32 [batch, length]),
- * "attention_mask" (i64 [batch, length], 0 = padding), "position_ids", "labels"; networks of vectors take "x" (f32).
+ * "attention_mask" (1 = token, 0 = padding, on either side), "position_ids", "labels" (-100 = not learned) of the same shape and any integer type;
+ * networks of vectors take "x" (f32 [batch, features]) and "labels" [batch]. Batches of packed rows also have "first_key": for each token where its sample begins in the row.
  * `options_json`: {"adapter_names": ["a", "__base__", …] (one per sample: different adapters in one batch),
- * "outputs": ["logits", "last_hidden_state"] (default logits)}. Outputs: "logits", "last_hidden_state", and "loss" when labels are given. */
+ * "outputs": ["logits", "last_hidden_state"] (default logits)}. Outputs, all f32: "logits" [batch, length, vocabulary],
+ * "last_hidden_state" [batch, length, hidden], and "loss" [] when labels are given. */
 int32_t peft_model_forward(peft_tensors **outputs, const peft_model *model, const peft_tensors *inputs, const char *options_json, peft_error *error);
-/* Loss and gradients of the trainable parameters of the active adapters, by saved key ("adapter|key" when several are active). `loss` may be NULL. */
+/* Loss and gradients of the trainable parameters of the active adapters, by saved key ("adapter|key" when several are active); nothing changes. `inputs` as for
+ * peft_model_forward, with labels. `loss` may be NULL. `options_json`: {"adapter_names"}. */
 int32_t peft_model_gradients(peft_tensors **gradients, double *loss, const peft_model *model, const peft_tensors *inputs, const char *options_json, peft_error *error);
 /* Training mode (dropout active) for peft_model_forward and peft_model_gradients; off in a new model. */
 int32_t peft_model_set_training(peft_model *model, int32_t is_training, peft_error *error);
@@ -262,9 +268,9 @@ int32_t peft_adapter_set_scale(peft_model *model, const char *name, float factor
 /* Whether the optimizer may change it. */
 int32_t peft_adapter_set_trainable(peft_model *model, const char *name, int32_t is_trainable, peft_error *error);
 /* JSON: {"enabled", "active": [{"name", "weight"}], "merged": […], "trainable_parameters", "all_parameters",
- * "adapters": {name: {"peft_type", "trainable", "parameters", "layers": ["model.layers.0.self_attn.q_proj", …]}}}. */
+ * "adapters": {name: {"peft_type", "trainable", "parameters", "layers": ["model.layers.0.self_attn.q_proj", …]}}, "merge_report": of the last merge, or null}. */
 int32_t peft_adapter_status(char *buffer, size_t capacity, size_t *needed, const peft_model *model, peft_error *error);
-/* The configuration as it would be saved (adapter_config.json). */
+/* The configuration as it would be saved: the text of adapter_config.json. */
 int32_t peft_adapter_config(char *buffer, size_t capacity, size_t *needed, const peft_model *model, const char *name, peft_error *error);
 /* What would be saved, by saved key. */
 int32_t peft_adapter_state(peft_tensors **state, const peft_model *model, const char *name, peft_error *error);
@@ -274,7 +280,7 @@ int32_t peft_adapter_parameters(peft_tensors **parameters, const peft_model *mod
 int32_t peft_adapter_set_state(peft_model *model, const char *name, const peft_tensors *state, peft_error *error);
 /* Folds adapters (count 0: the active ones) into the base weights, layer by layer. Quantised weights are quantised again; the report says what survived:
  * {"layers": [{"name", "kept"}…], "kept"} ("kept" = share of the change's norm that is in the new weight). `options_json`: {"safe": true} refuses
- * non-finite results. The report's three parameters may be NULL, 0, NULL. */
+ * non-finite results. The report's three parameters may be NULL, 0, NULL; peft_adapter_status has it too. */
 int32_t peft_model_merge(char *report, size_t capacity, size_t *needed, peft_model *model, const char *const *names, int64_t count, const char *options_json, peft_error *error);
 /* Gives back the exact weights from before the merge. PEFT_ERROR_STATE when nothing is merged. */
 int32_t peft_model_unmerge(peft_model *model, peft_error *error);
@@ -292,20 +298,22 @@ int32_t peft_tokenizer_describe(char *buffer, size_t capacity, size_t *needed, c
 int32_t peft_tokenizer_encode(int32_t *ids, size_t capacity, size_t *needed, const peft_tokenizer *tokenizer, const char *text, size_t size, int32_t add_special_tokens, peft_error *error);
 /* Ids to text; unknown ids are PEFT_ERROR_ARGUMENT. */
 int32_t peft_tokenizer_decode(char *buffer, size_t capacity, size_t *needed, const peft_tokenizer *tokenizer, const int32_t *ids, size_t count, int32_t skip_special_tokens, peft_error *error);
-/* The model's chat template applied to messages: a JSON array of {"role", "content"}. `options_json`: {"add_generation_prompt": true, "chat_template": "…" (instead of the model's),
- * and any variable the template reads}. */
+/* The model's chat template applied to messages: a JSON array of {"role", "content"}. `options_json`: {"add_generation_prompt": true,
+ * "chat_template": "…" (default: the model's; PEFT_ERROR_STATE without either), "tools", "documents", and any variable the template reads}. */
 int32_t peft_tokenizer_chat(char *buffer, size_t capacity, size_t *needed, const peft_tokenizer *tokenizer, const char *messages_json, const char *options_json, peft_error *error);
 
 /* ------------------------------------------------------------------------------------------------ data sets */
 
 /* Opens a file of training text: .jsonl with "messages", "prompt"/"completion" or "text"; .csv with those columns; anything else is plain text cut
  * into blocks. The file is streamed. `options_json`: {"format": "auto"|"jsonl"|"csv"|"text", "max_length": 512, "batch_size": 1, "packing": false,
- * "shuffle": true, "seed": 0, "loss_on": "assistant"|"all", "holdout": 0.0 (share held out), "split": "train"|"holdout", "on_bad_line": "error"|"skip"}. */
+ * "shuffle": true, "seed": 0, "loss_on": "assistant"|"all", "truncation": "keep_start"|"keep_end"|"split"|"drop"|"error", "holdout": 0.0 (share held out; or "holdout_every": n),
+ * "split": "train"|"holdout", "on_bad_line": "error"|"skip", "max_line_bytes": 67108864, "chat_template": "…" (default: the model's)}. */
 int32_t peft_dataset_open(peft_dataset **dataset, const peft_tokenizer *tokenizer, const char *path, const char *options_json, peft_error *error);
 /* The same from memory (copied). */
 int32_t peft_dataset_open_memory(peft_dataset **dataset, const peft_tokenizer *tokenizer, const char *data, size_t size, const char *options_json, peft_error *error);
 void peft_dataset_free(peft_dataset *dataset);
-/* JSON: {"samples", "batches_per_epoch", "epoch", "position", "skipped_lines"}. */
+/* JSON: {"records", "batches_per_epoch", "epoch", "position" (records of the epoch that are used up), "skipped_lines"}. The first call goes through the data to count
+ * the batches. */
 int32_t peft_dataset_describe(char *buffer, size_t capacity, size_t *needed, const peft_dataset *dataset, peft_error *error);
 /* The next batch ("input_ids", "attention_mask", "labels", …), ready for peft_trainer_step; PEFT_DONE (and NULL) once at the end of each epoch. */
 int32_t peft_dataset_next(peft_tensors **batch, peft_dataset *dataset, peft_error *error);
@@ -341,24 +349,25 @@ typedef int32_t (*peft_training_fn)(void *user_data, const peft_training_progres
 /* A trainer for one adapter of a model. `options_json` speaks transformers' TrainingArguments: {"optimizer": "adamw"|"sgd"|"lorafa", "lr": 2e-4, "betas": [0.9, 0.999], "eps": 1e-8,
  * "weight_decay": 0.0, "momentum": 0.0, "lr_scheduler": "linear"|"cosine"|"constant", "warmup_steps": 0, "max_steps": null, "epochs": 1,
  * "gradient_accumulation_steps": 1, "max_grad_norm": 1.0, "loraplus_lr_ratio": null, "loraplus_lr_embedding": 1e-6, "loraplus_weight_decay": null, "lorafa": {"r", "lora_alpha"},
- * "gradient_checkpointing": "auto"|true|false, "seed": 0, "evaluation_steps": null, "early_stopping_patience": null, "adapter": name (default: the active one)}. */
+ * "gradient_checkpointing": "auto"|true|false, "dropout": true, "seed": 0, "evaluation_steps": null, "early_stopping_patience": null, "adapter": name (default: the active one)}. */
 int32_t peft_trainer_create(peft_trainer **trainer, peft_model *model, const char *options_json, peft_error *error);
 void peft_trainer_free(peft_trainer *trainer);
 /* One micro-batch, forward and backward; after gradient_accumulation_steps of them an update. A loss that is not finite is PEFT_ERROR_NUMERIC and changes nothing. */
 int32_t peft_trainer_step(peft_step *step, peft_trainer *trainer, const peft_tensors *inputs, peft_error *error);
 /* Trains over a data set until max_steps or epochs; `evaluation` (may be NULL) is scored every evaluation_steps. Returns early with PEFT_ERROR_CANCELLED when `progress` says so. */
-int32_t peft_trainer_run(peft_trainer *trainer, peft_dataset *dataset, peft_dataset *evaluation, peft_training_fn progress, void *user_data, peft_error *error);
+int32_t peft_trainer_run(peft_trainer *trainer, peft_dataset *dataset, const peft_dataset *evaluation, peft_training_fn progress, void *user_data, peft_error *error);
 /* As peft_trainer_run, but returns PEFT_OK when about `seconds` are over (at least one step), PEFT_DONE when the run is complete: for hosts that own the loop. */
 int32_t peft_trainer_advance(peft_step *step, peft_trainer *trainer, peft_dataset *dataset, double seconds, peft_error *error);
 /* Mean loss per labelled token over a data set, without dropout; perplexity = exp(loss). */
-int32_t peft_trainer_evaluate(double *loss, peft_trainer *trainer, peft_dataset *dataset, peft_error *error);
-/* Memory one step on a batch of this size takes, before any is taken: JSON {"total", "activations", "gradients", …, "gradient_checkpointing"}. */
+int32_t peft_trainer_evaluate(double *loss, peft_trainer *trainer, const peft_dataset *dataset, peft_error *error);
+/* Memory one step on a batch of this size takes, before any is taken: JSON {"total", "weights", "adapters", "gradients", "optimizer", "activations",
+ * "cache", "scratch", "gradient_checkpointing": true|false, "limit", "fits"}. */
 int32_t peft_trainer_plan(char *buffer, size_t capacity, size_t *needed, const peft_trainer *trainer, int64_t batch, int64_t length, peft_error *error);
 /* Everything a later process needs to go on as if nothing had happened, in one HDF5 file: adapter, optimizer, schedule, random streams, position in `dataset` (may be NULL). */
 int32_t peft_trainer_save(const peft_trainer *trainer, const peft_dataset *dataset, const char *path, peft_error *error);
 /* Continues from such a file: sets the trainer's adapter, optimizer and streams, and the position of `dataset` (may be NULL). Another base model or other options: PEFT_ERROR_MISMATCH naming the difference. */
 int32_t peft_trainer_resume(peft_trainer *trainer, peft_dataset *dataset, const char *path, peft_error *error);
-/* From any thread: the running call ends with PEFT_ERROR_CANCELLED after the present step. */
+/* From any thread: the running peft_trainer_run, …_advance or …_evaluate ends with PEFT_ERROR_CANCELLED after the present step; if none runs, the next does at once. */
 int32_t peft_trainer_cancel(const peft_trainer *trainer, peft_error *error);
 
 /* ------------------------------------------------------------------------------------------------ sessions */
@@ -376,13 +385,14 @@ int32_t peft_session_append(peft_session *session, const int32_t *ids, size_t co
 int32_t peft_session_append_text(peft_session *session, const char *text, size_t size, int32_t add_special_tokens, peft_error *error);
 /* Chat: messages as for peft_tokenizer_chat, followed by the start of the assistant's turn. What the session has read already is not read again when the messages only grow. */
 int32_t peft_session_append_chat(peft_session *session, const char *messages_json, peft_error *error);
-/* Pull: samples one token and reads it. PEFT_DONE at an end-of-sequence token or a stop string. `buffer` receives the text that became complete (maybe none), capacity ≥ 256. */
+/* Pull: samples one token and reads it. PEFT_DONE at an end-of-sequence token (not read) or a stop string. `buffer` receives the text that became complete (maybe none;
+ * what does not fit comes with the next call), capacity ≥ 256, or is NULL. *token is -1 when there is none: after a failure, for left-over text, after the end. */
 int32_t peft_session_next(int32_t *token, char *buffer, size_t capacity, size_t *needed, peft_session *session, peft_error *error);
-/* Push: up to max_tokens tokens, text through `callback` as it is made. PEFT_DONE when the model ended by itself, PEFT_OK after max_tokens. */
+/* Push: up to max_tokens tokens, text through `callback` (may be NULL) as it is made. PEFT_DONE when the model ended by itself, PEFT_OK after max_tokens. */
 int32_t peft_session_generate(peft_session *session, int64_t max_tokens, peft_text_fn callback, void *user_data, peft_error *error);
 /* Adapters for this session alone, from the next token on; the cache stays. count 0: none (the base model). `weights` may be NULL. */
 int32_t peft_session_set_adapters(peft_session *session, const char *const *names, const float *weights, int64_t count, peft_error *error);
-/* New sampling options (the keys of peft_session_create but context_length). */
+/* New options, the keys of peft_session_create but "context_length" and "adapters"; those left out stay. */
 int32_t peft_session_configure(peft_session *session, const char *options_json, peft_error *error);
 /* Forgets all tokens but the first `keep`. */
 int32_t peft_session_rewind(peft_session *session, int64_t keep, peft_error *error);
@@ -390,11 +400,11 @@ int32_t peft_session_rewind(peft_session *session, int64_t keep, peft_error *err
 int32_t peft_session_fork(peft_session **copy, const peft_session *session, peft_error *error);
 /* The logits of the next token: f32 [vocabulary], as outputs "logits". */
 int32_t peft_session_logits(peft_tensors **logits, const peft_session *session, peft_error *error);
-/* JSON: {"tokens", "context_length", "generated", "prompt_tokens_per_second", "tokens_per_second", "cache_bytes", "adapters"}. */
+/* JSON: {"tokens", "context_length", "generated", "prompt_tokens_per_second", "tokens_per_second", "cache_bytes", "adapters": [{"name", "weight"}], "follows_model"}. */
 int32_t peft_session_describe(char *buffer, size_t capacity, size_t *needed, const peft_session *session, peft_error *error);
 /* The ids the session holds: two-call form counted in ids. */
 int32_t peft_session_tokens(int32_t *ids, size_t capacity, size_t *needed, const peft_session *session, peft_error *error);
-/* From any thread: the running call ends with PEFT_ERROR_CANCELLED after the present token. */
+/* From any thread: the running call ends with PEFT_ERROR_CANCELLED after the present token; if none runs, the next does at once. */
 int32_t peft_session_cancel(const peft_session *session, peft_error *error);
 
 #ifdef __cplusplus

@@ -70,7 +70,7 @@ package final class Session: @unchecked Sendable {
         sampler.options = options.sampling
     }
 
-    /// From any thread: the running call ends with `.cancelled` after the present token or chunk.
+    /// From any thread: the running call ends with `.cancelled` after the present token or chunk; if none runs, the next does.
     package func cancel() { isCancelled.store(true, ordering: .releasing) }
 
     package var cacheBytes: Int { cache.byteCount }
@@ -112,11 +112,10 @@ package final class Session: @unchecked Sendable {
     }
 
     private func read(_ ids: [Int32]) throws(PEFTError) {
-        isCancelled.store(false, ordering: .relaxed)
         let begin = Clock.seconds
         var position = 0
         while position < ids.count {
-            if isCancelled.load(ordering: .acquiring) { throw PEFTError(.cancelled, "cancelled after \(position) of \(ids.count) tokens") }
+            if takeCancellation() { throw PEFTError(.cancelled, "cancelled after \(position) of \(ids.count) tokens") }
             let end = min(position + Session.chunk, ids.count)
             try forward(Array(ids[position..<end]), isLast: end == ids.count)
             position = end

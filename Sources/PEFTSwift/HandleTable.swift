@@ -1,3 +1,4 @@
+internal import Glibc
 internal import Platform
 internal import Synchronization
 
@@ -56,6 +57,9 @@ final class HandleTable: Sendable {
 
     /// The object behind a handle, kept alive by the returned reference while a call uses it.
     func find<T>(_ handle: OpaquePointer?, _ kind: HandleKind, as type: T.Type) throws(PEFTError) -> T {
+        guard !hookCalls.areOnThisThread else {
+            throw PEFTError(.state, "the context's log, allocate, deallocate and parallel_for functions must not call the library")
+        }
         guard let handle = unsafe handle else { throw PEFTError(.handle, "the \(kind.name) handle is NULL") }
         let bits = UInt64(UInt(bitPattern: handle))
         let object: (any AnyObject & Sendable)? = state.withLock { state in
@@ -70,7 +74,7 @@ final class HandleTable: Sendable {
 
     /// Empties the slot; the object goes when the last call that uses it has returned. Invalid handles are ignored.
     func remove(_ handle: OpaquePointer?, _ kind: HandleKind) {
-        guard let handle = unsafe handle else { return }
+        guard let handle = unsafe handle, !hookCalls.areOnThisThread else { return }
         let bits = UInt64(UInt(bitPattern: handle))
         let object: (any AnyObject & Sendable)? = state.withLock { state in
             guard let index = HandleTable.index(of: bits, kind, in: state.slots) else { return nil }
@@ -94,15 +98,42 @@ final class HandleTable: Sendable {
     }
 }
 
-/// Lets one call at a time use an object (the non-const handles of the header).
-final class ExclusiveUse: Sendable {
-    private let isBusy = Atomic<Bool>(false)
+/// Who is inside an object: one call alone (non-const handles of the header), or several that only look (const handles).
+/// Nobody waits: who may not enter gets an error.
+final class HandleUse: Sendable {
+    /// −1: one call alone; n: calls that look.
+    private let users = Atomic<Int>(0)
 
-    func callAsFunction<R>(_ kind: HandleKind, _ body: () throws(PEFTError) -> R) throws(PEFTError) -> R {
-        guard isBusy.compareExchange(expected: false, desired: true, ordering: .acquiring).exchanged else {
-            throw PEFTError(.state, "the \(kind.name) handle is in use by another call (another thread, or a callback of this one)")
-        }
-        defer { isBusy.store(false, ordering: .releasing) }
+    /// A call that needs the object to itself.
+    func alone<R>(_ kind: HandleKind, _ body: () throws(PEFTError) -> R) throws(PEFTError) -> R {
+        guard users.compareExchange(expected: 0, desired: -1, ordering: .acquiring).exchanged else { throw HandleUse.inUse(kind) }
+        defer { users.store(0, ordering: .releasing) }
         return try body()
+    }
+
+    /// A call that changes nothing.
+    func looking<R>(_ kind: HandleKind, _ body: () throws(PEFTError) -> R) throws(PEFTError) -> R {
+        var count = users.load(ordering: .relaxed)
+        while true {
+            guard count >= 0 else { throw HandleUse.inUse(kind) }
+            let (entered, present) = users.compareExchange(expected: count, desired: count + 1, ordering: .acquiring)
+            if entered { break }
+            count = present
+        }
+        defer { users.subtract(1, ordering: .releasing) }
+        return try body()
+    }
+
+    /// Inside `alone`: others may look while a callback of the host runs. Afterwards those who still look are waited for.
+    func lending<R>(_ body: () -> R) -> R {
+        users.store(1, ordering: .releasing)
+        defer {
+            while !users.compareExchange(expected: 1, desired: -1, ordering: .acquiring).exchanged { sched_yield() }
+        }
+        return body()
+    }
+
+    private static func inUse(_ kind: HandleKind) -> PEFTError {
+        PEFTError(.state, "the \(kind.name) handle is in use by another call (another thread, or the call whose callback this is)")
     }
 }

@@ -1,4 +1,5 @@
 public import CPEFTSwift
+internal import Checkpoints
 internal import Glibc
 internal import Platform
 internal import Synchronization
@@ -74,16 +75,17 @@ extension HandleTable {
     }
 }
 
-/// Hands a collection to the host.
-func give(_ tensors: [(name: String, tensor: Tensor)], _ engine: Engine, to result: UnsafeMutablePointer<OpaquePointer?>) throws(PEFTError) {
-    unsafe result.pointee = try handles.add(TensorsObject(engine, tensors), .tensors)
+extension HandleTable {
+    /// A collection for the host.
+    func add(_ tensors: [(name: String, tensor: Tensor)], _ engine: Engine) throws(PEFTError) -> OpaquePointer? {
+        unsafe try add(TensorsObject(engine, tensors), .tensors)
+    }
 }
 
 @_cdecl("peft_tensors_create") @implementation
 public func peft_tensors_create(_ tensors: UnsafeMutablePointer<OpaquePointer?>?, _ context: OpaquePointer?, _ error: UnsafeMutablePointer<peft_error>?) -> Int32 {
-    unsafe guarded(error) { () throws(PEFTError) -> Void in
-        let result = unsafe try out(tensors, "tensors")
-        unsafe try give([], handles.context(context).engine, to: result)
+    unsafe guarded(tensors, "tensors", error) { () throws(PEFTError) -> OpaquePointer? in
+        unsafe try handles.add([], handles.context(context).engine)
     }
 }
 
@@ -131,24 +133,43 @@ public func peft_tensors_get(
     _ array: UnsafeMutablePointer<peft_array>?, _ tensors: OpaquePointer?, _ name: UnsafePointer<CChar>?, _ error: UnsafeMutablePointer<peft_error>?
 ) -> Int32 {
     unsafe guarded(error) { () throws(PEFTError) -> Void in
-        guard let array = unsafe array else { throw PEFTError(.argument, "array is NULL") }
-        guard unsafe Int(array.pointee.struct_size) >= MemoryLayout<peft_array>.size else {
-            throw PEFTError(.argument, "peft_array.struct_size is \(unsafe array.pointee.struct_size); set it with PEFT_ARRAY_INIT")
-        }
+        // Whatever happens below, an old answer does not stay.
+        unsafe try give(peft_array(), to: array, "peft_array")
         let object = unsafe try handles.tensors(tensors)
         let name = unsafe try text(name, "name")
         guard let tensor = object[name] else {
             throw PEFTError(.notFound, "no array \"\(name)\"; there are \(nearby(name, object.all.map(\.name)))")
         }
         guard tensor.shape.count <= Int(PEFT_MAX_RANK) else { throw PEFTError(.unsupported, "\(name): rank \(tensor.shape.count)") }
-        unsafe array.pointee.type = tensor.dtype.rawValue
-        unsafe array.pointee.rank = Int32(tensor.shape.count)
-        unsafe withUnsafeMutableBytes(of: &array.pointee.shape) { room in
+        var view = unsafe peft_array()
+        unsafe view.type = tensor.dtype.rawValue
+        unsafe view.rank = Int32(tensor.shape.count)
+        unsafe withUnsafeMutableBytes(of: &view.shape) { room in
             let shape = unsafe room.assumingMemoryBound(to: Int64.self)
-            for axis in 0..<shape.count { unsafe shape[axis] = axis < tensor.shape.count ? Int64(tensor.shape[axis]) : 0 }
+            for (axis, size) in tensor.shape.enumerated() { unsafe shape[axis] = Int64(size) }
         }
-        unsafe array.pointee.data = UnsafeRawPointer(tensor.pointer)
-        unsafe array.pointee.size = tensor.byteCount
+        unsafe view.data = UnsafeRawPointer(tensor.pointer)
+        unsafe view.size = tensor.byteCount
+        unsafe try give(view, to: array, "peft_array")
+    }
+}
+
+@_cdecl("peft_tensors_load") @implementation
+public func peft_tensors_load(
+    _ tensors: UnsafeMutablePointer<OpaquePointer?>?, _ context: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ error: UnsafeMutablePointer<peft_error>?
+) -> Int32 {
+    unsafe guarded(tensors, "tensors", error) { () throws(PEFTError) -> OpaquePointer? in
+        let engine = unsafe try handles.context(context).engine
+        let source = try Safetensors.open(path: unsafe text(path, "path"), budget: engine.budget)
+        return unsafe try handles.add(source.all.map { ($0.name, $0.tensor) }, engine)
+    }
+}
+
+@_cdecl("peft_tensors_save") @implementation
+public func peft_tensors_save(_ tensors: OpaquePointer?, _ path: UnsafePointer<CChar>?, _ error: UnsafeMutablePointer<peft_error>?) -> Int32 {
+    unsafe guarded(error) { () throws(PEFTError) -> Void in
+        let all = unsafe try handles.tensors(tensors).all
+        try Safetensors.write(all.map { NamedTensor($0.name, $0.tensor) }, to: unsafe text(path, "path"))
     }
 }
 

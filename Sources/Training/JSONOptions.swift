@@ -57,8 +57,11 @@ struct JSONOptions {
         throw PEFTError(.argument, "\(key) is '\(name)'; it must be one of \(T.allCases.map { "'\($0.rawValue)'" }.joined(separator: ", "))")
     }
 
-    /// Keys that nobody asked for.
-    var unknownKeys: [String] { object.keys.filter { !known.contains($0) } }
+    /// - Throws: `.argument` for a key that nobody asked for, with the ones that were.
+    func requireAllKnown(_ what: String) throws(PEFTError) {
+        guard let unknown = object.keys.first(where: { !known.contains($0) }) else { return }
+        throw PEFTError(.argument, "unknown \(what) option \"\(unknown)\"; known are \(known.sorted().joined(separator: ", "))")
+    }
 
     static func wrong(_ key: String, _ value: JSONValue, _ wanted: String) -> PEFTError {
         PEFTError(.argument, "\(key) is \(value.text()); it must be \(wanted)")
@@ -73,8 +76,8 @@ extension TrainerOptions {
     ///
     /// - Parameters:
     ///   - otherKeys: keys the caller reads itself ("adapter").
-    ///   - warn: receives a line for keys that nobody knows and for options without effect.
-    /// - Throws: `.argument` naming the key, its value and what would be right.
+    ///   - warn: receives a line for options without effect.
+    /// - Throws: `.argument` naming a key that is not known, or a key, its value and what would be right.
     package init(_ json: JSONValue, otherKeys: [String] = [], warn: (String) -> Void) throws(PEFTError) {
         self.init()
         var keys = try JSONOptions(json)
@@ -106,8 +109,8 @@ extension TrainerOptions {
         // PEFT's create_lorafa_optimizer takes r and lora_alpha; like PEFT's, ours uses each layer's own scaling.
         let loraFA = keys.value("lorafa")
         for key in otherKeys { _ = keys.value(key) }
+        try keys.requireAllKnown("training")
         try validate()
-        for key in keys.unknownKeys { warn("training option '\(key)' is not known and has no effect") }
         warnOfIneffective(hasLoRAFA: loraFA != nil, hasAdamNumbers: keys.isGiven("eps") || keys.isGiven("betas"), warn)
     }
 
@@ -130,7 +133,8 @@ extension TrainerOptions {
 extension DataSetOptions {
     /// The options as JSON: `{"format", "max_length", "truncation", "batch_size", "packing", "shuffle", "seed", "loss_on",
     /// "on_bad_line", "max_line_bytes"}`; `"holdout"`, `"holdout_every"` and `"split"` are read by `DataSetPart`.
-    package init(_ json: JSONValue, warn: (String) -> Void) throws(PEFTError) {
+    /// - Parameter otherKeys: keys the caller reads itself ("chat_template").
+    package init(_ json: JSONValue, otherKeys: [String] = []) throws(PEFTError) {
         self.init()
         var keys = try JSONOptions(json)
         if let format = try keys.string("format"), format != "auto" {
@@ -148,9 +152,9 @@ extension DataSetOptions {
         learned = try keys.choice("loss_on", Learned.self) ?? learned
         badRecords = try keys.choice("on_bad_line", BadRecords.self) ?? badRecords
         maximumRecordBytes = try keys.integer("max_line_bytes") ?? maximumRecordBytes
-        for key in ["holdout", "holdout_every", "split"] { _ = keys.value(key) }
+        for key in ["holdout", "holdout_every", "split"] + otherKeys { _ = keys.value(key) }
+        try keys.requireAllKnown("data set")
         try validate()
-        for key in keys.unknownKeys { warn("data set option '\(key)' is not known and has no effect") }
     }
 }
 

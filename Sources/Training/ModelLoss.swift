@@ -100,12 +100,13 @@ extension Model {
     /// A forward pass over host data, under the read lock.
     ///
     /// - Parameters:
+    ///   - routing: asked for inside the lock.
     ///   - isTraining: dropout is active, drawn from `random`.
-    package func forward(_ batch: Batch, _ routing: Routing, isTraining: Bool = false, random: RandomStream = RandomStream(seed: 0)) throws(PEFTError) -> ForwardOutput {
+    package func forward(_ batch: Batch, _ routing: @autoclosure () throws(PEFTError) -> Routing, isTraining: Bool = false, random: RandomStream = RandomStream(seed: 0)) throws(PEFTError) -> ForwardOutput {
         try ModelLoss.check(batch, self)
         return try lock.read { () throws(PEFTError) in
             let tape = Tape(engine, precision, isTraining: isTraining, random: random)
-            let (input, context) = try ModelLoss.input(batch, routing, tape)
+            let (input, context) = try ModelLoss.input(batch, try routing(), tape)
             let hidden = try hidden(input, context)
             let logits = try logits(hidden, of: input, context).value
             let plain = logits.dtype == .f32 ? logits : try logits.converted(to: .f32, engine)
@@ -125,7 +126,7 @@ extension Model {
 
     /// Loss and gradients of `batch`; nothing changes.
     /// - Throws: `.argument` without labels, `.numeric` for a loss that is not finite.
-    package func gradients(_ batch: Batch, _ routing: Routing, isTraining: Bool = false, random: RandomStream = RandomStream(seed: 0)) throws(PEFTError) -> (
+    package func gradients(_ batch: Batch, _ routing: @autoclosure () throws(PEFTError) -> Routing, isTraining: Bool = false, random: RandomStream = RandomStream(seed: 0)) throws(PEFTError) -> (
         loss: Double, gradients: GradientStore
     ) {
         try ModelLoss.check(batch, self)
@@ -133,7 +134,7 @@ extension Model {
         return try lock.read { () throws(PEFTError) in
             let store = GradientStore(engine)
             let tape = Tape(engine, precision, gradients: store, isTraining: isTraining, random: random)
-            let (loss, seed) = try ModelLoss.loss(self, batch, routing, tape)
+            let (loss, seed) = try ModelLoss.loss(self, batch, try routing(), tape)
             try tape.backward(from: loss.variable, gradient: try Tensor(engine, [seed], shape: [1]))
             return (loss.count == 0 ? .nan : loss.sum / Double(loss.count), store)
         }

@@ -74,7 +74,7 @@ package final class Trainer {
         }
     }
 
-    /// From any thread: the running `run` or `advance` ends after its present step.
+    /// From any thread: the running `run`, `advance` or `evaluate` ends after its present step; if none runs, the next does at once.
     package func cancel() { cancelled.store(true, ordering: .relaxed) }
 
     /// True once after `cancel`.
@@ -154,6 +154,7 @@ package final class Trainer {
         let loader = try BatchLoader(dataSet)
         var (sum, count) = (0.0, 0)
         while let batch = try loader.next() {
+            if takeCancellation() { throw PEFTError(.cancelled, "evaluation was cancelled after \(count) tokens") }
             let loss = try evaluate(batch)
             sum += loss.sum
             count += loss.count

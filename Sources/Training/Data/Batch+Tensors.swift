@@ -1,0 +1,85 @@
+package import Platform
+package import Tensors
+
+/// Batches as named arrays, under the names Hugging Face's models have for their inputs: how hosts hand them in and get
+/// them from a data set.
+extension Batch {
+    private static let inputNames = ["input_ids", "attention_mask", "position_ids", "labels", "first_key", "x"]
+
+    /// From `input_ids` `[rows, length]` with `attention_mask`, `position_ids`, `labels` and `first_key` (packed rows), or
+    /// from `x` (f32 `[rows, features]`) with `labels`. Integers of any width.
+    /// - Throws: `.argument` naming the array, its shape or its value.
+    package init(named arrays: [(name: String, tensor: Tensor)]) throws(PEFTError) {
+        var byName: [String: Tensor] = [:]
+        for (name, tensor) in arrays {
+            guard Batch.inputNames.contains(name) else {
+                throw PEFTError(.argument, "there is no input '\(name)'; there are \(Batch.inputNames.joined(separator: ", "))")
+            }
+            byName[name] = tensor
+        }
+        let labels = try byName["labels"].map { (tensor) throws(PEFTError) in try tensor.integers("labels") } ?? []
+        if let x = byName["x"] {
+            if let other = byName.keys.sorted().first(where: { $0 != "x" && $0 != "labels" }) {
+                throw PEFTError(.argument, "'x' and '\(other)' exclude each other: a network has vectors or tokens as input")
+            }
+            guard x.dtype == .f32, x.shape.count == 2, x.columns > 0 else { throw PEFTError(.argument, "x is \(x.dtype.name) \(x.shape); f32 [batch, features] is needed") }
+            self.init(features: unsafe x.withFloats { unsafe Array($0) }, featureSize: x.columns, labels: labels)
+            return
+        }
+        guard let ids = byName["input_ids"] else { throw PEFTError(.argument, "there is neither 'input_ids' nor 'x'") }
+        guard ids.shape.count == 2 else { throw PEFTError(.argument, "input_ids has the shape \(ids.shape); [batch, length] is needed") }
+        for name in ["attention_mask", "position_ids", "first_key"] {
+            if let other = byName[name], other.shape != ids.shape { throw PEFTError(.argument, "\(name) has the shape \(other.shape), input_ids \(ids.shape)") }
+        }
+        self.init(rows: ids.rows, length: ids.columns, ids: try ids.integers("input_ids"), labels: labels)
+        positions = try byName["position_ids"].map { (tensor) throws(PEFTError) in try tensor.integers("position_ids") }
+        firstKey = try byName["first_key"].map { (tensor) throws(PEFTError) in try tensor.integers("first_key") }
+        let mask = try byName["attention_mask"].map { (tensor) throws(PEFTError) in try tensor.integers("attention_mask") } ?? []
+        if let wrong = mask.first(where: { $0 != 0 && $0 != 1 }) { throw PEFTError(.argument, "attention_mask holds \(wrong); 1 (token) and 0 (padding) are accepted") }
+        if mask.contains(0) { keyMask = mask.map { $0 == 0 ? 0 : 1 } }
+    }
+
+    /// The same the other way: i64 arrays.
+    package func named(_ engine: Engine) throws(PEFTError) -> [(name: String, tensor: Tensor)] {
+        func array(_ values: [Int32]) throws(PEFTError) -> Tensor { try Tensor(engine, int64: values, shape: [rows, length]) }
+        var arrays = [
+            (name: "input_ids", tensor: try array(ids)), (name: "attention_mask", tensor: try array(keyMask?.map { Int32($0) } ?? ids.map { _ in 1 })),
+            (name: "labels", tensor: try array(labels)),
+        ]
+        if let positions { arrays.append((name: "position_ids", tensor: try array(positions))) }
+        if let firstKey { arrays.append((name: "first_key", tensor: try array(firstKey))) }
+        return arrays
+    }
+}
+
+extension Tensor {
+    /// The values of an integer or boolean array as 32-bit integers.
+    fileprivate func integers(_ name: String) throws(PEFTError) -> [Int32] {
+        switch dtype {
+        case .i32: unsafe withInt32s { unsafe Array($0) }
+        case .i64: try integers(Int64.self, name)
+        case .i16: try integers(Int16.self, name)
+        case .i8: try integers(Int8.self, name)
+        case .u8, .bool: try integers(UInt8.self, name)
+        default: throw PEFTError(.argument, "\(name) is \(dtype.name) \(shape); integers are needed")
+        }
+    }
+
+    private func integers<T: FixedWidthInteger>(_ type: T.Type, _ name: String) throws(PEFTError) -> [Int32] {
+        var result: [Int32] = []
+        result.reserveCapacity(count)
+        let values = unsafe UnsafeBufferPointer(start: pointer.assumingMemoryBound(to: T.self), count: storage.isReal ? count : 0)
+        for index in values.indices {
+            guard let value = unsafe Int32(exactly: values[index]) else { throw PEFTError(.argument, "\(name) holds \(unsafe values[index]), which no model has") }
+            result.append(value)
+        }
+        return result
+    }
+
+    fileprivate init(_ engine: Engine, int64 values: [Int32], shape: [Int]) throws(PEFTError) {
+        try self.init(engine, shape, .i64, .scratch)
+        guard values.count == count else { throw PEFTError(.internal, "\(values.count) values for \(shape)") }
+        let room = unsafe pointer.assumingMemoryBound(to: Int64.self)
+        for (index, value) in values.enumerated() { unsafe room[index] = Int64(value) }
+    }
+}
