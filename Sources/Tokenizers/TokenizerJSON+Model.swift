@@ -95,13 +95,12 @@ extension MergeTable {
     static func pair(_ line: ArraySlice<UInt8>, _ index: Int) throws(PEFTError) -> (
         left: ArraySlice<UInt8>, right: ArraySlice<UInt8>
     ) {
-        let parts = line.split(separator: 0x20, omittingEmptySubsequences: false)
-        guard parts.count == 2 else {
+        guard let space = line.firstIndex(of: 0x20), !line[(space + 1)...].contains(0x20) else {
             throw PEFTError(
                 .format,
                 "merge \(index) \"\(String(decoding: line, as: UTF8.self))\" must be two tokens with a space between")
         }
-        return (parts[0], parts[1])
+        return (line[..<space], line[(space + 1)...])
     }
 
     /// Merges in the order of their rank. Errors: `.format` for a merge with a token that the vocabulary does not have.
@@ -110,6 +109,7 @@ extension MergeTable {
         droppedPrefix: [UInt8] = []
     ) throws(PEFTError) {
         self.init(count: pairs.count)
+        var whole: [UInt8] = []
         for (rank, pair) in pairs.enumerated() {
             func id(_ token: ArraySlice<UInt8>) throws(PEFTError) -> Int32 {
                 guard let id = vocabulary.id(of: token) else {
@@ -120,9 +120,10 @@ extension MergeTable {
                 return id
             }
             let (left, right) = (try id(pair.left), try id(pair.right))
-            insert(
-                left, right, rank: Int32(clamping: rank),
-                id: try id(pair.left + pair.right.dropFirst(droppedPrefix.count)))
+            whole.removeAll(keepingCapacity: true)
+            whole += pair.left
+            whole += pair.right.dropFirst(droppedPrefix.count)
+            insert(left, right, rank: Int32(clamping: rank), id: try id(whole[...]))
         }
     }
 }

@@ -1,3 +1,4 @@
+internal import Glibc
 internal import Platform
 
 /// Tokens by id and ids by token, in flat memory: a vocabulary has 50,000 to 260,000 short entries.
@@ -7,11 +8,17 @@ struct Vocabulary: Sendable {
         var count: Int32 = -1  // -1: no token has this id
     }
 
+    /// The upper half of a token's hash beside its id: other tokens in the way are told apart without looking at their text.
+    private struct Slot: Sendable {
+        var id: Int32 = -1  // -1: free
+        var tag: UInt32 = 0
+    }
+
     /// All tokens, one after the other.
     private var text: [UInt8] = []
     private var places: [Place] = []
-    /// Open addressing with linear steps; -1 is free. At most half full.
-    private var slots: [Int32]
+    /// Open addressing with linear steps; at most half full.
+    private var slots: [Slot]
     /// Odd and random, so that nobody can prepare tokens that all fall into one slot.
     private let multiplier = UInt64.random(in: .min ... .max) | 1
 
@@ -25,7 +32,8 @@ struct Vocabulary: Sendable {
     init(_ entries: [(token: [UInt8], id: Int)]) throws(PEFTError) {
         var capacity = 16
         while capacity < entries.count * 2 { capacity *= 2 }
-        slots = [Int32](repeating: -1, count: capacity)
+        slots = [Slot](repeating: Slot(), count: capacity)
+        text.reserveCapacity(entries.reduce(0) { $0 + $1.token.count })
         let largest = entries.reduce(-1) { max($0, $1.id) }
         guard largest <= Vocabulary.maximumID else {
             throw PEFTError(.format, "vocabulary: token id \(largest) is larger than \(Vocabulary.maximumID)")
@@ -43,7 +51,8 @@ struct Vocabulary: Sendable {
             }
             text += token
             places[id] = Place(start: start, count: count)
-            slots[slot(of: token[...])] = Int32(id)
+            let (slot, tag) = slot(of: token[...])
+            slots[slot] = Slot(id: Int32(id), tag: tag)
         }
     }
 
@@ -54,21 +63,53 @@ struct Vocabulary: Sendable {
     }
 
     func id(of token: ArraySlice<UInt8>) -> Int32? {
-        let id = slots[slot(of: token)]
+        let id = slots[slot(of: token).index].id
         return id < 0 ? nil : id
     }
 
     func id(of token: String) -> Int32? { id(of: Array(token.utf8)[...]) }
 
     /// The slot that holds the token, or the free one where it belongs. Ends because half of the slots are free.
-    private func slot(of token: ArraySlice<UInt8>) -> Int {
+    private func slot(of token: ArraySlice<UInt8>) -> (index: Int, tag: UInt32) {
         let mask = slots.count - 1
-        // Safe to wrap: hash arithmetic.
+        return unsafe token.withUnsafeBytes { token in
+            let hash = unsafe hash(token)
+            let tag = UInt32(truncatingIfNeeded: hash >> 32)
+            var index = Int(truncatingIfNeeded: hash) & mask
+            while slots[index].id >= 0 {
+                if slots[index].tag == tag, unsafe isToken(slots[index].id, token) { break }
+                index = (index + 1) & mask
+            }
+            return (index, tag)
+        }
+    }
+
+    private func isToken(_ id: Int32, _ token: UnsafeRawBufferPointer) -> Bool {
+        let place = places[Int(id)]
+        guard Int(place.count) == token.count else { return false }
+        guard let base = token.baseAddress else { return true }
+        return unsafe text.withUnsafeBytes { text in unsafe text.baseAddress.map { unsafe memcmp($0 + Int(place.start), base, token.count) == 0 } ?? false }
+    }
+
+    /// Eight bytes at a time; all arithmetic wraps.
+    private func hash(_ token: UnsafeRawBufferPointer) -> UInt64 {
         var hash = UInt64(truncatingIfNeeded: token.count) &+ multiplier
-        for byte in token { hash = (hash ^ UInt64(byte)) &* multiplier; hash ^= hash >> 29 }
-        var slot = Int(truncatingIfNeeded: hash >> 17) & mask
-        while slots[slot] >= 0, !bytes(of: places[Int(slots[slot])]).elementsEqual(token) { slot = (slot + 1) & mask }
-        return slot
+        var offset = 0
+        while offset < token.count {
+            var word: UInt64 = 0
+            let size = min(8, token.count - offset)
+            // Safe: `size` bytes from `offset` on are within the token.
+            if size == 8 {
+                word = unsafe token.loadUnaligned(fromByteOffset: offset, as: UInt64.self)
+            } else {
+                for index in 0..<size { word = unsafe word << 8 | UInt64(token[offset + index]) }
+            }
+            hash = (hash ^ word) &* multiplier
+            hash ^= hash >> 29
+            offset += size
+        }
+        hash = hash &* multiplier
+        return hash ^ hash >> 32
     }
 
     private func bytes(of place: Place) -> ArraySlice<UInt8> {
