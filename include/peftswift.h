@@ -228,12 +228,14 @@ int32_t peft_model_describe(char *buffer, size_t capacity, size_t *needed, const
 /* The base parameters under transformers' names with their present (merged) values, decoded to f32 where quantised.
  * `name` NULL: all of them (for a large quantised model that is a lot of memory); else that one. */
 int32_t peft_model_state(peft_tensors **state, const peft_model *model, const char *name, peft_error *error);
-/* A forward pass in evaluation mode, or training mode after peft_model_set_training. `inputs` by Hugging Face's names: "input_ids" (i64 or i32 [batch, length]),
- * "attention_mask" (1 = token, 0 = padding, on either side), "position_ids", "labels" (-100 = not learned) of the same shape and any integer type;
- * networks of vectors take "x" (f32 [batch, features]) and "labels" [batch]. Batches of packed rows also have "first_key": for each token where its sample begins in the row.
- * `options_json`: {"adapter_names": ["a", "__base__", …] (one per sample: different adapters in one batch),
- * "outputs": ["logits", "last_hidden_state"] (default logits)}. Outputs, all f32: "logits" [batch, length, vocabulary],
- * "last_hidden_state" [batch, length, hidden], and "loss" [] when labels are given. */
+/* A forward pass in evaluation mode, or training mode after peft_model_set_training. `inputs` by Hugging Face's names, integers of any type:
+ *   "input_ids" [batch, length] with "attention_mask" (1 = token, 0 = padding, on either side), "position_ids", "token_type_ids" of the same shape; batches of packed
+ *   rows also have "first_key": for each token where its sample begins in the row. Networks without tokens: "x" or "pixel_values", f32 [batch, …].
+ *   "labels" by the model's head: language models and token classifiers [batch, length] (-100 = not learned); classifiers [batch], or f32 numbers [batch, outputs]
+ *   (regression, several labels at once: `problem_type` of config.json); question answering: "start_positions" and "end_positions" [batch].
+ * `options_json`: {"adapter_names": ["a", "__base__", …] (one per sample: different adapters in one batch), "outputs": ["logits", "last_hidden_state"] (default logits)}.
+ * Outputs, all f32: "logits" [batch, length, vocabulary or classes] or [batch, classes]; "start_logits", "end_logits" [batch, length] for question answering;
+ * "last_hidden_state" [batch, length, hidden] (models without a head: always); "pooler_output" [batch, hidden] where there is a pooler; "loss" [] when labels are given. */
 int32_t peft_model_forward(peft_tensors **outputs, const peft_model *model, const peft_tensors *inputs, const char *options_json, peft_error *error);
 /* Loss and gradients of the trainable parameters of the active adapters, by saved key ("adapter|key" when several are active); nothing changes. `inputs` as for
  * peft_model_forward, with labels. `loss` may be NULL. `options_json`: {"adapter_names"}. */

@@ -11,6 +11,12 @@ package struct LossResult {
     package let count: Int
     /// f32 `[1]`: sum / divisor. Its backward pass takes a gradient of 1 where the function says so.
     package let variable: Variable
+
+    package init(sum: Double, count: Int, variable: Variable) {
+        self.sum = sum
+        self.count = count
+        self.variable = variable
+    }
 }
 
 /// The label of rows that do not count.

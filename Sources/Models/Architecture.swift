@@ -9,7 +9,7 @@ package protocol Architecture: Network {
 
 /// The architectures there are: a new one is a new file and a line here.
 package enum Architectures {
-    package static let all: [any Architecture.Type] = [Llama.self, GPT2.self, MultilayerPerceptron.self]
+    package static let all: [any Architecture.Type] = [Llama.self, GPT2.self, BERT.self, DistilBERT.self, MultilayerPerceptron.self]
 
     package static var modelTypes: [String] { all.flatMap { $0.modelTypes } }
 

@@ -16,7 +16,7 @@ package struct DecoderHead: Sendable {
         paddingID = configuration.json["pad_token_id"]?.intValue.map { Int32(clamping: $0) }
         if name.hasSuffix("ForSequenceClassification") {
             task = .classification
-            linear = try build.linear("score", hiddenSize, DecoderHead.labelCount(configuration))
+            linear = try build.linear("score", hiddenSize, try configuration.labelCount())
         } else if name.hasSuffix("ForCausalLM") || name.hasSuffix("LMHeadModel") {
             task = .causalLM
             // Without a word about it, a file without a head has none of its own.
@@ -27,19 +27,13 @@ package struct DecoderHead: Sendable {
         }
     }
 
-    /// As transformers: the number of `id2label`, `num_labels`, or 2.
-    private static func labelCount(_ configuration: ModelConfiguration) throws(PEFTError) -> Int {
-        if let names = try configuration.object("id2label") { return names.json.count }
-        return try configuration.size("num_labels", or: 2)
-    }
-
     package func callAsFunction(_ hidden: Variable, of input: ModelInput, rows: LogitRows, _ context: ForwardContext) throws(PEFTError) -> Variable {
         switch task {
         case .causalLM:
             guard case .last = rows else { return try linear(hidden, context, as: .f32) }
             let last = (0..<context.batch).map { Int32(clamping: ($0 + 1) * context.length - 1) }
             return try linear(try context.tape.gatherRows(hidden, last), context, as: .f32)
-        case .classification:
+        default:
             return try linear(try context.tape.gatherRows(hidden, try lastTokens(input, context)), context, as: .f32)
         }
     }

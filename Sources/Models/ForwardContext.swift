@@ -14,6 +14,10 @@ package final class ForwardContext {
     package let positions: Tensor
     /// One more than the largest of them.
     package let positionCount: Int
+    /// The host gave the positions; else they are 0, 1, 2, … in each row.
+    package let positionsAreGiven: Bool
+    /// i32 `[batch·length]`: which of the texts of a pair a token belongs to; nil: the first.
+    package let tokenTypes: Tensor?
     /// u8 `[batch, keyLength]`, 0 = padding; nil: none.
     package let keyMask: Tensor?
     /// i32 `[batch·length]`: first key each query may see (packed sequences); nil: 0.
@@ -24,14 +28,16 @@ package final class ForwardContext {
     package let recomputesBlocks: Bool
 
     package init(
-        tape: Tape, routing: Routing, batch: Int, length: Int, positions: Tensor, keyMask: Tensor? = nil, firstKey: Tensor? = nil,
-        caches: [KeyValueCache] = [], recomputesBlocks: Bool = false
+        tape: Tape, routing: Routing, batch: Int, length: Int, positions: Tensor, positionsAreGiven: Bool = false, tokenTypes: Tensor? = nil,
+        keyMask: Tensor? = nil, firstKey: Tensor? = nil, caches: [KeyValueCache] = [], recomputesBlocks: Bool = false
     ) {
         self.tape = tape
         self.routing = routing
         self.batch = batch
         self.length = length
         self.positions = positions
+        self.positionsAreGiven = positionsAreGiven
+        self.tokenTypes = tokenTypes
         positionCount = max(length, unsafe positions.withInt32s { unsafe Int($0.max() ?? 0) } + 1)
         self.keyMask = keyMask
         self.firstKey = firstKey
@@ -42,7 +48,8 @@ package final class ForwardContext {
     /// The same pass on another tape (a recomputed block).
     package func on(_ tape: Tape) -> ForwardContext {
         ForwardContext(
-            tape: tape, routing: routing, batch: batch, length: length, positions: positions, keyMask: keyMask, firstKey: firstKey, caches: caches)
+            tape: tape, routing: routing, batch: batch, length: length, positions: positions, positionsAreGiven: positionsAreGiven, tokenTypes: tokenTypes,
+            keyMask: keyMask, firstKey: firstKey, caches: caches)
     }
 }
 

@@ -59,6 +59,9 @@ package final class Model: Sendable {
         try network.logits(hidden, of: input, rows: rows, context)
     }
 
+    /// What a pooler makes of the states; nil without one.
+    package func pooled(_ hidden: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable? { try network.pooled(hidden, context) }
+
     /// An empty cache for one sequence.
     /// - Throws: `.unsupported` when the network has none.
     package func makeCache(capacity: Int) throws(PEFTError) -> KeyValueCache {

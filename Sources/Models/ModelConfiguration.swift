@@ -1,4 +1,5 @@
 package import Platform
+internal import Tensors
 
 /// A model's config.json while an architecture reads it: typed, every mistake named with its key and value.
 ///
@@ -86,6 +87,18 @@ package struct ModelConfiguration: Sendable {
     /// An error for a setting that this version does not have, with what it has.
     package func unsupported(_ key: String, _ known: String) -> PEFTError {
         PEFTError(.unsupported, "\(origin): config \"\(key)\" is \(json[key]?.text() ?? "missing"); this version has \(known)")
+    }
+
+    /// Dropout of attention probabilities would need them in memory; training goes without it and says so.
+    package func warnOfAttentionDropout(_ key: String, _ build: LayerBuilder) throws(PEFTError) {
+        let p = try number(key, or: 0)
+        if p > 0 { build.engine.warn("\(origin): config \"\(key)\" is \(p); attention probabilities are not dropped in training") }
+    }
+
+    /// Classes of a classifier, as transformers counts them: the number of `id2label`, `num_labels`, or 2.
+    package func labelCount() throws(PEFTError) -> Int {
+        if let names = try object("id2label") { return max(names.json.count, 1) }
+        return try size("num_labels", or: 2)
     }
 
     /// The setting must be absent, null, or this.

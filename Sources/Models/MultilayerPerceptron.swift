@@ -8,8 +8,6 @@ package final class MultilayerPerceptron: Architecture {
     package static let modelTypes = ["mlp"]
 
     package let task = ModelTask.classification
-    package let head: Linear? = nil
-    package let cacheShape: CacheShape? = nil
     private let linears: [Linear]
     private let activation: ActivationKind
 

@@ -8,7 +8,7 @@ package enum ModelInput {
     case ids(Tensor)
     /// `[batch·length, hiddenSize]`: rows that stand in for looked-up embeddings.
     case embeddings(Variable)
-    /// `[batch, features]` of a network without tokens.
+    /// `[batch, …]` of a network without tokens: vectors, pictures `[batch, channels, height, width]`.
     case features(Variable)
 }
 
@@ -27,8 +27,14 @@ extension ModelInput {
 package enum ModelTask: Sendable, Equatable {
     /// Logits of a row predict the next token.
     case causalLM
-    /// Logits of a sample are of its label.
+    /// Logits of a sample are of its label, of each of its labels, or a number for each (`problem_type`).
     case classification
+    /// Logits of a token are of its label.
+    case tokenClassification
+    /// Two logits of a token: that the answer begins there, that it ends there.
+    case questionAnswering
+    /// No head: the states themselves are wanted.
+    case features
 }
 
 /// Which rows the head shall be applied to.
@@ -46,10 +52,19 @@ package protocol Network: AnyObject, Sendable {
     var head: Linear? { get }
     /// What a cache must hold; nil when the network has none.
     var cacheShape: CacheShape? { get }
-    /// The states before the head, `[batch·length, hiddenSize]`.
+    /// The states before the head, `[batch·length, hiddenSize]`; of a network without tokens `[batch, hiddenSize]`.
     func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable
-    /// The head's output: `[batch·length, vocabulary]` (`.last`: `[batch, vocabulary]`), or `[batch, labels]`.
+    /// The head's output: `[batch·length, vocabulary]` (`.last`: `[batch, vocabulary]`), `[batch, labels]`, or `[batch·length, labels]`.
     func logits(_ hidden: Variable, of input: ModelInput, rows: LogitRows, _ context: ForwardContext) throws(PEFTError) -> Variable
+    /// What a pooler makes of the states, `[batch, hiddenSize]`; nil without one.
+    func pooled(_ hidden: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable?
+}
+
+extension Network {
+    /// A network that does not generate.
+    package var cacheShape: CacheShape? { nil }
+    package var head: Linear? { nil }
+    package func pooled(_ hidden: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable? { nil }
 }
 
 package struct CacheShape: Sendable, Equatable {

@@ -2,7 +2,7 @@ package import Autograd
 package import Platform
 internal import Tensors
 
-/// Attention of a decoder over its own tokens: whole sequences, or the newest tokens over what a cache holds.
+/// Attention of a sequence over itself: an encoder's, a decoder's over whole sequences, or over what a cache holds and the newest tokens.
 package struct SelfAttention: Sendable {
     /// Number of the decoder layer: its place in a cache.
     package let layer: Int
@@ -11,15 +11,18 @@ package struct SelfAttention: Sendable {
     package let headSize: Int
     /// Keys a query sees, counted back from itself; 0: all.
     package var window = 0
+    /// A token sees only those before it.
+    package var isCausal = true
     /// nil: 1/√headSize.
     package var scale: Float?
 
-    package init(layer: Int, heads: Int, keyValueHeads: Int, headSize: Int, window: Int = 0, scale: Float? = nil) {
+    package init(layer: Int, heads: Int, keyValueHeads: Int, headSize: Int, window: Int = 0, isCausal: Bool = true, scale: Float? = nil) {
         self.layer = layer
         self.heads = heads
         self.keyValueHeads = keyValueHeads
         self.headSize = headSize
         self.window = window
+        self.isCausal = isCausal
         self.scale = scale
     }
 
@@ -48,6 +51,6 @@ package struct SelfAttention: Sendable {
     private func shape(batch: Int, keys: Int, _ context: ForwardContext) -> AttentionShape {
         AttentionShape(
             batch: batch, queryLength: context.length, keyLength: keys, heads: heads, keyValueHeads: keyValueHeads, headDim: headSize, scale: scale,
-            isCausal: true, window: window)
+            isCausal: isCausal, window: window)
     }
 }

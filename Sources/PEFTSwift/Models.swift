@@ -178,10 +178,16 @@ public func peft_model_forward(
             throw PEFTError(.argument, "outputs has \"\(wrong)\"; \"logits\" and \"last_hidden_state\" are accepted")
         }
         let result = try object.model.forward(batch, try object.routing(options, batch), isTraining: object.isTraining, random: object.nextRandom())
+        let isHeadless = object.model.task == .features
         var named: [(name: String, tensor: Tensor)] = []
         if let loss = result.loss { named.append(("loss", try Tensor(object.model.engine, [Float(loss)], shape: []))) }
-        if wanted.contains("logits") { named.append(("logits", result.logits)) }
-        if wanted.contains("last_hidden_state") { named.append(("last_hidden_state", result.hidden)) }
+        if let (start, end) = try result.answerLogits(object.model) {
+            named += [("start_logits", start), ("end_logits", end)]
+        } else if wanted.contains("logits"), !isHeadless {
+            named.append(("logits", result.logits))
+        }
+        if isHeadless || wanted.contains("last_hidden_state") { named.append(("last_hidden_state", result.hidden)) }
+        if let pooled = result.pooled { named.append(("pooler_output", pooled)) }
         return unsafe try handles.add(named, object.model.engine)
     }
 }

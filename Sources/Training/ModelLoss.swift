@@ -14,9 +14,9 @@ package enum ModelLoss {
     package static func check(_ batch: Batch, _ model: Model) throws(PEFTError) {
         guard batch.rows > 0, batch.length > 0 else { throw PEFTError(.argument, "an empty batch: \(batch.rows) rows of \(batch.length) tokens") }
         let tokens = try checkedProduct(batch.rows, batch.length, of: "batch")
-        if batch.featureSize > 0 {
-            guard batch.features.count == batch.rows * batch.featureSize else {
-                throw PEFTError(.argument, "\(batch.features.count) values for \(batch.rows) rows of \(batch.featureSize)")
+        if !batch.featureShape.isEmpty {
+            guard batch.features.count == batch.featureShape.reduce(batch.rows, *) else {
+                throw PEFTError(.argument, "\(batch.features.count) values for \(batch.rows) rows of \(batch.featureShape)")
             }
         } else {
             try check(batch.ids.count, tokens, "input_ids")
@@ -24,10 +24,26 @@ package enum ModelLoss {
         if let mask = batch.keyMask { try check(mask.count, tokens, "attention_mask") }
         if let positions = batch.positions { try check(positions.count, tokens, "position_ids") }
         if let first = batch.firstKey { try check(first.count, tokens, "first keys") }
-        if !batch.labels.isEmpty { try check(batch.labels.count, model.task == .causalLM ? tokens : batch.rows, "labels") }
+        if let types = batch.tokenTypes { try check(types.count, tokens, "token_type_ids") }
+        try checkLabels(batch, model.task, tokens: tokens)
         if let longest = model.network.cacheShape?.maximumLength, batch.length > longest {
             throw PEFTError(.argument, "a row of \(batch.length) tokens; the model was made for at most \(longest)")
         }
+    }
+
+    /// How many labels a batch of a task has.
+    static func labelCount(_ task: ModelTask, rows: Int, tokens: Int) -> Int { task == .causalLM || task == .tokenClassification ? tokens : rows }
+
+    private static func checkLabels(_ batch: Batch, _ task: ModelTask, tokens: Int) throws(PEFTError) {
+        guard batch.hasLabels else { return }
+        if task == .features { throw PEFTError(.argument, "this model has no head, so there is no loss that labels could be for") }
+        guard (task == .questionAnswering) == !batch.ends.isEmpty else {
+            let right = task == .questionAnswering ? "'start_positions' and 'end_positions'" : "'labels'"
+            throw PEFTError(.argument, "a model for \(task) is trained with \(right)")
+        }
+        if !batch.ends.isEmpty { try check(batch.ends.count, batch.rows, "end_positions") }
+        if !batch.labels.isEmpty { try check(batch.labels.count, labelCount(task, rows: batch.rows, tokens: tokens), task == .questionAnswering ? "start_positions" : "labels") }
+        if !batch.targets.isEmpty, task != .classification { throw PEFTError(.argument, "labels are numbers; a model for \(task) learns classes (integers)") }
     }
 
     private static func check(_ count: Int, _ wanted: Int, _ name: String) throws(PEFTError) {
@@ -42,10 +58,11 @@ package enum ModelLoss {
         let places = batch.positions ?? (0..<batch.rows).flatMap { _ in 0..<Int32(clamping: batch.length) }
         let context = ForwardContext(
             tape: tape, routing: routing, batch: batch.rows, length: batch.length, positions: try Tensor(engine, places, shape: [count]),
+            positionsAreGiven: batch.positions != nil, tokenTypes: try batch.tokenTypes.map { (types) throws(PEFTError) in try Tensor(engine, types, shape: [count]) },
             keyMask: try batch.keyMask.map { (mask) throws(PEFTError) in try ModelLoss.mask(mask, batch, engine) },
             firstKey: try batch.firstKey.map { (first) throws(PEFTError) in try Tensor(engine, first, shape: [count]) }, recomputesBlocks: recomputesBlocks)
-        if batch.featureSize > 0 {
-            return (.features(Variable(try Tensor(engine, batch.features, shape: [batch.rows, batch.featureSize]))), context)
+        if !batch.featureShape.isEmpty {
+            return (.features(Variable(try Tensor(engine, batch.features, shape: [batch.rows] + batch.featureShape))), context)
         }
         return (.ids(try Tensor(engine, batch.ids, shape: [count])), context)
     }
@@ -68,12 +85,11 @@ package enum ModelLoss {
     {
         let (input, context) = try input(batch, routing, tape, recomputesBlocks: recomputesBlocks)
         let hidden = try model.hidden(input, context)
-        let labels = model.task == .causalLM ? batch.shiftedLabels : batch.labels
         // Rows of a chunk come from any samples: where samples have adapters of their own the head sees whole batches.
         guard model.task == .causalLM, let head = model.network.head, case .all = routing else {
-            let logits = try model.logits(hidden, of: input, context)
-            return (try tape.crossEntropy(logits, labels: try Tensor(tape.engine, labels, shape: [labels.count])), gradientScale)
+            return (try headLoss(try model.logits(hidden, of: input, context), batch, model, tape), gradientScale)
         }
+        let labels = batch.shiftedLabels
         let counted = labels.count { $0 != ignoredLabel }
         let rowsPerChunk = max(32, min(512, chunkBytes / (4 * max(head.outputSize, 1)) / 32 * 32))
         let loss = try tape.chunkedCrossEntropy(
@@ -94,6 +110,19 @@ package struct ForwardOutput {
     package let logits: Tensor
     /// f32 `[rows, length, hiddenSize]`: what the head sees.
     package let hidden: Tensor
+    /// f32 `[rows, hiddenSize]`; nil without a pooler.
+    package let pooled: Tensor?
+}
+
+extension ForwardOutput {
+    /// The two logits of each token, f32 `[rows, length]` each; nil for models that find no answers.
+    package func answerLogits(_ model: Model) throws(PEFTError) -> (start: Tensor, end: Tensor)? {
+        guard model.task == .questionAnswering else { return nil }
+        let values = try logits.floats(model.engine)
+        let shape = Array(logits.shape.dropLast())
+        func every(_ offset: Int) -> [Float] { stride(from: offset, to: values.count, by: 2).map { values[$0] } }
+        return (try Tensor(model.engine, every(0), shape: shape), try Tensor(model.engine, every(1), shape: shape))
+    }
 }
 
 extension Model {
@@ -111,16 +140,19 @@ extension Model {
             let logits = try logits(hidden, of: input, context).value
             let plain = logits.dtype == .f32 ? logits : try logits.converted(to: .f32, engine)
             var loss: Double?
-            if !batch.labels.isEmpty {
-                let labels = task == .causalLM ? batch.shiftedLabels : batch.labels
-                let result = try Tape(engine, precision).crossEntropy(Variable(plain), labels: try Tensor(engine, labels, shape: [labels.count]))
+            if batch.hasLabels {
+                let result = try ModelLoss.headLoss(Variable(plain), batch, self, Tape(engine, precision))
                 loss = result.count == 0 ? .nan : result.sum / Double(result.count)
             }
             let states = hidden.value.dtype == .f32 ? hidden.value : try hidden.value.converted(to: .f32, engine)
-            let isSequence = batch.featureSize == 0 && plain.rows == batch.rows * batch.length
+            let pooled = try pooled(hidden, context)?.value
+            func perToken(_ tensor: Tensor) throws(PEFTError) -> Tensor {
+                batch.featureShape.isEmpty && tensor.rows == batch.rows * batch.length && (task != .classification || batch.length > 1)
+                    ? try tensor.reshaped([batch.rows, batch.length, tensor.columns]) : tensor
+            }
             return ForwardOutput(
-                loss: loss, logits: isSequence ? try plain.reshaped([batch.rows, batch.length, plain.columns]) : plain,
-                hidden: states.rows == batch.rows * batch.length && batch.featureSize == 0 ? try states.reshaped([batch.rows, batch.length, states.columns]) : states)
+                loss: loss, logits: task == .classification ? plain : try perToken(plain), hidden: try perToken(states),
+                pooled: try pooled.map { (tensor) throws(PEFTError) in tensor.dtype == .f32 ? tensor : try tensor.converted(to: .f32, engine) })
         }
     }
 
@@ -130,7 +162,7 @@ extension Model {
         loss: Double, gradients: GradientStore
     ) {
         try ModelLoss.check(batch, self)
-        guard !batch.labels.isEmpty else { throw PEFTError(.argument, "gradients need 'labels'") }
+        guard batch.hasLabels else { throw PEFTError(.argument, "gradients need 'labels'") }
         return try lock.read { () throws(PEFTError) in
             let store = GradientStore(engine)
             let tape = Tape(engine, precision, gradients: store, isTraining: isTraining, random: random)

@@ -87,7 +87,7 @@ package final class Trainer {
     package func step(_ batch: Batch) throws(PEFTError) -> StepResult {
         let start = Clock.seconds
         try ModelLoss.check(batch, model)
-        guard !batch.labels.isEmpty else { throw PEFTError(.argument, "training needs 'labels'") }
+        guard batch.hasLabels else { throw PEFTError(.argument, "training needs 'labels'") }
         let schedule = try schedule()
         let recomputes = try recomputesBlocks(for: batch)
         var result = StepResult(tokens: batch.tokenCount)
@@ -176,7 +176,7 @@ package final class Trainer {
         guard model.engine.budget.limit != .max else { return options.recomputation == .on }
         let shape = [batch.rows, batch.length]
         if let known = recomputation[shape] { return known }
-        let plan = try plan(rows: batch.rows, length: batch.length, featureSize: batch.featureSize)
+        let plan = try plan(rows: batch.rows, length: batch.length, featureShape: batch.featureShape)
         guard plan.fits else { throw plan.tooLarge(rows: batch.rows, length: batch.length) }
         recomputation[shape] = plan.recomputesBlocks
         return plan.recomputesBlocks

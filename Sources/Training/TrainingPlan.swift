@@ -27,14 +27,17 @@ package struct TrainingPlan: Sendable {
 extension Trainer {
     /// The plan of a step on `rows` × `length` tokens (all learned); nothing is taken. With `Recomputation.automatic`:
     /// the plan with recomputed blocks if the one without does not fit the budget.
-    package func plan(rows: Int, length: Int, featureSize: Int = 0) throws(PEFTError) -> TrainingPlan {
+    package func plan(rows: Int, length: Int, featureShape: [Int] = []) throws(PEFTError) -> TrainingPlan {
         let count = try checkedProduct(rows, length, of: "batch")
         guard count > 0, count <= 1 << 31 else { throw PEFTError(.argument, "a plan for \(rows) rows of \(length) tokens") }
-        let labels = [Int32](repeating: 0, count: count)
-        let batch =
-            featureSize > 0
-            ? Batch(features: Array(repeating: 0, count: rows * featureSize), featureSize: featureSize, labels: labels)
-            : Batch(rows: rows, length: length, ids: labels, labels: labels)
+        let zeros = [Int32](repeating: 0, count: count)
+        let labels = [Int32](repeating: 0, count: ModelLoss.labelCount(model.task, rows: rows, tokens: count))
+        var batch = Batch(rows: rows, length: length, ids: zeros, labels: labels)
+        if !featureShape.isEmpty {
+            let values = try checkedProduct(rows, featureShape.reduce(1, *), of: "batch")
+            batch = Batch(rows: rows, features: Array(repeating: 0, count: values), featureShape: featureShape, labels: labels)
+        }
+        if model.task == .questionAnswering { batch.ends = labels }
         try ModelLoss.check(batch, model)
         let plain = options.recomputation == .on ? nil : try plan(batch, recomputes: false)
         if let plain, plain.fits || options.recomputation == .off { return plain }

@@ -4,10 +4,15 @@ package import Tensors
 /// Batches as named arrays, under the names Hugging Face's models have for their inputs: how hosts hand them in and get
 /// them from a data set.
 extension Batch {
-    private static let inputNames = ["input_ids", "attention_mask", "position_ids", "labels", "first_key", "x"]
+    private static let tokenNames = ["attention_mask", "position_ids", "token_type_ids", "first_key"]
+    private static let labelNames = ["labels", "start_positions", "end_positions"]
+    /// Networks without tokens: vectors, pictures.
+    private static let featureNames = ["x", "pixel_values"]
+    private static let inputNames = ["input_ids"] + tokenNames + labelNames + featureNames
 
-    /// From `input_ids` `[rows, length]` with `attention_mask`, `position_ids`, `labels` and `first_key` (packed rows), or
-    /// from `x` (f32 `[rows, features]`) with `labels`. Integers of any width.
+    /// From `input_ids` `[rows, length]` with `attention_mask`, `position_ids`, `token_type_ids` and `first_key` (packed rows), or
+    /// from `x` or `pixel_values` (f32 `[rows, …]`); and `labels` (f32: numbers, else classes) or `start_positions` and
+    /// `end_positions`. Integers of any width.
     /// - Throws: `.argument` naming the array, its shape or its value.
     package init(named arrays: [(name: String, tensor: Tensor)]) throws(PEFTError) {
         var byName: [String: Tensor] = [:]
@@ -17,26 +22,39 @@ extension Batch {
             }
             byName[name] = tensor
         }
-        let labels = try byName["labels"].map { (tensor) throws(PEFTError) in try tensor.integers("labels") } ?? []
-        if let x = byName["x"] {
-            if let other = byName.keys.sorted().first(where: { $0 != "x" && $0 != "labels" }) {
-                throw PEFTError(.argument, "'x' and '\(other)' exclude each other: a network has vectors or tokens as input")
+        if let name = Batch.featureNames.first(where: { byName[$0] != nil }), let x = byName[name] {
+            if let other = byName.keys.sorted().first(where: { $0 != name && !Batch.labelNames.contains($0) }) {
+                throw PEFTError(.argument, "'\(name)' and '\(other)' exclude each other: a network has one kind of input")
             }
-            guard x.dtype == .f32, x.shape.count == 2, x.columns > 0 else { throw PEFTError(.argument, "x is \(x.dtype.name) \(x.shape); f32 [batch, features] is needed") }
-            self.init(features: unsafe x.withFloats { unsafe Array($0) }, featureSize: x.columns, labels: labels)
+            guard x.dtype == .f32, x.shape.count >= 2, x.count > 0 else { throw PEFTError(.argument, "\(name) is \(x.dtype.name) \(x.shape); f32 [batch, …] is needed") }
+            self.init(rows: x.shape[0], features: unsafe x.withFloats { unsafe Array($0) }, featureShape: Array(x.shape.dropFirst()), labels: [])
+            try readLabels(byName)
             return
         }
-        guard let ids = byName["input_ids"] else { throw PEFTError(.argument, "there is neither 'input_ids' nor 'x'") }
+        guard let ids = byName["input_ids"] else { throw PEFTError(.argument, "there is neither 'input_ids' nor 'x' or 'pixel_values'") }
         guard ids.shape.count == 2 else { throw PEFTError(.argument, "input_ids has the shape \(ids.shape); [batch, length] is needed") }
-        for name in ["attention_mask", "position_ids", "first_key"] {
+        for name in Batch.tokenNames {
             if let other = byName[name], other.shape != ids.shape { throw PEFTError(.argument, "\(name) has the shape \(other.shape), input_ids \(ids.shape)") }
         }
-        self.init(rows: ids.rows, length: ids.columns, ids: try ids.integers("input_ids"), labels: labels)
+        self.init(rows: ids.rows, length: ids.columns, ids: try ids.integers("input_ids"), labels: [])
+        try readLabels(byName)
+        tokenTypes = try byName["token_type_ids"].map { (tensor) throws(PEFTError) in try tensor.integers("token_type_ids") }
         positions = try byName["position_ids"].map { (tensor) throws(PEFTError) in try tensor.integers("position_ids") }
         firstKey = try byName["first_key"].map { (tensor) throws(PEFTError) in try tensor.integers("first_key") }
         let mask = try byName["attention_mask"].map { (tensor) throws(PEFTError) in try tensor.integers("attention_mask") } ?? []
         if let wrong = mask.first(where: { $0 != 0 && $0 != 1 }) { throw PEFTError(.argument, "attention_mask holds \(wrong); 1 (token) and 0 (padding) are accepted") }
         if mask.contains(0) { keyMask = mask.map { $0 == 0 ? 0 : 1 } }
+    }
+
+    private mutating func readLabels(_ byName: [String: Tensor]) throws(PEFTError) {
+        if let tensor = byName["labels"] {
+            if tensor.dtype == .f32 { targets = unsafe tensor.withFloats { unsafe Array($0) } } else { labels = try tensor.integers("labels") }
+        }
+        guard byName["start_positions"] != nil || byName["end_positions"] != nil else { return }
+        guard let start = byName["start_positions"], let end = byName["end_positions"], byName["labels"] == nil else {
+            throw PEFTError(.argument, "'start_positions' and 'end_positions' go together, and without 'labels'")
+        }
+        (labels, ends) = (try start.integers("start_positions"), try end.integers("end_positions"))
     }
 
     /// The same the other way: i64 arrays.

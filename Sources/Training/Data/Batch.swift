@@ -5,15 +5,22 @@ package struct Batch: Sendable, Equatable {
     /// Tokens of a row; 1 for vectors.
     package var length: Int
     package var ids: [Int32]
-    /// `[rows·featureSize]` instead of ids.
+    /// `[rows, featureShape…]` instead of ids: vectors, pictures.
     package var features: [Float] = []
-    package var featureSize = 0
+    /// Of one row; empty for tokens.
+    package var featureShape: [Int] = []
     /// Empty: no loss is asked for. For language models per token: the id where it is to be learned, −100 where not
     /// (token t is predicted from the ones before it: the shift is the loss's business, as in transformers). For
     /// classification per row: its class.
     package var labels: [Int32]
+    /// Labels that are numbers: per row, one for each of the model's outputs (regression, several labels at once).
+    package var targets: [Float] = []
+    /// For answers in a text: `labels` is where each begins, this where it ends (index of the token in its row).
+    package var ends: [Int32] = []
     /// Per token, for the rotary embedding; nil: 0, 1, 2, … in each row.
     package var positions: [Int32]?
+    /// Per token, which text of a pair it belongs to; nil: the first.
+    package var tokenTypes: [Int32]?
     /// 0 = padding; nil: none.
     package var keyMask: [UInt8]?
     /// Packed rows, per token: index in the row where its sample begins; nil: 0.
@@ -24,12 +31,14 @@ package struct Batch: Sendable, Equatable {
         (self.positions, self.keyMask, self.firstKey) = (positions, keyMask, firstKey)
     }
 
-    /// Vectors of `featureSize` values, one a row.
-    package init(features: [Float], featureSize: Int, labels: [Int32]) {
-        self.init(rows: featureSize > 0 ? features.count / featureSize : 0, length: 1, ids: [], labels: labels)
+    /// Vectors or pictures, one a row.
+    package init(rows: Int, features: [Float], featureShape: [Int], labels: [Int32]) {
+        self.init(rows: rows, length: 1, ids: [], labels: labels)
         self.features = features
-        self.featureSize = featureSize
+        self.featureShape = featureShape
     }
+
+    package var hasLabels: Bool { !labels.isEmpty || !targets.isEmpty }
 
     /// Tokens without the padding; rows of vectors.
     package var tokenCount: Int { keyMask.map { $0.count { $0 != 0 } } ?? rows * length }

@@ -1,0 +1,65 @@
+package import Autograd
+package import Platform
+internal import Tensors
+
+/// One layer of an encoder that normalises after each half, as the first transformers did (arXiv:1706.03762):
+///
+///     x ← norm(x + drop(o(attention(q(x), k(x), v(x)))))
+///     x ← norm(x + drop(down(f(up(x)))))
+package final class PostNormBlock: Sendable {
+    /// What the modules are called, behind the layer's name.
+    package struct Names: Sendable {
+        package var query, key, value, output, attentionNorm, up, down, outputNorm: String
+    }
+
+    private let query: Linear, key: Linear, value: Linear, output: Linear
+    private let attentionNorm: LayerNorm
+    private let up: Linear, down: Linear
+    private let outputNorm: LayerNorm
+    private let attention: SelfAttention
+    private let activation: ActivationKind
+    private let dropout: Float
+
+    package init(
+        _ layer: Int, _ name: String, _ names: Names, hiddenSize: Int, intermediateSize: Int, heads: Int, activation: ActivationKind, epsilon: Double, dropout: Float,
+        _ build: LayerBuilder
+    ) throws(PEFTError) {
+        func linear(_ module: String, _ inputs: Int, _ outputs: Int) throws(PEFTError) -> Linear {
+            try build.linear("\(name).\(module)", inputs, outputs, bias: .required)
+        }
+        query = try linear(names.query, hiddenSize, hiddenSize)
+        key = try linear(names.key, hiddenSize, hiddenSize)
+        value = try linear(names.value, hiddenSize, hiddenSize)
+        output = try linear(names.output, hiddenSize, hiddenSize)
+        attentionNorm = try build.layerNorm("\(name).\(names.attentionNorm)", hiddenSize, epsilon: epsilon)
+        up = try linear(names.up, hiddenSize, intermediateSize)
+        down = try linear(names.down, intermediateSize, hiddenSize)
+        outputNorm = try build.layerNorm("\(name).\(names.outputNorm)", hiddenSize, epsilon: epsilon)
+        attention = SelfAttention(layer: layer, heads: heads, keyValueHeads: heads, headSize: hiddenSize / heads, isCausal: false)
+        self.activation = activation
+        self.dropout = dropout
+    }
+
+    package func callAsFunction(_ x: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable {
+        let tape = context.tape
+        let attended = try output(try attention(try query(x, context), try key(x, context), try value(x, context), context), context)
+        let middle = try attentionNorm(try tape.add(try tape.dropout(attended, dropout), x), context)
+        let inner = try tape.activation(try up(middle, context), activation)
+        return try outputNorm(try tape.add(try tape.dropout(try down(inner, context), dropout), middle), context)
+    }
+}
+
+extension [PostNormBlock] {
+    /// One after the other, recomputed in the backward pass where the context says so.
+    func run(_ x: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable {
+        var x = x
+        for block in self {
+            if context.recomputesBlocks {
+                x = try context.tape.recomputed([x]) { (tape, inputs) throws(PEFTError) in try block(inputs[0], context.on(tape)) }
+            } else {
+                x = try block(x, context)
+            }
+        }
+        return x
+    }
+}
