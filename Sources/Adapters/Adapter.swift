@@ -22,16 +22,18 @@ final class Adapter: Sendable {
     /// - Throws: what is wrong with the configuration, or with it and this model.
     init(_ configuration: AdapterConfiguration, _ model: Model, isNew: Bool) throws(PEFTError) {
         var configuration = configuration
-        let warn = { (message: String) in model.engine.warn(message) }
-        var method = try configuration.method.init(&configuration, isNew: isNew, warn: warn)
+        var method = try configuration.method.init(&configuration, model, isNew: isNew)
         try SavedModules.addHeads(&configuration)
         let targets = try TargetMatching.targets(&configuration, model)
-        try method.prepare(for: targets, &configuration, warn: warn)
-        modules = try targets.map { (layer) throws(PEFTError) in try method.module(for: layer, key: Adapter.prefix + layer.name, model) }
-        replacements = try SavedModules.replacements(configuration, targets: targets, model)
+        try method.prepare(for: targets, &configuration, model)
+        var modules = try targets.map { (layer) throws(PEFTError) in try method.module(for: layer, key: Adapter.prefix + layer.name, model) }
+        modules += try method.twins(of: modules, model)
+        modules += try TokenRows.modules(configuration, modules.map(\.layer), model)
+        self.modules = modules
+        replacements = try SavedModules.replacements(configuration, targets: modules.map(\.layer), model)
         self.configuration = configuration
-        saved = modules.flatMap { $0.parameters.map { SavedTensor($0) } } + replacements.map { SavedTensor($0.parameter) }
-            + Adapter.savedEmbeddings(configuration, targets, model)
+        saved = modules.flatMap { module in module.parameters.map { SavedTensor($0) } + module.views } + replacements.map { SavedTensor($0.parameter, key: $0.key) }
+            + Adapter.savedEmbeddings(configuration, modules.map(\.layer), model)
         trainable = saved.compactMap(\.parameter).filter(\.isTrainable)
     }
 
@@ -59,20 +61,63 @@ final class Adapter: Sendable {
         return changes
     }
 
+    /// What base layers must be changed to for an adapter whose own values come from a file.
+    func takeFromBase() throws(PEFTError) -> [BaseChange] {
+        var changes: [BaseChange] = []
+        for module in modules where module.changesBase {
+            let tensors = try module.initialize(RandomStream(seed: 0, purpose: module.layer.name))
+            changes += tensors.map { BaseChange(layer: module.layer, tensor: $0.key, value: $0.value) }
+        }
+        return changes
+    }
+
+    /// The adapter with base weights of its own, where its file has others than the model: it was trained over those.
+    func withBase(_ tensors: [(key: String, layer: any Layer, tensor: String, value: Tensor)], _ model: Model) throws(PEFTError) -> Adapter {
+        var own: [Replacement] = []
+        for item in tensors where try !Adapter.isPresent(item.value, item.layer, item.tensor, model.engine) {
+            model.engine.info("the adapter has '\(item.layer.name).\(item.tensor)' of its own, which differs from the model's")
+            let parameter = Parameter(name: item.key, value: try item.value.converted(to: .f32, model.engine, .adapters), isTrainable: false)
+            own.append(Replacement(layer: item.layer, tensor: item.tensor, parameter: parameter, key: item.key, reason: .base))
+        }
+        return own.isEmpty ? self : Adapter(self, own)
+    }
+
+    /// Whether the model has these very values (after decoding).
+    static func isPresent(_ value: Tensor, _ layer: any Layer, _ name: String, _ engine: Engine) throws(PEFTError) -> Bool {
+        guard let present = layer.tensor(name), present.shape == value.shape else { return false }
+        let (a, b) = (try value.converted(to: .f32, engine, .scratch), try present.converted(to: .f32, engine, .scratch))
+        return unsafe a.withFloats { a in unsafe b.withFloats { b in unsafe a.elementsEqual(b) } }
+    }
+
+    private init(_ other: Adapter, _ own: [Replacement]) {
+        configuration = other.configuration
+        modules = other.modules
+        replacements = other.replacements + own
+        let keys = Set(own.map(\.key))
+        saved = other.saved.filter { !keys.contains($0.key) } + own.map { SavedTensor($0.parameter) }
+        trainable = other.trainable
+    }
+
     // MARK: Acting
 
-    /// Adds what the adapter does.
-    /// - Parameter isMerged: it is folded into the weights; only modules trained in full still act.
+    /// Adds what stands in for the base layers' own tensors.
+    /// - Parameter isMerged: the adapter is folded into the weights; only modules trained in full still act.
     /// - Throws: `.state` when another active adapter stands in for the same module.
-    func contribute(to adaptation: inout Adaptation, scale: Float, isMerged: Bool) throws(PEFTError) {
+    func addReplacements(to adaptation: inout Adaptation, isMerged: Bool) throws(PEFTError) {
         for replacement in replacements where !isMerged || replacement.reason == .savedModule {
             let index = replacement.layer.index
             guard adaptation.layers[index].replacements.updateValue(replacement.parameter, forKey: replacement.tensor) == nil else {
                 throw PEFTError(.state, "two active adapters have a '\(replacement.layer.name).\(replacement.tensor)' of their own; only one can act")
             }
         }
-        guard !isMerged else { return }
-        for module in modules { adaptation.layers[module.layer.index].hooks.append(module.hook(scale: scale)) }
+    }
+
+    /// Adds what it does at each layer, beside all replacements of all active adapters.
+    func addHooks(to adaptation: inout Adaptation, scale: Float) {
+        for module in modules {
+            let index = module.layer.index
+            adaptation.layers[index].hooks.append(module.hook(scale: scale, beside: adaptation.layers[index].replacements))
+        }
     }
 
     // MARK: Facts

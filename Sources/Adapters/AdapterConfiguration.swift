@@ -10,6 +10,8 @@ package struct AdapterConfiguration: Sendable {
     package let method: any AdapterMethod.Type
     /// All keys, none missing. Methods and matching write back what they decided (PEFT saves the targets it found).
     package var values: JSONObject
+    /// Layers that are no targets because they repeat what is put around another (`ensure_weight_tying`).
+    var tiedNames: Set<String> = []
 
     /// The version whose files these are: what `peft_version` says of a new adapter.
     static let peftVersion = "0.21.2"

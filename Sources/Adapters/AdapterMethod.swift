@@ -18,19 +18,23 @@ package protocol AdapterMethod: Sendable {
 
     /// - Parameter isNew: the adapter is to be made; else it is read from a file, where settings for its making do not matter.
     /// - Throws: `.argument` for values that cannot be, `.unsupported` naming an option this version does not have.
-    init(_ configuration: inout AdapterConfiguration, isNew: Bool, warn: (String) -> Void) throws(PEFTError)
+    init(_ configuration: inout AdapterConfiguration, _ model: Model, isNew: Bool) throws(PEFTError)
 
     /// Told of all targets before the first module is made.
-    mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, warn: (String) -> Void) throws(PEFTError)
+    mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, _ model: Model) throws(PEFTError)
 
     /// What the adapter is at one of its targets.
     /// - Parameter key: "base_model.model." and the layer's name: parameters are named `key` + "." + their own.
     /// - Throws: `.unsupported` naming the layer's kind and those the method takes.
     func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule
+
+    /// Modules for layers that are no targets themselves but follow one.
+    func twins(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule]
 }
 
 extension AdapterMethod {
-    package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, warn: (String) -> Void) throws(PEFTError) {}
+    package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, _ model: Model) throws(PEFTError) {}
+    package func twins(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule] { [] }
 }
 
 /// What an adapter is at one layer: parameters, and what they do.
@@ -38,8 +42,12 @@ package protocol AdapterModule: AnyObject, Sendable {
     var layer: any Layer { get }
     /// Under the names they are saved with; frozen ones too.
     var parameters: [Parameter] { get }
+    /// What is saved besides, and not read back.
+    var views: [SavedTensor] { get }
     /// LoRA's factor of the branch, for optimizers that ask.
     var scaling: Double? { get }
+    /// A head's, when it repeats what the module of the embedding does that shares its matrix: that one alone is folded.
+    var isTwin: Bool { get }
     /// `initialize` gives the layer other weights (PiSSA, OLoRA), also for an adapter whose own values come from a file.
     var changesBase: Bool { get }
 
@@ -48,8 +56,10 @@ package protocol AdapterModule: AnyObject, Sendable {
     func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor]
 
     /// What it does in a computation.
-    /// - Parameter scale: on top of the configuration's scaling.
-    func hook(scale: Float) -> any LayerHook
+    /// - Parameters:
+    ///   - scale: on top of the configuration's scaling.
+    ///   - replacements: what stands in for the layer's own tensors.
+    func hook(scale: Float, beside replacements: [String: Parameter]) -> any LayerHook
 
     /// Makes the layer's weights do what the hook does.
     /// - Throws: `.unsupported` where that cannot be.
@@ -58,6 +68,8 @@ package protocol AdapterModule: AnyObject, Sendable {
 
 extension AdapterModule {
     package var scaling: Double? { nil }
+    package var views: [SavedTensor] { [] }
+    package var isTwin: Bool { false }
     package var changesBase: Bool { false }
 }
 

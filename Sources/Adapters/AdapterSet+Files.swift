@@ -33,16 +33,20 @@ extension AdapterSet {
             throw PEFTError(.mismatch, "the adapter does not fit this base model (it was made for '\(madeFor(configuration))'): \(error.message)")
         }
         let named = AdapterKeys.known(files.tensors.all.map { ($0.name, $0.tensor) }, of: adapter)
-        let missing = adapter.saved.filter { $0.baseTensor == nil && named.byKey[$0.key] == nil }.map(\.key)
-        guard missing.isEmpty, named.unknown.isEmpty else {
+        let present = adapter.saved.filter { named.byKey[$0.key] != nil }.compactMap(\.parameter)
+        let missing = adapter.parameters.filter { item in !present.contains { $0 === item.parameter } }.map(\.key)
+        let base = AdapterKeys.baseTensors(named.unknown, model)
+        guard missing.isEmpty, base.unknown.isEmpty else {
             var parts: [String] = []
             if !missing.isEmpty { parts.append("\(missing.count) tensors that its configuration asks for are missing: \(TensorSource.list(missing))") }
-            if !named.unknown.isEmpty { parts.append("\(named.unknown.count) tensors belong to nothing: \(TensorSource.list(named.unknown))") }
+            if !base.unknown.isEmpty { parts.append("\(base.unknown.count) tensors belong to nothing: \(TensorSource.list(base.unknown))") }
             throw PEFTError(.mismatch, "\(parts.joined(separator: "; ")) (made for '\(madeFor(configuration))')")
         }
         try AdapterKeys.checkShapes(adapter, named.byKey)
+        let changes = try adapter.takeFromBase()
         try set(adapter, named.byKey)
-        return (adapter, [])
+        let kept = adapter.saved.compactMap { item in item.base.flatMap { base in named.byKey[item.key].map { (item.key, base.layer, base.tensor, $0) } } }
+        return (try adapter.withBase(kept + base.known, model), changes)
     }
 
     private func madeFor(_ configuration: AdapterConfiguration) -> String {
@@ -72,12 +76,18 @@ extension AdapterSet {
     package func setState(of name: String, _ tensors: [(name: String, tensor: Tensor)]) throws(PEFTError) {
         let adapter = try adapter(name)
         let named = AdapterKeys.known(tensors, of: adapter)
-        guard named.unknown.isEmpty else { throw PEFTError(.mismatch, "'\(name)' has no \(TensorSource.list(named.unknown))") }
+        guard named.unknown.isEmpty else { throw PEFTError(.mismatch, "'\(name)' has no \(TensorSource.list(named.unknown.map(\.name)))") }
         try AdapterKeys.checkShapes(adapter, named.byKey)
+        for item in adapter.saved {
+            guard let base = item.base, let tensor = named.byKey[item.key] else { continue }
+            guard try Adapter.isPresent(tensor, base.layer, base.tensor, engine) else {
+                throw PEFTError(.unsupported, "'\(item.key)' is a weight of the base model; setting an adapter's state does not change it")
+            }
+        }
         try model.lock.write { () throws(PEFTError) in try set(adapter, named.byKey) }
     }
 
-    /// The names and shapes are right. All conversions come before the first change.
+    /// Names and shapes are right. All conversions come before the first change.
     private func set(_ adapter: Adapter, _ byKey: [String: Tensor]) throws(PEFTError) {
         var values: [(parameter: Parameter, value: Tensor)] = []
         for item in adapter.saved {
@@ -90,20 +100,42 @@ extension AdapterSet {
 
 /// The names tensors have in files.
 enum AdapterKeys {
-    /// Tensors under the adapter's own keys, and the names of those that are none of its.
+    /// Tensors under the adapter's own keys, and those that are none of its.
     ///
     /// Other writers leave the prefix out, and older ones wrote ".weight" behind DoRA's magnitudes.
-    static func known(_ tensors: [(name: String, tensor: Tensor)], of adapter: Adapter) -> (byKey: [String: Tensor], unknown: [String]) {
+    static func known(_ tensors: [(name: String, tensor: Tensor)], of adapter: Adapter) -> (byKey: [String: Tensor], unknown: [(name: String, tensor: Tensor)]) {
         let keys = Set(adapter.saved.map(\.key))
         var byKey: [String: Tensor] = [:]
-        var unknown: [String] = []
+        var unknown: [(name: String, tensor: Tensor)] = []
         for (name, tensor) in tensors {
-            let full = name.hasPrefix(Adapter.prefix) ? name : Adapter.prefix + name
+            let full = full(name)
             let candidates = [full, full.hasSuffix(".weight") ? String(full.dropLast(7)) : full]
-            if let key = candidates.first(where: { keys.contains($0) }), byKey[key] == nil { byKey[key] = tensor } else { unknown.append(name) }
+            if let key = candidates.first(where: { keys.contains($0) }), byKey[key] == nil { byKey[key] = tensor } else { unknown.append((name, tensor)) }
         }
         return (byKey, unknown)
     }
+
+    /// Weights of the base model beside the adapter's: PEFT writes those of embedding and head when the vocabulary was resized.
+    static func baseTensors(_ tensors: [(name: String, tensor: Tensor)], _ model: Model)
+        -> (known: [(key: String, layer: any Layer, tensor: String, value: Tensor)], unknown: [String])
+    {
+        var known: [(key: String, layer: any Layer, tensor: String, value: Tensor)] = []
+        var unknown: [String] = []
+        for (name, tensor) in tensors {
+            let parts = full(name).dropFirst(Adapter.prefix.count).split(separator: ".")
+            let last = parts.last.map(String.init) ?? ""
+            if let layer = model.layer(named: parts.dropLast().joined(separator: ".")), layer is Embedding || layer.index == model.network.head?.index,
+                layer.tensor(last)?.shape == tensor.shape
+            {
+                known.append((full(name), layer, last, tensor))
+            } else {
+                unknown.append(name)
+            }
+        }
+        return (known, unknown)
+    }
+
+    private static func full(_ name: String) -> String { name.hasPrefix(Adapter.prefix) ? name : Adapter.prefix + name }
 
     static func checkShapes(_ adapter: Adapter, _ byKey: [String: Tensor]) throws(PEFTError) {
         for item in adapter.saved {

@@ -44,11 +44,30 @@ package final class AdapterSet: Sendable {
 
     /// Puts a finished adapter in the table, and what it changes of the base model in place.
     func insert(_ adapter: Adapter, _ name: String, _ changes: [BaseChange]) throws(PEFTError) {
-        try table.withLock { (table) throws(PEFTError) in try table.insert(adapter, name) }
+        guard !changes.isEmpty else { return try table.withLock { (table) throws(PEFTError) in try table.insert(adapter, name) } }
+        try model.lock.write { () throws(PEFTError) in
+            guard !table.withLock({ $0.hasMerged }) else {
+                throw PEFTError(.state, "'\(name)' takes a part out of the base weights, which hold merged adapters; unmerge them first")
+            }
+            let before = try apply(changes)
+            do throws(PEFTError) {
+                try table.withLock { (table) throws(PEFTError) in try table.insert(adapter, name, took: zip(before, changes).map { ($0, $1.value.storage) }) }
+            } catch {
+                _ = try apply(before)
+                throw error
+            }
+        }
     }
 
+    /// What the adapter took out of the base weights (PiSSA, OLoRA) is given back.
     package func remove(_ name: String) throws(PEFTError) {
-        try table.withLock { (table) throws(PEFTError) in try table.remove(name) }
+        let took = try table.withLock { (table) throws(PEFTError) in try table.remove(name) }
+        guard !took.isEmpty else { return }
+        try model.lock.write { () throws(PEFTError) in
+            let mine = took.filter { $0.before.layer.tensor($0.before.tensor)?.storage === $0.residual }
+            if mine.count < took.count { engine.warn("'\(name)' took a part out of base weights that were changed since; \(took.count - mine.count) of them stay as they are") }
+            _ = try apply(mine.map(\.before))
+        }
     }
 
     package func rename(_ name: String, to newName: String) throws(PEFTError) {
@@ -59,18 +78,26 @@ package final class AdapterSet: Sendable {
 
     // MARK: Choosing
 
-    /// Which act, in this order.
+    /// Which act, in this order. As in PEFT, what is merged is taken out first: those that are named act, and no others.
     package func setActive(_ adapters: [(name: String, weight: Float)]) throws(PEFTError) {
         let chosen = try AdapterSet.checked(adapters)
-        let _: Adaptation = try table.withLock { (table) throws(PEFTError) in
-            // Built now, so that a list that cannot act together is refused here.
-            let adaptation = try table.adaptation(of: chosen, model)
-            table.active = chosen
-            return adaptation
-        }
+        // Built now, so that a list that cannot act together is refused here.
+        _ = try table.withLock { (table) throws(PEFTError) in try table.adaptation(of: chosen, model) }
+        unmergeIfMerged("other adapters are chosen")
+        table.withLock { $0.active = chosen }
     }
 
-    package func setEnabled(_ isEnabled: Bool) { table.withLock { $0.isEnabled = isEnabled } }
+    /// False: the base model answers, so what is merged is taken out too.
+    package func setEnabled(_ isEnabled: Bool) {
+        if !isEnabled { unmergeIfMerged("adapters are disabled") }
+        table.withLock { $0.isEnabled = isEnabled }
+    }
+
+    private func unmergeIfMerged(_ reason: String) {
+        guard table.withLock({ $0.hasMerged }) else { return }
+        engine.warn("merged adapters are unmerged because \(reason)")
+        _ = model.lock.write { restore() }
+    }
 
     /// Relative to the configuration (PEFT's set_scale).
     package func setScale(_ name: String, _ factor: Float) throws(PEFTError) {
@@ -116,6 +143,7 @@ package final class AdapterSet: Sendable {
     /// One adapter per sample of a batch; nil: the base model.
     package func routing(samples: [String?]) throws(PEFTError) -> Routing {
         try table.withLock { (table) throws(PEFTError) in
+            if table.hasMerged { throw PEFTError(.state, "adapters are merged, so samples cannot have different ones; unmerge first") }
             var groups: [(range: Range<Int>, adaptation: Adaptation)] = []
             var start = 0
             while start < samples.count {
@@ -149,14 +177,4 @@ package final class AdapterSet: Sendable {
     }
 
     static func exists(_ name: String) -> PEFTError { PEFTError(.state, "there is an adapter '\(name)' already; remove it first, or choose another name") }
-
-    /// Folds adapters (nil: the active ones) into the base weights, layer by layer.
-    /// - Returns: as `peft_model_merge` reports it.
-    package func merge(_ names: [String]?, safe: Bool) throws(PEFTError) -> JSONObject { throw AdapterSet.missing }
-    /// Gives back the exact weights from before.
-    package func unmerge() throws(PEFTError) { throw AdapterSet.missing }
-    /// Merges the active adapters for good and removes all.
-    package func mergeAndUnload() throws(PEFTError) { throw AdapterSet.missing }
-
-    private static var missing: PEFTError { PEFTError(.unsupported, "merging") }
 }

@@ -15,6 +15,8 @@ struct AdapterTable: Sendable {
         /// Of `set_scale`.
         var scale: Float = 1
         var isMerged = false
+        /// What the base had before this adapter took its part, and the memory of what was left.
+        var took: [(before: BaseChange, residual: Storage)] = []
     }
 
     /// In the order they came.
@@ -22,6 +24,8 @@ struct AdapterTable: Sendable {
     private(set) var entries: [String: Entry] = [:]
     var active: [ActiveAdapter] = []
     var isEnabled = true
+    /// What layers (by index) had before adapters were merged into them.
+    private(set) var originals: [Int: [String: Tensor]] = [:]
     /// Adaptations that were asked for since something last changed what they would be.
     private var cached: [[ActiveAdapter]: Adaptation] = [:]
 
@@ -36,18 +40,20 @@ struct AdapterTable: Sendable {
         return entry
     }
 
-    mutating func insert(_ adapter: Adapter, _ name: String) throws(PEFTError) {
+    mutating func insert(_ adapter: Adapter, _ name: String, took: [(before: BaseChange, residual: Storage)] = []) throws(PEFTError) {
         guard entries[name] == nil else { throw AdapterSet.exists(name) }
         if adapter.trainsBiases, let other = names.first(where: { entries[$0]?.adapter.trainsBiases == true }) {
             throw PEFTError(.argument, "only one adapter can train biases, and '\(other)' does; set bias to none")
         }
         names.append(name)
-        entries[name] = Entry(adapter: adapter)
+        entries[name] = Entry(adapter: adapter, took: took)
         if names.count == 1 { active = [ActiveAdapter(name: name, weight: 1)] }
     }
 
-    mutating func remove(_ name: String) throws(PEFTError) {
-        if try entry(name).isMerged { throw PEFTError(.state, "'\(name)' is merged; unmerge it before it is removed") }
+    /// - Returns: what the adapter took out of the base weights.
+    mutating func remove(_ name: String) throws(PEFTError) -> [(before: BaseChange, residual: Storage)] {
+        let removed = try entry(name)
+        if removed.isMerged { throw PEFTError(.state, "'\(name)' is merged; unmerge it before it is removed") }
         names.removeAll { $0 == name }
         entries[name] = nil
         let wasAlone = active.map(\.name) == [name]
@@ -55,6 +61,7 @@ struct AdapterTable: Sendable {
         // As PEFT: when the only active one goes, another takes its place.
         if wasAlone, let next = names.first { active = [ActiveAdapter(name: next, weight: 1)] }
         cached.removeAll()
+        return removed.took
     }
 
     mutating func rename(_ name: String, to newName: String) throws(PEFTError) {
@@ -71,6 +78,37 @@ struct AdapterTable: Sendable {
         self = AdapterTable()
     }
 
+    // MARK: Merging
+
+    var hasMerged: Bool { entries.values.contains(where: \.isMerged) }
+
+    /// Those of `chosen` (nil: of the active ones) that are not merged yet, with the scales they act with.
+    func toMerge(_ chosen: [String]?) throws(PEFTError) -> [(name: String, adapter: Adapter, scale: Float)] {
+        let chosen = chosen ?? active.map(\.name)
+        guard !chosen.isEmpty else { throw PEFTError(.state, "no adapter is active; name those to merge") }
+        var result: [(name: String, adapter: Adapter, scale: Float)] = []
+        for name in chosen where !result.contains(where: { $0.name == name }) {
+            let entry = try entry(name)
+            let weight = active.first { $0.name == name }?.weight ?? 1
+            if !entry.isMerged { result.append((name, entry.adapter, entry.scale * weight)) }
+        }
+        return result
+    }
+
+    mutating func didMerge(_ names: [String], _ before: [BaseChange]) {
+        for name in names { entries[name]?.isMerged = true }
+        for change in before where originals[change.layer.index]?[change.tensor] == nil {
+            originals[change.layer.index, default: [:]][change.tensor] = change.value
+        }
+        cached.removeAll()
+    }
+
+    mutating func didUnmerge() {
+        for name in names { entries[name]?.isMerged = false }
+        originals.removeAll()
+        cached.removeAll()
+    }
+
     mutating func change(_ name: String, _ body: (inout Entry) throws(PEFTError) -> Void) throws(PEFTError) {
         var entry = try entry(name)
         try body(&entry)
@@ -81,10 +119,9 @@ struct AdapterTable: Sendable {
     mutating func adaptation(of adapters: [ActiveAdapter], _ model: Model) throws(PEFTError) -> Adaptation {
         if let known = cached[adapters] { return known }
         var adaptation = model.unadapted
-        for item in adapters {
-            let entry = try entry(item.name)
-            try entry.adapter.contribute(to: &adaptation, scale: item.weight * entry.scale, isMerged: entry.isMerged)
-        }
+        let chosen = try adapters.map { (item) throws(PEFTError) in (entry: try entry(item.name), weight: item.weight) }
+        for (entry, _) in chosen { try entry.adapter.addReplacements(to: &adaptation, isMerged: entry.isMerged) }
+        for (entry, weight) in chosen where !entry.isMerged { entry.adapter.addHooks(to: &adaptation, scale: entry.scale * weight) }
         if cached.count >= AdapterTable.mostCached { cached.removeAll() }
         cached[adapters] = adaptation
         return adaptation

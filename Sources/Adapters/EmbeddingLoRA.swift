@@ -10,54 +10,106 @@ final class EmbeddingLoRA: AdapterModule {
     let a: Parameter
     /// f32 `[dimension, r]`
     let b: Parameter
-    private let factor: Double
+    let magnitude: Magnitude?
+    let factor: Double
     private let start: LoRAStart
     private let engine: Engine
 
-    init(_ embedding: Embedding, key: String, rank: Int, scaling: Double, _ start: LoRAStart, _ model: Model) throws(PEFTError) {
+    init(_ embedding: Embedding, key: String, rank: Int, scaling: Double, _ settings: LoRASettings, _ model: Model) throws(PEFTError) {
         self.embedding = embedding
         engine = model.engine
         a = Parameter(name: key + ".lora_embedding_A", value: try .zeros(engine, [rank, embedding.count], .f32, .adapters))
         b = Parameter(name: key + ".lora_embedding_B", value: try .zeros(engine, [embedding.dimension, rank], .f32, .adapters))
+        magnitude = settings.hasMagnitude ? try Magnitude(key: key, size: embedding.dimension, model) : nil
         factor = scaling
-        self.start = start
+        start = settings.start
     }
 
     var layer: any Layer { embedding }
-    var parameters: [Parameter] { [a, b] }
+    var parameters: [Parameter] { [a, b, magnitude?.parameter].compactMap { $0 } }
     var scaling: Double? { factor }
 
     /// Every start but `false` is the standard one, as in PEFT.
     func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] {
         var random = random
-        if start == .random { a.value.fill { random.normal() } }
-        b.value.fill { random.normal() }
+        if start == .random { a.value.fillNormal(1, &random) }
+        b.value.fillNormal(1, &random)
+        try magnitude?.initialize(embedding.weight, isTransposed: true, b: b, a: a, scale: Float(factor))
         return [:]
     }
 
-    func hook(scale: Float) -> any LayerHook {
-        EmbeddingLoRAHook(a: a, b: b, scale: Float(factor) * scale)
+    func hook(scale: Float, beside replacements: [String: Parameter]) -> any LayerHook {
+        EmbeddingLoRAHook(self, scale: Float(factor) * scale, replacements["weight"])
     }
 
     /// W [count, dimension] += s·Aᵀ·Bᵀ
     func fold(into weights: inout FoldedWeights, scale: Float) throws(PEFTError) {
+        let scale = Float(factor) * scale
         guard let w = try weights.tensor("weight") else { return }
-        try engine.multiply(.forward, try a.value.transposed(engine), b.value, into: w, compute: .f32, alpha: Float(factor) * scale, accumulate: true)
+        try engine.multiply(.forward, try a.value.transposed(engine), b.value, into: w, compute: .f32, alpha: scale, accumulate: true)
+        if let magnitude, let original = weights.original("weight") {
+            weights.set("weight", try magnitude.scaled(w, original, isTransposed: true, b: b, a: a, scale: scale))
+        }
     }
 }
 
 private final class EmbeddingLoRAHook: LayerHook {
-    private let a: Parameter
-    private let b: Parameter
+    private let module: EmbeddingLoRA
     private let scale: Float
+    private let table: Parameter?
 
-    init(a: Parameter, b: Parameter, scale: Float) {
-        self.a = a
-        self.b = b
+    init(_ module: EmbeddingLoRA, scale: Float, _ table: Parameter?) {
+        self.module = module
         self.scale = scale
+        self.table = table
     }
 
     func output(_ y: consuming Variable, ids: Tensor, of layer: Embedding, _ tape: Tape) throws(PEFTError) -> Variable {
-        try tape.addLowRankEmbedding(to: y, ids: ids, a: tape.variable(a), b: tape.variable(b), scale: scale)
+        let (a, b) = (tape.variable(module.a), tape.variable(module.b))
+        if let magnitude = module.magnitude { return try magnitude.add(to: y, ids: ids, table?.value ?? layer.weight, a: a, b: b, scale: scale, tape) }
+        return try tape.addLowRankEmbedding(to: y, ids: ids, a: a, b: b, scale: scale)
+    }
+}
+
+/// The same adapter on the head that shares the embedding's matrix (`ensure_weight_tying`): `y += s·x·B·A`, with the very
+/// parameters of the embedding, so that the two stay one.
+final class TiedHeadLoRA: AdapterModule {
+    private let head: Linear
+    private let twin: EmbeddingLoRA
+
+    init(_ head: Linear, _ twin: EmbeddingLoRA) {
+        self.head = head
+        self.twin = twin
+    }
+
+    var layer: any Layer { head }
+    var parameters: [Parameter] { [] }
+    var scaling: Double? { twin.factor }
+    var isTwin: Bool { true }
+
+    /// PEFT writes the factors under the head's keys too, as it sees them.
+    var views: [SavedTensor] {
+        let key = Adapter.prefix + head.name
+        return [SavedTensor(transposed: twin.b, key: key + ".lora_A.weight"), SavedTensor(transposed: twin.a, key: key + ".lora_B.weight")]
+    }
+
+    func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] { [:] }
+    func hook(scale: Float, beside replacements: [String: Parameter]) -> any LayerHook { TiedHeadLoRAHook(twin, scale: Float(twin.factor) * scale) }
+    func fold(into weights: inout FoldedWeights, scale: Float) throws(PEFTError) {}
+}
+
+private final class TiedHeadLoRAHook: LayerHook {
+    private let module: EmbeddingLoRA
+    private let scale: Float
+
+    init(_ module: EmbeddingLoRA, scale: Float) {
+        self.module = module
+        self.scale = scale
+    }
+
+    /// x [rows, dimension] · B [dimension, r] · A [r, count]
+    func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable {
+        let inner = try tape.scaled(try tape.linear(x, tape.variable(module.b), transposed: true), by: scale)
+        return try tape.add(y, try tape.linear(inner, tape.variable(module.a), transposed: true, as: y.value.dtype))
     }
 }

@@ -3,7 +3,7 @@ internal import Models
 internal import Platform
 internal import Tensors
 
-/// LoRA of a linear layer.
+/// LoRA of a linear layer, with DoRA's magnitude where the configuration asks for one.
 final class LinearLoRA: AdapterModule {
     let linear: Linear
     /// f32 `[r, in]`
@@ -12,55 +12,47 @@ final class LinearLoRA: AdapterModule {
     let b: Parameter
     /// f32 `[out]`: `lora_bias`.
     let bias: Parameter?
-    private let factor: Double
+    let magnitude: Magnitude?
+    let rank: Int
+    let factor: Double
+    let start: LoRAStart
+    let engine: Engine
     private let dropout: Float
-    private let start: LoRAStart
-    private let engine: Engine
 
-    init(_ linear: Linear, key: String, rank: Int, scaling: Double, dropout: Float, hasBias: Bool, _ start: LoRAStart, _ model: Model) throws(PEFTError) {
+    init(_ linear: Linear, key: String, rank: Int, scaling: Double, _ settings: LoRASettings, _ model: Model) throws(PEFTError) {
         self.linear = linear
+        self.rank = rank
+        factor = scaling
+        start = settings.start
+        dropout = settings.dropout
         engine = model.engine
         a = Parameter(name: key + ".lora_A.weight", value: try .zeros(engine, [rank, linear.inputSize], .f32, .adapters))
-        b = Parameter(name: key + ".lora_B.weight", value: try .zeros(engine, [linear.outputSize, rank], .f32, .adapters))
-        bias = hasBias ? Parameter(name: key + ".lora_B.bias", value: try .zeros(engine, [linear.outputSize], .f32, .adapters)) : nil
-        factor = scaling
-        self.dropout = dropout
-        self.start = start
+        b = Parameter(name: key + ".lora_B.weight", value: try .zeros(engine, [linear.outputSize, rank], .f32, .adapters), isTrainable: start != .mica)
+        bias = settings.hasBias ? Parameter(name: key + ".lora_B.bias", value: try .zeros(engine, [linear.outputSize], .f32, .adapters)) : nil
+        magnitude = settings.hasMagnitude ? try Magnitude(key: key, size: linear.outputSize, model) : nil
     }
 
     var layer: any Layer { linear }
-    var parameters: [Parameter] { [a, b] + (bias.map { [$0] } ?? []) }
+    var parameters: [Parameter] { [a, b, bias, magnitude?.parameter].compactMap { $0 } }
     var scaling: Double? { factor }
+    var changesBase: Bool { start.changesBase }
 
     func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] {
-        var random = random
-        let rank = a.value.rows
-        func uniform(_ tensor: Tensor, _ fanIn: Int) {
-            let bound = 1 / Float(max(fanIn, 1)).squareRoot()
-            tensor.fill { (2 * random.uniform() - 1) * bound }
-        }
-        switch start {
-        case .standard: uniform(a.value, linear.inputSize)
-        case .gaussian: a.value.fill { random.normal() / Float(rank) }
-        case .random:
-            uniform(a.value, linear.inputSize)
-            uniform(b.value, rank)
-            if let bias { uniform(bias.value, rank) }
-        }
-        return [:]
+        let residual = try start(random)
+        try magnitude?.initialize(residual ?? linear.weight, isTransposed: linear.isTransposed, b: b, a: a, scale: Float(factor))
+        return residual.map { ["weight": $0] } ?? [:]
     }
 
-    func hook(scale: Float) -> any LayerHook {
-        LinearLoRAHook(a: a, b: b, bias: bias, scale: Float(factor) * scale, dropout: dropout)
+    func hook(scale: Float, beside replacements: [String: Parameter]) -> any LayerHook {
+        LinearLoRAHook(self, scale: Float(factor) * scale, dropout: dropout, replacements)
     }
 
     func fold(into weights: inout FoldedWeights, scale: Float) throws(PEFTError) {
         let scale = Float(factor) * scale
         guard let w = try weights.tensor("weight") else { return }
-        if linear.isTransposed {  // W [in, out] += s·Aᵀ·Bᵀ
-            try engine.multiply(.forward, try a.value.transposed(engine), b.value, into: w, compute: .f32, alpha: scale, accumulate: true)
-        } else {  // W [out, in] += s·B·A
-            try engine.multiply(.inputGradient, b.value, a.value, into: w, compute: .f32, alpha: scale, accumulate: true)
+        try addProduct(to: w, scale: scale)
+        if let magnitude, let original = weights.original("weight") {
+            weights.set("weight", try magnitude.scaled(w, original, isTransposed: linear.isTransposed, b: b, a: a, scale: scale))
         }
         guard let bias else { return }
         guard let layerBias = try weights.tensor("bias") else {
@@ -68,26 +60,40 @@ final class LinearLoRA: AdapterModule {
         }
         engine.axpby(scale, bias.value, 1, into: layerBias)
     }
+
+    /// `w += scale·B·A`, as the layer stores it.
+    func addProduct(to w: Tensor, scale: Float) throws(PEFTError) {
+        if linear.isTransposed {  // W [in, out] += s·Aᵀ·Bᵀ
+            try engine.multiply(.forward, try a.value.transposed(engine), b.value, into: w, compute: .f32, alpha: scale, accumulate: true)
+        } else {  // W [out, in] += s·B·A
+            try engine.multiply(.inputGradient, b.value, a.value, into: w, compute: .f32, alpha: scale, accumulate: true)
+        }
+    }
 }
 
 private final class LinearLoRAHook: LayerHook {
-    private let a: Parameter
-    private let b: Parameter
-    private let bias: Parameter?
+    private let module: LinearLoRA
     private let scale: Float
     private let dropout: Float
+    private let replacements: [String: Parameter]
 
-    init(a: Parameter, b: Parameter, bias: Parameter?, scale: Float, dropout: Float) {
-        self.a = a
-        self.b = b
-        self.bias = bias
+    init(_ module: LinearLoRA, scale: Float, dropout: Float, _ replacements: [String: Parameter]) {
+        self.module = module
         self.scale = scale
         self.dropout = dropout
+        self.replacements = replacements
     }
 
     func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable {
-        let sum = try tape.addLowRank(to: y, input: x, a: tape.variable(a), b: tape.variable(b), scale: scale, dropout: dropout)
-        guard let bias else { return sum }
+        let (a, b) = (tape.variable(module.a), tape.variable(module.b))
+        if let magnitude = module.magnitude {
+            let weight = replacements["weight"]?.value ?? layer.weight
+            let bias = replacements["bias"].map { tape.variable($0) } ?? layer.bias.map { Variable($0) }
+            return try magnitude.add(
+                to: y, input: x, weight, bias: bias, isTransposed: layer.isTransposed, a: a, b: b, scale: scale, dropout: dropout, tape)
+        }
+        let sum = try tape.addLowRank(to: y, input: x, a: a, b: b, scale: scale, dropout: dropout)
+        guard let bias = module.bias else { return sum }
         return try tape.scaleColumns(sum, scale: nil, shift: try tape.scaled(tape.variable(bias), by: scale))
     }
 }

@@ -1,7 +1,13 @@
+internal import Autograd
+internal import Models
 internal import Platform
 internal import Tensors
 
-/// How the factors begin (`init_lora_weights`).
+/// How the factors of a linear layer begin (`init_lora_weights`).
+///
+/// PiSSA and OLoRA take a part of W out of the layer and into the adapter: `W' = W − s·B·A`. As in PEFT the residual is
+/// written into the base model; where the weights are quantised it is quantised again, so that the model stays as small as it
+/// was (QPiSSA, arXiv:2404.02948 §4; at the price of one more rounding of what is left of W).
 enum LoRAStart: Sendable, Equatable {
     /// A uniform within ±1/√in, B zero; of an embedding A zero, B standard normal.
     case standard
@@ -9,27 +15,162 @@ enum LoRAStart: Sendable, Equatable {
     case gaussian
     /// Neither is zero: the adapter acts from the start (tests).
     case random
+    /// Neither is zero, but their product is.
+    case orthogonal
+    /// The r largest singular values (Meng et al., arXiv:2404.02948); by that many power iterations, nil: exactly.
+    case pissa(iterations: Int?)
+    /// The first columns of W = Q·R (Büyükakyüz, arXiv:2406.01775).
+    case olora
+    /// B fixed to the r smallest left singular vectors, A zero (MiCA).
+    case mica
 
+    /// - Parameter isNew: for an adapter from a file it does not matter how values began that the file has.
     init(_ configuration: AdapterConfiguration, isNew: Bool) throws(PEFTError) {
         switch configuration.values["init_lora_weights"] {
         case .bool(true): self = .standard
         case .bool(false): self = .random
-        case .string(let name):
-            switch name.lowercased() {
-            case "gaussian": self = .gaussian
-            case "eva" where !isNew, "lora_ga" where !isNew: self = .standard
-            default: throw LoRAStart.unknown(name)
-            }
+        case .string(let name): self = try LoRAStart(named: name, isNew: isNew)
         case let other: throw PEFTError(.argument, "init_lora_weights is \(other?.text() ?? "null"); true, false or a name is expected")
         }
     }
 
-    private static let known = ["gaussian"]
-    private static let missing = ["pissa", "olora", "orthogonal", "eva", "corda", "lora_ga", "loftq", "mica"]
+    private init(named name: String, isNew: Bool) throws(PEFTError) {
+        switch name.lowercased() {
+        case "gaussian": self = .gaussian
+        case "orthogonal": self = .orthogonal
+        case "pissa": self = .pissa(iterations: nil)
+        case "olora": self = .olora
+        case "mica": self = .mica
+        case "eva" where !isNew, "lora_ga" where !isNew: self = .standard
+        case "eva", "lora_ga", "corda", "loftq": throw PEFTError(.unsupported, "init_lora_weights '\(name)' is not in this version")
+        default:
+            guard name.hasPrefix("pissa_niter_"), let iterations = Int(name.dropFirst("pissa_niter_".count)), iterations >= 0, iterations <= 1000 else {
+                throw PEFTError(
+                    .argument, "there is no initialisation init_lora_weights '\(name)'; there are true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, mica")
+            }
+            self = .pissa(iterations: iterations)
+        }
+    }
 
-    private static func unknown(_ name: String) -> PEFTError {
-        if missing.contains(name) { return PEFTError(.unsupported, "init_lora_weights '\(name)' is not in this version") }
-        return PEFTError(.argument, "there is no initialisation init_lora_weights '\(name)'; there are true, false, \(known.joined(separator: ", "))")
+    var changesBase: Bool {
+        switch self {
+        case .pissa, .olora: true
+        default: false
+        }
+    }
+}
+
+extension LinearLoRA {
+    /// Sets A and B.
+    /// - Returns: the residual of the layer's weight in its own format, where the start takes one.
+    func start(_ random: RandomStream) throws(PEFTError) -> Tensor? {
+        var random = random
+        switch start {
+        case .standard: a.value.fillUniform(fanIn: linear.inputSize, &random)
+        case .gaussian: a.value.fillNormal(1 / Float(rank), &random)
+        case .random:
+            a.value.fillUniform(fanIn: linear.inputSize, &random)
+            b.value.fillUniform(fanIn: rank, &random)
+            bias?.value.fillUniform(fanIn: rank, &random)
+        case .orthogonal: try startOrthogonal(&random)
+        case .pissa(let iterations):
+            try checkRank("pissa")
+            let parts = if let iterations { try largestSingularValues(power: iterations) } else { try Decompositions(engine).singularValues(try weight()) }
+            return try startWithResidual(parts.u, parts.s, parts.vh)
+        case .olora:
+            try checkRank("olora")
+            let (q, r) = try Decompositions(engine).factors(try weight(), count: rank)
+            engine.axpby(1, q, 0, into: b.value)
+            engine.axpby(1, r, 0, into: a.value)
+            return try residual()
+        case .mica:
+            try checkRank("mica")
+            let (u, _, _) = try Decompositions(engine).singularValues(try weight())
+            u.copyColumns(from: u.columns - rank, to: b.value)
+        }
+        return nil
+    }
+
+    /// W [out, in] in f32, in memory of its own.
+    private func weight() throws(PEFTError) -> Tensor {
+        let w = try linear.weight.converted(to: .f32, engine, .scratch)
+        return linear.isTransposed ? try w.transposed(engine) : w
+    }
+
+    private func checkRank(_ name: String) throws(PEFTError) {
+        let most = min(linear.inputSize, linear.outputSize)
+        guard rank <= most else { throw PEFTError(.argument, "init_lora_weights '\(name)': r is \(rank), and '\(linear.name)' has only \(most) singular values") }
+    }
+
+    /// A = √S·Vᵀ, B = U·√S of the largest r, with S := S/s so that s·B·A is that part of W.
+    private func startWithResidual(_ u: Tensor, _ s: Tensor, _ vh: Tensor) throws(PEFTError) -> Tensor {
+        let roots = try s.floats(engine).prefix(rank).map { (max($0, 0) / Float(factor)).squareRoot() }
+        let (width, k) = (linear.inputSize, u.columns)
+        unsafe vh.withFloats { vh in
+            unsafe a.value.withMutableFloats { a in
+                for (row, root) in roots.enumerated() {
+                    for column in 0..<width { unsafe a[row * width + column] = root * vh[row * width + column] }
+                }
+            }
+        }
+        unsafe u.withFloats { u in
+            unsafe b.value.withMutableFloats { b in
+                for row in 0..<linear.outputSize {
+                    for (column, root) in roots.enumerated() { unsafe b[row * rank + column] = root * u[row * k + column] }
+                }
+            }
+        }
+        return try residual()
+    }
+
+    /// W − s·B·A, in the format of W.
+    private func residual() throws(PEFTError) -> Tensor {
+        let left = try linear.weight.converted(to: .f32, engine, .scratch)
+        try addProduct(to: left, scale: -Float(factor))
+        return try left.encoded(as: linear.weight.dtype, engine, .weights)
+    }
+
+    /// The r largest singular values by power iterations on a random subspace (Halko, Martinsson, Tropp, arXiv:0909.4061,
+    /// algorithm 4.4). The subspace is the same at every time, so that a loaded adapter finds the residual it was trained with.
+    private func largestSingularValues(power: Int) throws(PEFTError) -> (u: Tensor, s: Tensor, vh: Tensor) {
+        let w = try weight()
+        let decompositions = try Decompositions(engine)
+        var random = RandomStream(seed: 0, purpose: linear.name)
+        let start = try Tensor(engine, [rank, linear.inputSize], .f32, .scratch)
+        start.fillNormal(1, &random)
+        let y = try Tensor(engine, [linear.outputSize, rank], .f32, .scratch)
+        try engine.multiply(.forward, w, start, into: y, compute: .f32)  // W·Ωᵀ
+        var q = try decompositions.factors(y, count: rank).q
+        let z = try Tensor(engine, [linear.inputSize, rank], .f32, .scratch)
+        for _ in 0..<power {
+            try engine.multiply(.weightGradient, w, q, into: z, compute: .f32)  // Wᵀ·Q
+            try engine.multiply(.inputGradient, w, try decompositions.factors(z, count: rank).q, into: y, compute: .f32)  // W·Q'
+            q = try decompositions.factors(y, count: rank).q
+        }
+        let small = try Tensor(engine, [rank, linear.inputSize], .f32, .scratch)
+        try engine.multiply(.weightGradient, q, w, into: small, compute: .f32)  // Qᵀ·W
+        let (u, s, vh) = try decompositions.singularValues(small)
+        try engine.multiply(.inputGradient, q, u, into: y, compute: .f32)
+        return (y, s, vh)
+    }
+
+    /// With Q of a random [r, r] matrix, its odd rows in A and its even rows in B: B·A = 0.
+    private func startOrthogonal(_ random: inout RandomStream) throws(PEFTError) {
+        guard rank % 2 == 0 else { throw PEFTError(.argument, "init_lora_weights 'orthogonal' needs an even r; for '\(linear.name)' it is \(rank)") }
+        let half = rank / 2
+        let square = try Tensor(engine, [rank, rank], .f32, .scratch)
+        square.fillNormal(1, &random)
+        let q = try Decompositions(engine).factors(square, count: rank).q
+        let pairs = try q.reshaped([half, 2 * rank])  // row i: rows 2i and 2i+1 of Q
+        let left = try Tensor(engine, [half, linear.inputSize], .f32, .scratch)
+        let right = try Tensor(engine, [half, linear.outputSize], .f32, .scratch)
+        left.fillNormal(0.1, &random)
+        right.fillNormal(0.1, &random)
+        let (odd, even) = (try Tensor(engine, [half, rank], .f32, .scratch), try Tensor(engine, [half, rank], .f32, .scratch))
+        pairs.copyColumns(from: 0, to: odd)
+        pairs.copyColumns(from: rank, to: even)
+        try engine.multiply(.weightGradient, odd, left, into: a.value, compute: .f32)  // Q_oddᵀ·L
+        try engine.multiply(.weightGradient, right, even, into: b.value, compute: .f32)  // Rᵀ·Q_even
     }
 }
 
@@ -38,6 +179,29 @@ extension Tensor {
     func fill(_ next: () -> Float) {
         unsafe withMutableFloats { values in
             for index in values.indices { unsafe values[index] = next() }
+        }
+    }
+
+    /// Within ±1/√fanIn: torch's default for linear layers.
+    func fillUniform(fanIn: Int, _ random: inout RandomStream) {
+        let bound = 1 / Float(max(fanIn, 1)).squareRoot()
+        fill { (2 * random.uniform() - 1) * bound }
+    }
+
+    func fillNormal(_ deviation: Float, _ random: inout RandomStream) {
+        fill { random.normal() * deviation }
+    }
+
+    /// Columns from `start` on, as many as `target` has; both f32 with the same number of rows.
+    fileprivate func copyColumns(from start: Int, to target: Tensor) {
+        let (width, count) = (columns, target.columns)
+        unsafe withFloats { from in
+            unsafe target.withMutableFloats { to in
+                guard start + count <= width, from.count / max(width, 1) == to.count / max(count, 1) else { return }
+                for row in 0..<to.count / max(count, 1) {
+                    for column in 0..<count { unsafe to[row * count + column] = from[row * width + start + column] }
+                }
+            }
         }
     }
 }

@@ -28,30 +28,26 @@ package struct LoRA: AdapterMethod {
     private let ranks: PatternTable
     private let alphas: PatternTable
     private let isRankStabilized: Bool
-    private let dropout: Float
-    private let hasBias: Bool
-    private let start: LoRAStart
+    private let settings: LoRASettings
 
-    package init(_ configuration: inout AdapterConfiguration, isNew: Bool, warn: (String) -> Void) throws(PEFTError) {
+    package init(_ configuration: inout AdapterConfiguration, _ model: Model, isNew: Bool) throws(PEFTError) {
         try LoRA.refuseMissing(configuration)
         rank = try configuration.integer("r")
         alpha = try configuration.number("lora_alpha")
         ranks = try PatternTable(configuration, "rank_pattern")
         alphas = try PatternTable(configuration, "alpha_pattern")
         isRankStabilized = try configuration.flag("use_rslora")
-        dropout = Float(try configuration.number("lora_dropout"))
-        guard dropout >= 0, dropout <= 1 else { throw PEFTError(.argument, "lora_dropout is \(dropout); it must be from 0 to 1") }
-        hasBias = try configuration.flag("lora_bias")
-        start = try LoRAStart(configuration, isNew: isNew)
+        settings = try LoRASettings(configuration, isNew: isNew)
         guard let bias = try configuration.values.text("bias"), ["none", "all", "lora_only"].contains(bias) else {
             throw PEFTError(.argument, "bias is \(configuration.values["bias"]?.text() ?? "null"); it can be none, all or lora_only")
         }
+        try WeightTying.prepare(&configuration, model)
     }
 
     /// Options that this version does not have yet.
     private static let missing = [
         "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "megatron_config", "monteclora_config", "target_parameters",
-        "trainable_token_indices", "use_bdlora", "use_dora", "use_qalora", "velora_config", "ensure_weight_tying",
+        "use_bdlora", "use_qalora", "velora_config",
     ]
 
     private static func refuseMissing(_ configuration: AdapterConfiguration) throws(PEFTError) {
@@ -60,7 +56,8 @@ package struct LoRA: AdapterMethod {
         }
     }
 
-    package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, warn: (String) -> Void) throws(PEFTError) {
+    package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, _ model: Model) throws(PEFTError) {
+        let warn = { (message: String) in model.engine.warn(message) }
         let names = targets.map(\.name)
         try ranks.check(names, warn: warn)
         try alphas.check(names, warn: warn)
@@ -79,13 +76,44 @@ package struct LoRA: AdapterMethod {
         let scaling = isRankStabilized ? alpha / Double(rank).squareRoot() : alpha / Double(rank)
         switch layer {
         case let linear as Linear:
-            if hasBias, linear.bias == nil { model.engine.warn("lora_bias: '\(layer.name)' has no bias, so this adapter cannot be merged") }
-            return try LinearLoRA(linear, key: key, rank: rank, scaling: scaling, dropout: dropout, hasBias: hasBias, start, model)
+            if settings.hasBias, linear.bias == nil { model.engine.warn("lora_bias: '\(layer.name)' has no bias, so this adapter cannot be merged") }
+            return try LinearLoRA(linear, key: key, rank: rank, scaling: scaling, settings, model)
         case let embedding as Embedding:
-            if hasBias { throw PEFTError(.argument, "lora_bias is not possible for an embedding, '\(layer.name)'") }
-            return try EmbeddingLoRA(embedding, key: key, rank: rank, scaling: scaling, start, model)
+            if settings.hasBias { throw PEFTError(.argument, "lora_bias is not possible for an embedding, '\(layer.name)'") }
+            return try EmbeddingLoRA(embedding, key: key, rank: rank, scaling: scaling, settings, model)
         default:
             throw PEFTError(.unsupported, "'\(layer.name)' is \(layer.kind); LORA adapts Linear, Conv1D and Embedding")
         }
+    }
+
+    package func twins(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule] {
+        guard settings.tiesHead else { return [] }
+        return modules.compactMap { $0 as? EmbeddingLoRA }.flatMap { twin in WeightTying.heads(of: twin.embedding, model).map { TiedHeadLoRA($0, twin) } }
+    }
+}
+
+/// What is the same for all layers of a LoRA adapter.
+struct LoRASettings: Sendable {
+    let dropout: Float
+    /// B has a bias of its own.
+    let hasBias: Bool
+    /// DoRA.
+    let hasMagnitude: Bool
+    let start: LoRAStart
+    /// `ensure_weight_tying`
+    let tiesHead: Bool
+
+    init(_ configuration: AdapterConfiguration, isNew: Bool) throws(PEFTError) {
+        dropout = Float(try configuration.number("lora_dropout"))
+        guard dropout >= 0, dropout <= 1 else { throw PEFTError(.argument, "lora_dropout is \(dropout); it must be from 0 to 1") }
+        hasBias = try configuration.flag("lora_bias")
+        hasMagnitude = try configuration.flag("use_dora")
+        start = try LoRAStart(configuration, isNew: isNew)
+        tiesHead = try configuration.flag("ensure_weight_tying")
+        if hasBias, hasMagnitude { throw PEFTError(.argument, "lora_bias and use_dora do not go together") }
+        if hasBias, start != .standard, start != .random {
+            throw PEFTError(.argument, "lora_bias goes with init_lora_weights true or false, not \(configuration.values["init_lora_weights"]?.text() ?? "")")
+        }
+        if hasMagnitude, start == .mica { throw PEFTError(.argument, "use_dora and init_lora_weights 'mica' do not go together") }
     }
 }

@@ -11,6 +11,8 @@ struct Replacement: Sendable {
     /// "weight", "bias"
     let tensor: String
     let parameter: Parameter
+    /// Under which the parameter is saved for this layer.
+    let key: String
     let reason: Reason
 }
 
@@ -38,6 +40,12 @@ enum SavedModules {
         var result: [Replacement] = []
         for layer in saved {
             for (name, tensor) in layer.tensors { result.append(try copy(tensor, of: layer, name, key: "\(layer.name).\(name)", .savedModule, model)) }
+            guard try configuration.flag("ensure_weight_tying"), let embedding = layer as? Embedding, let table = result.last else { continue }
+            // The head that shares the embedding's matrix shares the copy.
+            for head in WeightTying.heads(of: embedding, model) {
+                let key = "\(Adapter.prefix)\(head.name).weight"
+                result.append(Replacement(layer: head, tensor: "weight", parameter: table.parameter, key: key, reason: .savedModule))
+            }
         }
         for layer in try layersWithTrainedBias(configuration, targets, model) where !saved.contains(where: { $0.index == layer.index }) {
             guard let bias = layer.tensor("bias") else { continue }
@@ -49,7 +57,7 @@ enum SavedModules {
 
     private static func copy(_ tensor: Tensor, of layer: any Layer, _ name: String, key: String, _ reason: Replacement.Reason, _ model: Model) throws(PEFTError) -> Replacement {
         let value = try tensor.converted(to: .f32, model.engine, .adapters)
-        return Replacement(layer: layer, tensor: name, parameter: Parameter(name: Adapter.prefix + key, value: value), reason: reason)
+        return Replacement(layer: layer, tensor: name, parameter: Parameter(name: Adapter.prefix + key, value: value), key: Adapter.prefix + key, reason: reason)
     }
 
     private static func layers(_ configuration: AdapterConfiguration, _ model: Model) throws(PEFTError) -> [any Layer] {

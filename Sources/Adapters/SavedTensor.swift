@@ -4,9 +4,11 @@ internal import Platform
 internal import Tensors
 
 /// One tensor of an adapter's file, and where it comes from.
-struct SavedTensor: Sendable {
+package struct SavedTensor: Sendable {
     private enum Source {
         case parameter(Parameter)
+        /// A parameter that is saved elsewhere, the other way round.
+        case transposed(Parameter)
         /// Of a base layer, kept beside an adapter of an embedding.
         case base(any Layer, String)
     }
@@ -14,9 +16,15 @@ struct SavedTensor: Sendable {
     let key: String
     private let source: Source
 
-    init(_ parameter: Parameter) {
-        key = parameter.name
+    /// - Parameter key: nil: the parameter's name.
+    init(_ parameter: Parameter, key: String? = nil) {
+        self.key = key ?? parameter.name
         source = .parameter(parameter)
+    }
+
+    init(transposed parameter: Parameter, key: String) {
+        self.key = key
+        source = .transposed(parameter)
     }
 
     init(base layer: any Layer, _ tensor: String) {
@@ -24,14 +32,20 @@ struct SavedTensor: Sendable {
         source = .base(layer, tensor)
     }
 
-    /// nil: nothing of the adapter's own.
+    /// nil: nothing that is set through this key.
     var parameter: Parameter? {
         if case .parameter(let parameter) = source { parameter } else { nil }
+    }
+
+    /// The base layer whose tensor this is.
+    var base: (layer: any Layer, tensor: String)? {
+        if case .base(let layer, let tensor) = source { (layer, tensor) } else { nil }
     }
 
     var shape: [Int] {
         switch source {
         case .parameter(let parameter): parameter.value.shape
+        case .transposed(let parameter): parameter.value.shape.reversed()
         case .base(let layer, let name): layer.tensor(name)?.shape ?? []
         }
     }
@@ -40,14 +54,10 @@ struct SavedTensor: Sendable {
     func value(_ engine: Engine) throws(PEFTError) -> Tensor {
         switch source {
         case .parameter(let parameter): return try parameter.value.converted(to: .f32, engine, .adapters)
+        case .transposed(let parameter): return try parameter.value.transposed(engine)
         case .base(let layer, let name):
             guard let tensor = layer.tensor(name) else { throw PEFTError(.internal, "\(layer.name) has no \(name)") }
             return try tensor.converted(to: tensor.dtype.isFloat ? tensor.dtype : .f32, engine, .adapters)
         }
-    }
-
-    /// The present value of something that is not the adapter's own.
-    var baseTensor: Tensor? {
-        if case .base(let layer, let name) = source { layer.tensor(name) } else { nil }
     }
 }

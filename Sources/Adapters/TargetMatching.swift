@@ -43,6 +43,7 @@ struct TargetMatching {
     private let layerIndices: Set<Int>?
     /// Names of the list of layers; empty: any.
     private let layerLists: [Pattern]
+    private let tied: Set<String>
     private let modules: ModuleNames
 
     /// Finds the targets of `configuration`, and writes those that it decided on (defaults, "all-linear") back.
@@ -111,6 +112,7 @@ struct TargetMatching {
         layerLists = try (try values.strings("layers_pattern") ?? []).filter { !$0.isEmpty }.map { (name) throws(PEFTError) in
             try Pattern.configured("(?:.*\\.)?(?:\(name))", "layers_pattern")
         }
+        tied = configuration.tiedNames
         self.modules = modules
     }
 
@@ -133,7 +135,7 @@ struct TargetMatching {
     private func targets(_ values: JSONObject, _ warn: (@autoclosure () -> String) -> Void) throws(PEFTError) -> [any Layer] {
         var found: [any Layer] = []
         var count = (excluded: 0, other: 0)
-        for name in modules.all {
+        for name in modules.all where !tied.contains(name) {
             switch try verdict(name) {
             case .excluded: count.excluded += 1
             case .other: count.other += 1

@@ -1,0 +1,111 @@
+internal import COpenBLAS
+internal import Glibc
+internal import Platform
+internal import Tensors
+
+/// Singular values and QR factors of f32 matrices (row-major), by LAPACK. Memory: the engine's budget.
+struct Decompositions {
+    private let engine: Engine
+    private let lapack: LAPACK
+
+    /// - Throws: `.unsupported` when OpenBLAS is not on this machine.
+    init(_ engine: Engine) throws(PEFTError) {
+        self.engine = engine
+        lapack = try LAPACK.shared.get()
+    }
+
+    /// `a = u·diag(s)·vh`; `a` `[m, n]`, `u` `[m, k]`, `s` `[k]` descending, `vh` `[k, n]`, k = min(m, n). `a` is overwritten.
+    /// - Throws: `.numeric` when it does not converge (NaN in `a`).
+    func singularValues(_ a: Tensor) throws(PEFTError) -> (u: Tensor, s: Tensor, vh: Tensor) {
+        let (m, n) = (a.rows, a.columns)
+        let k = min(m, n)
+        let u = try Tensor(engine, [m, k], .f32, .scratch)
+        let s = try Tensor(engine, [k], .f32, .scratch)
+        let vh = try Tensor(engine, [k, n], .f32, .scratch)
+        guard k > 0, !engine.isPlanning else { return (u, s, vh) }
+        // Row-major `a` is aᵀ column by column, whose left singular vectors are our right ones.
+        let integers = try Tensor(engine, [8 * k], .i32, .scratch)
+        unsafe try run("sgesdd") { (work, size) in
+            let (rows, columns, inner) = ([Int32(clamping: n)], [Int32(clamping: m)], [Int32(clamping: k)])
+            var info: Int32 = 0
+            unsafe lapack.sgesdd(
+                "S", rows, columns, a.floats, rows, s.floats, vh.floats, rows, u.floats, inner, work, [size],
+                integers.pointer.assumingMemoryBound(to: Int32.self), &info)
+            return info
+        }
+        return (u, s, vh)
+    }
+
+    /// The first `count` columns of Q `[m, count]` and rows of R `[count, n]` of `a = Q·R`; `a` `[m, n]`, count ≤ min(m, n).
+    func factors(_ a: Tensor, count: Int) throws(PEFTError) -> (q: Tensor, r: Tensor) {
+        let (m, n) = (a.rows, a.columns)
+        let columnwise = try a.transposed(engine)  // `[n, m]`, which is `a` column by column
+        let tau = try Tensor(engine, [max(min(m, n), 1)], .f32, .scratch)
+        let (rows, columns, wanted) = ([Int32(clamping: m)], [Int32(clamping: n)], [Int32(clamping: count)])
+        if !engine.isPlanning {
+            unsafe try run("sgeqrf") { (work, size) in
+                var info: Int32 = 0
+                unsafe lapack.sgeqrf(rows, columns, columnwise.floats, rows, tau.floats, work, [size], &info)
+                return info
+            }
+        }
+        let r = try Tensor.zeros(engine, [count, n], .f32, .scratch)
+        unsafe columnwise.withFloats { from in
+            unsafe r.withMutableFloats { to in
+                guard from.count == m * n, to.count == count * n else { return }
+                for row in 0..<count {
+                    for column in row..<n { unsafe to[row * n + column] = from[column * m + row] }
+                }
+            }
+        }
+        let q = try columnwise.rows(0..<count)
+        if !engine.isPlanning {
+            unsafe try run("sorgqr") { (work, size) in
+                var info: Int32 = 0
+                unsafe lapack.sorgqr(rows, wanted, wanted, q.floats, rows, tau.floats, work, [size], &info)
+                return info
+            }
+        }
+        return (try q.transposed(engine), r)
+    }
+
+    /// Asks a LAPACK routine how much room it wants (size −1), and runs it with that.
+    private func run(_ name: String, _ body: (UnsafeMutablePointer<Float>, Int32) -> Int32) throws(PEFTError) {
+        let answer = try Tensor.zeros(engine, [1], .f32, .scratch)
+        var status = unsafe body(answer.floats, -1)
+        if status == 0 {
+            let size = unsafe Int32(clamping: Int(min(max(answer.floats[0], 1), 1e9)))
+            let room = try Tensor(engine, [Int(size)], .f32, .scratch)
+            status = unsafe body(room.floats, size)
+        }
+        guard status == 0 else {
+            throw PEFTError(status > 0 ? .numeric : .internal, "\(name) gives \(status): \(status > 0 ? "the decomposition does not converge; are all weights finite?" : "")")
+        }
+    }
+}
+
+extension Tensor {
+    fileprivate var floats: UnsafeMutablePointer<Float> { unsafe pointer.assumingMemoryBound(to: Float.self) }
+}
+
+/// The routines of the machine's OpenBLAS, opened at the first decomposition and kept.
+@safe private struct LAPACK: Sendable {
+    let sgesdd: peft_sgesdd
+    let sgeqrf: peft_sgeqrf
+    let sorgqr: peft_sorgqr
+
+    private static let names = ["libopenblas.so.0", "libopenblas.so", "liblapack.so.3"]
+
+    static let shared: Result<LAPACK, PEFTError> = {
+        for name in names {
+            guard let library = unsafe dlopen(name, RTLD_NOW | RTLD_LOCAL) else { continue }
+            guard let sgesdd = unsafe dlsym(library, "sgesdd_"), let sgeqrf = unsafe dlsym(library, "sgeqrf_"), let sorgqr = unsafe dlsym(library, "sorgqr_")
+            else { continue }
+            return unsafe .success(
+                LAPACK(
+                    sgesdd: unsafeBitCast(sgesdd, to: peft_sgesdd.self), sgeqrf: unsafeBitCast(sgeqrf, to: peft_sgeqrf.self),
+                    sorgqr: unsafeBitCast(sorgqr, to: peft_sorgqr.self)))
+        }
+        return .failure(PEFTError(.unsupported, "this needs LAPACK, and none of \(names.joined(separator: ", ")) can be opened; install OpenBLAS (libopenblas0)"))
+    }()
+}

@@ -1,0 +1,103 @@
+internal import Autograd
+internal import Models
+internal import Platform
+internal import Tensors
+
+/// New weights for all layers that adapters are folded into; nothing of the model is changed while they are made.
+struct WeightMerge {
+    /// How much of the change of one layer is in its new weights.
+    struct Report {
+        let name: String
+        /// ⟨wanted, made⟩ and ⟨wanted, wanted⟩ of the changes, over the layer's tensors.
+        var product = 0.0
+        var square = 0.0
+
+        /// The share of the wanted change's norm that the made change has in its direction: 1 for f32; what rounding to few
+        /// bits swallows is missing.
+        var kept: Double { square > 0 ? min(max(product / square, 0), 1) : 1 }
+    }
+
+    private(set) var changes: [BaseChange] = []
+    private(set) var reports: [Report] = []
+    private let model: Model
+    private let originals: [Int: [String: Tensor]]
+    private let isSafe: Bool
+
+    /// - Parameters:
+    ///   - adapters: with the scale each acts with, in the order they act.
+    ///   - originals: by layer, what it had before adapters that are merged already.
+    ///   - isSafe: values that are not finite are an error. They always are where weights are quantised again.
+    /// - Throws: `.numeric`, `.unsupported` naming the layer.
+    init(_ adapters: [(adapter: Adapter, scale: Float)], originals: [Int: [String: Tensor]], isSafe: Bool, _ model: Model) throws(PEFTError) {
+        (self.model, self.originals, self.isSafe) = (model, originals, isSafe)
+        for layer in model.layers { try merge(adapters, into: layer) }
+    }
+
+    var report: JSONObject {
+        let (product, square) = reports.reduce((0.0, 0.0)) { ($0.0 + $1.product, $0.1 + $1.square) }
+        return [
+            "layers": .array(reports.map { .object(["name": .string($0.name), "kept": .number($0.kept)]) }),
+            "kept": .number(square > 0 ? min(max(product / square, 0), 1) : 1),
+        ]
+    }
+
+    private mutating func merge(_ adapters: [(adapter: Adapter, scale: Float)], into layer: any Layer) throws(PEFTError) {
+        var start: [String: Tensor] = [:]
+        var work: [(module: any AdapterModule, scale: Float)] = []
+        for (adapter, scale) in adapters {
+            for own in adapter.replacements where own.layer.index == layer.index && own.reason != .savedModule {
+                if own.tensor == "weight" { try checkTie(of: layer, in: adapter) }
+                start[own.tensor] = try own.parameter.value.converted(to: .f32, model.engine, .scratch)
+            }
+            for module in adapter.modules where module.layer.index == layer.index && !module.isTwin {
+                try checkTie(of: module.layer, in: adapter)
+                work.append((module, scale))
+            }
+        }
+        guard !work.isEmpty || !start.isEmpty else { return }
+        var weights = FoldedWeights(layer, originals: originals[layer.index] ?? [:], start: start, model.engine)
+        for item in work { try item.module.fold(into: &weights, scale: item.scale) }
+        var report = Report(name: layer.name)
+        for (name, folded) in weights.tensors.sorted(by: { $0.key < $1.key }) {
+            guard let present = layer.tensor(name) else { continue }
+            changes.append(BaseChange(layer: layer, tensor: name, value: try encoded(folded, like: present, "\(layer.name).\(name)", &report)))
+        }
+        reports.append(report)
+    }
+
+    /// A matrix that is embedding and head at once can only be changed by what acts alike on both.
+    private func checkTie(of layer: any Layer, in adapter: Adapter) throws(PEFTError) {
+        let tied = model.layers.compactMap { $0 as? Linear }.first { head in
+            guard let embedding = head.tiedEmbedding else { return false }
+            return head.index == layer.index || embedding.index == layer.index
+        }
+        guard let tied, !adapter.modules.contains(where: { $0.isTwin && $0.layer.index == tied.index }) else { return }
+        throw PEFTError(
+            .unsupported, "'\(layer.name)' cannot be merged: embedding and head of this model are one matrix, and the adapter acts on one of them (see ensure_weight_tying)")
+    }
+
+    private func encoded(_ folded: Tensor, like present: Tensor, _ name: String, _ report: inout Report) throws(PEFTError) -> Tensor {
+        let engine = model.engine
+        let before = try present.converted(to: .f32, engine, .scratch)
+        let after = try folded.encoded(as: present.dtype, engine, .weights)
+        let made = try after.converted(to: .f32, engine, .scratch)
+        let isFinite = unsafe before.withFloats { before in
+            unsafe folded.withFloats { folded in
+                unsafe made.withFloats { made in
+                    var isFinite = true
+                    for index in 0..<min(before.count, folded.count, made.count) {
+                        let wanted = unsafe Double(folded[index]) - Double(before[index])
+                        unsafe report.product += wanted * (Double(made[index]) - Double(before[index]))
+                        report.square += wanted * wanted
+                        if unsafe !folded[index].isFinite || !made[index].isFinite { isFinite = false }
+                    }
+                    return isFinite
+                }
+            }
+        }
+        guard isFinite || (!isSafe && !present.dtype.isQuantized) else {
+            throw PEFTError(.numeric, "merging '\(name)' gives values that are not finite (NaN or beyond the range of \(present.dtype.name)); nothing was merged")
+        }
+        return after
+    }
+}
