@@ -1,0 +1,45 @@
+/* roofline: how near each kernel comes to what this processor can do, measured in the same run.
+ *
+ *     make -C Benchmarks/kernels            builds and runs with one and with two threads
+ *     roofline [threads] [table] [level] [seconds per row]
+ *
+ * A share is of the peak of that arithmetic (bf16 products of bf16, others of f32) or of the memory bandwidth. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bench.h"
+#include "kernels.h"
+
+void bench_row(const char *name, double seconds, double operations, double peak) {
+  printf("  %-62s %9.1f µs %8.1f GFLOP/s %5.1f %%\n", name, seconds * 1e6, operations / seconds * 1e-9, 100 * operations / seconds / peak);
+  fflush(stdout);
+}
+
+void bench_row_bytes(const char *name, double seconds, double bytes, double peak) {
+  printf("  %-62s %9.1f µs %8.1f GB/s    %5.1f %%\n", name, seconds * 1e6, bytes / seconds * 1e-9, 100 * bytes / seconds / peak);
+  fflush(stdout);
+}
+
+int bench_table(const bench_options *options, const char *name) {
+  if (options->only && !strstr(name, options->only)) return 0;
+  printf("%s\n", name);
+  return 1;
+}
+
+int main(int argc, char **argv) {
+  bench_start(argc > 1 ? atoi(argv[1]) : 1);
+  bench_options options = {.level = pk_best_level(), .budget = 0.1};
+  if (argc > 2 && argv[2][0]) options.only = argv[2];
+  if (argc > 3 && atoi(argv[3]) < options.level) options.level = atoi(argv[3]);
+  if (argc > 4) options.budget = atof(argv[4]);
+  options.peaks = bench_measure_peaks();
+  const bench_peaks *p = &options.peaks;
+  printf("threads %d, level %d; peaks: bf16 %.0f, f32 %.0f (AVX2 %.0f), int8 %.0f GFLOP/s; memory %.1f GB/s\n", bench_threads(), options.level, p->bf16 * 1e-9,
+         p->f32 * 1e-9, p->f32_avx2 * 1e-9, p->int8 * 1e-9, p->bandwidth * 1e-9);
+  bench_products(&options);
+  bench_attention(&options);
+  bench_rest(&options);
+  bench_stop();
+  return 0;
+}

@@ -1,0 +1,77 @@
+/* The processor's own limits: multiply-adds on registers, and memory read from end to end. */
+#include <immintrin.h>
+#include <string.h>
+
+#include "bench.h"
+
+enum { rounds = 200000, chains = 24 };
+
+#define PEAK(name, features, type, zero, step)                                           \
+  __attribute__((target(features))) static void name(void *context, int32_t part, int32_t parts) { \
+    (void)part, (void)parts;                                                              \
+    type sum[chains], a = zero, b = zero;                                                 \
+    for (int i = 0; i < chains; i++) sum[i] = zero;                                       \
+    __asm__ volatile("" : "+v"(a), "+v"(b));                                              \
+    for (int r = 0; r < rounds; r++) {                                                    \
+      _Pragma("unroll") for (int i = 0; i < chains; i++) sum[i] = step;                   \
+      __asm__ volatile("" : "+v"(a), "+v"(b));                                            \
+    }                                                                                     \
+    type total = sum[0];                                                                  \
+    for (int i = 1; i < chains; i++) total = ADD(total, sum[i]);                          \
+    memcpy((char *)context + 64 * part, &total, sizeof total < 64 ? sizeof total : 64);   \
+  }
+
+#define AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma"
+#define ADD _mm512_add_ps
+PEAK(bf16, AVX512, __m512, _mm512_setzero_ps(), _mm512_dpbf16_ps(sum[i], (__m512bh)a, (__m512bh)b))
+PEAK(f32, AVX512, __m512, _mm512_setzero_ps(), _mm512_fmadd_ps(a, b, sum[i]))
+#undef ADD
+#define ADD _mm512_add_epi32
+PEAK(int8, AVX512, __m512i, _mm512_setzero_si512(), _mm512_dpbusd_epi32(sum[i], a, b))
+#undef ADD
+#define ADD _mm256_add_ps
+#undef PEAK_CHAINS
+__attribute__((target("avx2,fma"))) static void f32_avx2(void *context, int32_t part, int32_t parts) {
+  (void)parts;
+  __m256 sum[12], a = _mm256_setzero_ps(), b = a;
+  for (int i = 0; i < 12; i++) sum[i] = a;
+  __asm__ volatile("" : "+x"(a), "+x"(b));
+  for (int r = 0; r < rounds; r++) {
+#pragma unroll
+    for (int i = 0; i < 12; i++) sum[i] = _mm256_fmadd_ps(a, b, sum[i]);
+    __asm__ volatile("" : "+x"(a), "+x"(b));
+  }
+  __m256 total = sum[0];
+  for (int i = 1; i < 12; i++) total = _mm256_add_ps(total, sum[i]);
+  memcpy((char *)context + 64 * part, &total, sizeof total);
+}
+
+static const size_t stream_bytes = (size_t)256 << 20;
+static const char *stream;
+
+__attribute__((target(AVX512))) static void read_stream(void *context, int32_t part, int32_t parts) {
+  const size_t share = stream_bytes / (size_t)parts;
+  const char *p = stream + share * (size_t)part;
+  __m512i sum[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
+  for (size_t i = 0; i < share; i += 256) {
+    for (int v = 0; v < 4; v++) sum[v] = _mm512_xor_si512(sum[v], _mm512_loadu_si512(p + i + 64 * (size_t)v));
+  }
+  sum[0] = _mm512_xor_si512(_mm512_xor_si512(sum[0], sum[1]), _mm512_xor_si512(sum[2], sum[3]));
+  memcpy((char *)context + 64 * part, &sum[0], 64);
+}
+
+static bench_job *current;
+static void run(void *context) { bench_parallel(bench_threads(), current, context); }
+
+bench_peaks bench_measure_peaks(void) {
+  void *sink = bench_memory(64 * 64);
+  stream = bench_memory(stream_bytes);
+  const double threads = bench_threads(), steps = threads * rounds;
+  bench_peaks p;
+  current = bf16, p.bf16 = steps * chains * 64 / bench_best(0.2, run, sink);
+  current = f32, p.f32 = steps * chains * 32 / bench_best(0.2, run, sink);
+  current = int8, p.int8 = steps * chains * 128 / bench_best(0.2, run, sink);
+  current = f32_avx2, p.f32_avx2 = steps * 12 * 16 / bench_best(0.2, run, sink);
+  current = read_stream, p.bandwidth = (double)stream_bytes / bench_best(0.4, run, sink);
+  return p;
+}
