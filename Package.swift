@@ -56,7 +56,7 @@ let package = Package(
         room("PEFTSwift", ["CPEFTSwift", "StaticRuntime", "Kernels", "Generation", "Training", "Adapters", "Models", "Quantization", "Checkpoints", "Tokenizers", "Autograd", "Tensors", "Platform"]),
 
         test("PlatformTests", ["Platform"]),
-        test("KernelsTests", ["Kernels"]),
+        test("KernelsTests", ["Kernels"], exclude: ["Fixtures"]),
         test("TensorsTests", ["Tensors", "Kernels", "Platform"]),
         test("AutogradTests", ["Autograd", "Tensors", "Kernels", "Platform"]),
         test("QuantizationTests", ["Quantization", "Tensors", "Kernels", "Platform"]),

@@ -1,0 +1,59 @@
+import Kernels
+import Testing
+
+/// Products of up to eight rows, which stream the weights (decoding text).
+@Suite struct FewRowProductTests {
+    @Test("every format, one to eight rows, f32 and int8 activations", arguments: weightFormats, [PK_COMPUTE_F32, PK_COMPUTE_BF16, PK_COMPUTE_INT8])
+    func rows(_ type: Int32, _ compute: Int32) {
+        let block = Int(format(type).block_values)
+        for m in 1...8 {
+            for (turn, (n, blocks)) in [(1, 1), (7, 2), (30, 3), (5, 5), (12, 9)].enumerated() {
+                var p = Product(m, n, block == 1 ? 37 * blocks + turn : block * blocks, seed: UInt64(m * 10 + turn))
+                (p.compute, p.types.w) = (compute, type)
+                p.types.x = (m + turn) % 2 == 0 ? PK_F32 : PK_BF16
+                p.types.y = turn % 2 == 0 ? PK_F32 : PK_BF16
+                p.hasBias = turn == 2
+                p.accumulates = turn >= 3
+                p.alpha = turn == 1 ? 2.5 : 1
+                p.gap = turn == 4 ? 5 : 0
+                p.check()
+            }
+        }
+    }
+
+    @Test("a row's result does not depend on how many rows go with it", arguments: [PK_COMPUTE_F32, PK_COMPUTE_INT8], [PK_F32, PK_BF16, PK_Q4_1, PK_Q8_0, PK_Q4_K, PK_Q6_K])
+    func rowsAreIndependent(_ compute: Int32, _ type: Int32) {
+        for level in levels {
+            var many = Product(8, 30, 512, seed: 3)
+            (many.compute, many.types.w) = (compute, type)
+            let all = many.run(level: level, parts: 1).values
+            for count in 1...7 {
+                var fewer = Product(rowsOf: many, count: count)
+                (fewer.compute, fewer.types.w) = (compute, type)
+                #expect(fewer.run(level: level, parts: 1).values == Array(all[0..<count * 30]), "level \(level), \(count) rows of \(name(type))")
+            }
+        }
+    }
+
+    @Test("a NaN or an infinity among the activations is not lost in int8", arguments: [PK_Q4_0, PK_Q4_1, PK_Q5_0, PK_Q5_1, PK_Q8_0, PK_Q4_K, PK_Q6_K])
+    func badActivations(_ type: Int32) {
+        for level in levels {
+            for bad in [Float.nan, .infinity] {
+                var p = Product(1, 4, 256, seed: 5).replacing(x: 70, by: bad)
+                (p.compute, p.types.w) = (PK_COMPUTE_INT8, type)
+                #expect(p.run(level: level, parts: 1).values.allSatisfy { !$0.isFinite }, "level \(level), \(name(type))")
+            }
+        }
+    }
+}
+
+extension Product {
+    func replacing(x index: Int, by value: Float) -> Product { Product(self, x: index, value) }
+
+    private init(_ other: Product, x index: Int, _ value: Float) {
+        (m, n, k) = (other.m, other.n, other.k)
+        var x = other.xValues
+        x[index] = value
+        (xValues, wValues, yValues, bias) = (x, other.wValues, other.yValues, other.bias)
+    }
+}

@@ -1,0 +1,115 @@
+import Kernels
+import Testing
+
+/// The three products of a linear layer, for every weight format, at every level.
+@Suite struct ProductTests {
+    static let computes = [PK_COMPUTE_F32, PK_COMPUTE_BF16]
+
+    /// Takes turns through types and options, so that all meet without a run for each combination.
+    private func vary(_ product: Product, _ turn: Int) -> Product {
+        var p = product
+        p.types.x = turn % 2 == 0 ? PK_F32 : PK_BF16
+        p.types.y = turn / 2 % 2 == 0 ? PK_F32 : PK_BF16
+        p.alpha = turn % 3 == 0 ? 1 : -0.7
+        p.hasBias = turn % 3 == 1
+        p.accumulates = turn / 3 % 2 == 1
+        p.gap = turn % 5 == 2 ? 3 : 0
+        return p
+    }
+
+    @Test("sizes of all sorts with plain weights", arguments: [PK_NT, PK_NN, PK_TN], computes)
+    func oddSizes(_ mode: Int32, _ compute: Int32) {
+        let sizes = [
+            (1, 1, 1), (1, 17, 5), (3, 1, 40), (2, 49, 33), (5, 47, 64), (6, 16, 7), (8, 48, 2), (9, 97, 31), (16, 96, 128), (13, 5, 300), (50, 50, 50), (70, 8, 129),
+            (8, 70, 65), (65, 64, 8), (33, 100, 1), (300, 3, 17),
+        ]
+        for (turn, (m, n, k)) in sizes.enumerated() {
+            for (index, type) in (mode == PK_TN ? [PK_F32, PK_BF16] : plainFormats).enumerated() {
+                var p = vary(Product(m, n, k, seed: UInt64(turn + 1)), turn + index)
+                (p.mode, p.compute, p.types.w) = (mode, compute, type)
+                p.check()
+            }
+        }
+    }
+
+    @Test("every format forwards", arguments: weightFormats, computes)
+    func forward(_ type: Int32, _ compute: Int32) {
+        let block = Int(format(type).block_values)
+        for (turn, (m, n, blocks)) in [(9, 3, 1), (11, 50, 3), (20, 16, 2), (37, 97, 1), (130, 20, 2)].enumerated() {
+            var p = vary(Product(m, n, block == 1 ? 30 * blocks + turn : block * blocks, seed: UInt64(turn + 40)), turn)
+            (p.compute, p.types.w) = (compute, type)
+            p.check()
+        }
+    }
+
+    @Test("every format backwards", arguments: weightFormats, computes)
+    func inputGradient(_ type: Int32, _ compute: Int32) {
+        let block = Int(format(type).block_values)
+        for (turn, (m, blocks, k)) in [(1, 1, 7), (3, 3, 33), (9, 1, 64), (20, 2, 19), (70, 5, 4), (130, 1, 48)].enumerated() {
+            var p = vary(Product(m, block == 1 ? 30 * blocks + turn : block * blocks, k, seed: UInt64(turn + 80)), turn)
+            (p.mode, p.compute, p.types.w) = (PK_NN, compute, type)
+            p.check()
+        }
+    }
+
+    @Test("a layer's own sizes", arguments: computes)
+    func layers(_ compute: Int32) {
+        for (turn, (mode, type, m, n, k)) in [
+            (PK_NT, PK_Q4_1, 64, 192, 576), (PK_NN, PK_Q4_1, 64, 576, 192), (PK_NT, PK_F32, 120, 8, 576), (PK_NT, PK_F32, 120, 576, 8), (PK_TN, PK_F32, 576, 8, 120),
+            (PK_TN, PK_BF16, 8, 576, 120), (PK_NN, PK_F32, 120, 8, 576), (PK_NN, PK_F32, 120, 576, 8), (PK_NT, PK_Q8_0, 40, 96, 2048), (PK_NN, PK_Q8_0, 40, 96, 5000),
+            (PK_NN, PK_BF16, 30, 100, 9001), (PK_NT, PK_F16, 30, 100, 9001), (PK_TN, PK_F32, 30, 100, 9001),
+        ].enumerated() {
+            var p = vary(Product(m, n, k, seed: UInt64(turn + 120)), turn + 1)
+            (p.mode, p.compute, p.types.w) = (mode, compute, type)
+            p.check(levels: k > 2048 || m * n * k > 4_000_000 ? levels.filter { $0 > PK_LEVEL_PORTABLE } : levels)
+        }
+    }
+
+    @Test("a product of nothing is zero plus what is added", arguments: [PK_NT, PK_NN, PK_TN], computes)
+    func empty(_ mode: Int32, _ compute: Int32) {
+        for (m, n) in [(3, 5), (9, 50)] {
+            var p = Product(m, n, 0)
+            (p.mode, p.compute, p.hasBias, p.accumulates) = (mode, compute, true, true)
+            p.check()
+        }
+        for level in levels {
+            #expect(Product(0, 5, 7).run(level: level, parts: 2).bytes.isEmpty)
+            #expect(Product(5, 0, 7).run(level: level, parts: 2).bytes.isEmpty)
+        }
+    }
+
+    @Test("a row's result does not depend on the rows beside it", arguments: [PK_NT, PK_NN], computes)
+    func rowsAreIndependent(_ mode: Int32, _ compute: Int32) {
+        for level in levels {
+            let (n, k) = (50, 64)
+            var many = Product(40, n, k, seed: 9)
+            (many.mode, many.compute) = (mode, compute)
+            let all = many.run(level: level, parts: 1).values
+            var fewer = Product(rowsOf: many, count: 13)
+            (fewer.mode, fewer.compute) = (mode, compute)
+            #expect(fewer.run(level: level, parts: 1).values == Array(all[0..<13 * n]))
+        }
+    }
+
+    @Test("the number of parts stays between one and the threads")
+    func usefulParts() {
+        var op = pk_matmul()
+        (op.m, op.n, op.k) = (1, 10, 10)
+        #expect(pk_matmul_parts(&op, 8) == 1)
+        (op.m, op.n, op.k) = (512, 576, 576)
+        #expect(pk_matmul_parts(&op, 8) == 8)
+        (op.m, op.n, op.k) = (1, 576, 576)
+        #expect((1...8).contains(pk_matmul_parts(&op, 8)))
+    }
+}
+
+extension Product {
+    /// The first rows of another product's X.
+    init(rowsOf other: Product, count: Int) {
+        (m, n, k) = (count, other.n, other.k)
+        xValues = Array(other.xValues[0..<count * other.k])
+        wValues = other.wValues
+        yValues = Array(other.yValues[0..<count * other.n])
+        bias = other.bias
+    }
+}
