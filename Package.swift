@@ -63,7 +63,7 @@ let package = Package(
         test("CheckpointsTests", ["Checkpoints", "Tensors", "Platform"], exclude: ["Fixtures"]),
         test("TokenizersTests", ["Tokenizers", "Platform"]),
         test("ModelsTests", ["Models", "Autograd", "Tensors", "Checkpoints", "Platform"]),
-        test("AdaptersTests", ["Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Platform"]),
+        test("AdaptersTests", ["Adapters", "Models", "Autograd", "Tensors", "Quantization", "Checkpoints", "Platform"]),
         test("TrainingTests", ["Training", "Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Tokenizers", "Platform"]),
         test("GenerationTests", ["Generation", "Adapters", "Models", "Autograd", "Tensors", "Tokenizers", "Platform"]),
     ]

@@ -1,5 +1,6 @@
 import Autograd
 import Platform
+import Quantization
 import Tensors
 
 @testable import Adapters

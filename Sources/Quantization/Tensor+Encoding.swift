@@ -1,0 +1,40 @@
+internal import Kernels
+package import Platform
+package import Tensors
+
+extension Tensor {
+    /// A copy in any weight format, from any weight format: the inverse of `converted(to:)`, which decodes. Quantised rows
+    /// are encoded as ggml's reference does, each on its own; what is quantised already is decoded first.
+    /// - Throws: `.format` when a row is not a whole number of blocks, `.unsupported` for a type that is no weight format.
+    package func encoded(as dtype: DType, _ engine: Engine, _ category: MemoryCategory = .weights) throws(PEFTError) -> Tensor {
+        guard dtype.isQuantized else { return try converted(to: dtype, engine, category) }
+        let result = try Tensor(engine, shape, dtype, category)
+        try forEachBand(engine) { (band, start) throws(PEFTError) in
+            try band.encodeRows(into: try result.rows(start..<start + band.rows), engine)
+        }
+        return result
+    }
+
+    /// Decodes at most about a million values at a time and hands them over as f32.
+    func forEachBand(_ engine: Engine, _ body: (_ band: Tensor, _ firstRow: Int) throws(PEFTError) -> Void) throws(PEFTError) {
+        let height = max(1, (1 << 20) / max(columns, 1))
+        for start in stride(from: 0, to: rows, by: height) {
+            let band = try rows(start..<min(start + height, rows))
+            try body(dtype == .f32 ? band : try band.converted(to: .f32, engine, .scratch), start)
+        }
+    }
+
+    /// Encodes f32 rows; rows are divided over the threads, since a row's blocks depend on nothing else.
+    private func encodeRows(into result: Tensor, _ engine: Engine) throws(PEFTError) {
+        let (source, rows) = (self, rows)
+        guard dtype == .f32, let format = unsafe pk_format_of(result.dtype.rawValue), let encode = unsafe format.pointee.encode else {
+            throw PEFTError(.unsupported, "encoding \(dtype.name) as \(result.dtype.name)")
+        }
+        engine.parallel(engine.shares(count)) { part, parts in
+            for row in rows * Int(part) / Int(parts)..<rows * (Int(part) + 1) / Int(parts) {
+                let values = unsafe source.pointer.assumingMemoryBound(to: Float.self) + row * source.columns
+                unsafe encode(values, result.pointer + row * result.rowBytes, source.columns)
+            }
+        }
+    }
+}
