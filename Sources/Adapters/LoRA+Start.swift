@@ -1,6 +1,7 @@
 internal import Autograd
 internal import Models
 internal import Platform
+internal import Quantization
 internal import Tensors
 
 /// How the factors of a linear layer begin (`init_lora_weights`).

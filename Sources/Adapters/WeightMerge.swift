@@ -1,6 +1,7 @@
 internal import Autograd
 internal import Models
 internal import Platform
+internal import Quantization
 internal import Tensors
 
 /// New weights for all layers that adapters are folded into; nothing of the model is changed while they are made.
