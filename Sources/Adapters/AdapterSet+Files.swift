@@ -29,7 +29,7 @@ extension AdapterSet {
         let adapter: Adapter
         do throws(PEFTError) {
             adapter = try Adapter(configuration, model, isNew: false)
-        } catch where error.kind == .argument {
+        } catch where error.kind == .notFound {
             throw PEFTError(.mismatch, "the adapter does not fit this base model (it was made for '\(madeFor(configuration))'): \(error.message)")
         }
         let named = AdapterKeys.known(files.tensors.all.map { ($0.name, $0.tensor) }, of: adapter)

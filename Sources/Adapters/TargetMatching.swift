@@ -47,8 +47,8 @@ struct TargetMatching {
     private let modules: ModuleNames
 
     /// Finds the targets of `configuration`, and writes those that it decided on (defaults, "all-linear") back.
-    /// - Throws: `.argument` for settings that cannot go together and when nothing matches; `.unsupported` when a group of
-    ///   layers is targeted.
+    /// - Throws: `.argument` for settings that cannot go together; `.notFound` when nothing matches; `.unsupported` when a
+    ///   group of layers is targeted.
     static func targets(_ configuration: inout AdapterConfiguration, _ model: Model) throws(PEFTError) -> [any Layer] {
         let modules = ModuleNames(model)
         try checkTogether(configuration.values)
@@ -177,7 +177,7 @@ struct TargetMatching {
 
     private func nothingFound(_ values: JSONObject, _ excluded: Int, _ other: Int) -> PEFTError {
         let targets = values["target_modules"]?.text() ?? ""
-        if excluded > 0, other == 0 { return PEFTError(.argument, "all modules are excluded: look at target_modules, exclude_modules and modules_to_save") }
+        if excluded > 0, other == 0 { return PEFTError(.notFound, "all modules are excluded: look at target_modules, exclude_modules and modules_to_save") }
         var message = excluded > 0 ? "no module is left to adapt: target_modules \(targets) matches only what exclude_modules or modules_to_save take out, or nothing"
             : "target_modules \(targets) is not found in the base model"
         for key in ["layers_to_transform", "layers_pattern"] {
@@ -185,7 +185,7 @@ struct TargetMatching {
         }
         let names = modules.all.filter { modules.layer($0) != nil }.map { $0.split(separator: ".").last.map(String.init) ?? $0 }
         var seen: Set<String> = []
-        return PEFTError(.argument, "\(message); its layers are named \(names.filter { seen.insert($0).inserted }.prefix(16).joined(separator: ", "))")
+        return PEFTError(.notFound, "\(message); its layers are named \(names.filter { seen.insert($0).inserted }.prefix(16).joined(separator: ", "))")
     }
 
     // MARK: Condensing

@@ -64,7 +64,7 @@ final class TokenRows: AdapterModule {
         }
         return try object.pairs.map { (name, list) throws(PEFTError) in
             guard let layer = matrices.first(where: { $0.name.hasSuffix(name) }) else {
-                throw PEFTError(.argument, "trainable_token_indices: the model has no embedding '\(name)'")
+                throw PEFTError(.notFound, "trainable_token_indices: the model has no embedding '\(name)'")
             }
             return (layer, list)
         }

@@ -128,3 +128,13 @@ func lora(_ changes: JSONObject = [:]) -> JSONObject {
 }
 
 func names(_ list: String...) -> JSONValue { .array(list.map { .string($0) }) }
+
+/// What `body` throws; nil when it does not.
+func failure(_ body: () throws -> Void) -> PEFTError? {
+    do { try body() } catch { return error as? PEFTError }
+    return nil
+}
+
+extension PEFTError {
+    func says(_ word: String) -> Bool { message.contains(word) }
+}
