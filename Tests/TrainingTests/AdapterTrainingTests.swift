@@ -29,8 +29,11 @@ import Testing
         var settings = test["train"]!.objectValue!
         let steps = settings["steps"]!.intValue!
         if settings["max_steps"] == nil { settings["max_steps"] = .integer(Int64(steps)) }
+        // What the kit leaves out is a bare optimizer's: constant rate, no clipping.
+        if settings["lr_scheduler"] == nil { settings["lr_scheduler"] = .string("constant") }
+        if settings["max_grad_norm"] == nil { settings["max_grad_norm"] = .null }
         for key in ["steps", "record", "microbatches", "train_mode"] { settings[key] = nil }
-        let options = try TrainerOptions(.object(settings))
+        let options = try TrainerOptions(.object(settings)) { _ in }
         let trainer = try Trainer(model, try Trainee(set), options)
         var losses: [Float] = []
         for step in 1...steps {
