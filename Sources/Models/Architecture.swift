@@ -4,12 +4,18 @@ package import Platform
 package protocol Architecture: Network {
     /// `model_type` in config.json.
     static var modelTypes: [String] { get }
+    /// The name that a tensor of a file has in the module tree.
+    static func moduleName(_ name: String) -> String
     init(_ configuration: ModelConfiguration, _ build: LayerBuilder) throws(PEFTError)
+}
+
+extension Architecture {
+    package static func moduleName(_ name: String) -> String { name }
 }
 
 /// The architectures there are: a new one is a new file and a line here.
 package enum Architectures {
-    package static let all: [any Architecture.Type] = [Llama.self, GPT2.self, BERT.self, DistilBERT.self, MultilayerPerceptron.self]
+    package static let all: [any Architecture.Type] = [Llama.self, GPT2.self, BERT.self, DistilBERT.self, ViT.self, MultilayerPerceptron.self, ConvolutionalNetwork.self]
 
     package static var modelTypes: [String] { all.flatMap { $0.modelTypes } }
 

@@ -53,6 +53,13 @@ package final class ForwardContext {
     }
 }
 
+extension ForwardContext {
+    /// The same pass over `length` tokens a sample, whose positions are not asked for (patches of pictures).
+    func tokens(_ length: Int) -> ForwardContext {
+        ForwardContext(tape: tape, routing: routing, batch: batch, length: length, positions: positions, recomputesBlocks: recomputesBlocks)
+    }
+}
+
 // MARK: Which adapters apply to which rows
 
 extension ForwardContext {

@@ -1,3 +1,4 @@
+package import Autograd
 internal import Checkpoints
 package import Platform
 package import Tensors
@@ -53,8 +54,24 @@ package final class LayerBuilder {
         return add(LayerNorm(name: name, index: layers.count, weight: weight, bias: bias, epsilon: Float(epsilon)))
     }
 
-    /// A tensor that is no layer's, read as it is.
-    package func optionalTensor(_ name: String) -> Tensor? { source.optionalTensor(named: name) }
+    /// A convolution over as many dimensions as `geometry` has; plain weights only.
+    package func convolution(_ name: String, _ inputs: Int, _ outputs: Int, _ geometry: PatchGeometry, groups: Int = 1, bias: Bias = .none) throws(PEFTError) -> Convolution {
+        guard inputs % groups == 0, outputs % groups == 0 else { throw PEFTError(.format, "'\(name)': \(inputs) and \(outputs) channels do not divide into \(groups) groups") }
+        let weight = try matrix(name + ".weight", [outputs, inputs / groups] + geometry.kernel)
+        let hasBias = bias == .required || bias == .optional && source.contains(name + ".bias")
+        let vector = hasBias ? try vector(name + ".bias", outputs) : nil
+        return add(try Convolution(name: name, index: layers.count, weight: weight, bias: vector, geometry: geometry, groups: groups))
+    }
+
+    /// Parameters of a module that are in no layer, f32.
+    package func bare(_ name: String, kind: String, _ tensors: [(name: String, shape: [Int])]) throws(PEFTError) -> BareTensors {
+        var found: [(name: String, tensor: Tensor)] = []
+        for (tensor, shape) in tensors {
+            let stored = try matrix("\(name).\(tensor)", shape)
+            found.append((tensor, stored.dtype == .f32 ? stored : try stored.converted(to: .f32, engine, .weights)))
+        }
+        return add(BareTensors(name: name, index: layers.count, kind: kind, tensors: found))
+    }
 
     /// Tensors that need not be read (buffers that older checkpoints hold).
     package func ignore(where isIgnored: (String) -> Bool) { source.ignore(where: isIgnored) }

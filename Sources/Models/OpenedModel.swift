@@ -68,6 +68,7 @@ extension OpenedModel {
         _ configuration: ModelConfiguration, _ tensors: TensorSource, _ engine: Engine, _ compute: ComputeChoice
     ) throws(PEFTError) -> Model {
         let architecture = try Architectures.named(configuration.modelType, origin: configuration.origin)
+        let tensors = try TensorSource(origin: tensors.origin, tensors.all.map { NamedTensor(architecture.moduleName($0.name), $0.tensor) })
         let builder = LayerBuilder(tensors, engine)
         let network: any Network
         do throws(PEFTError) {

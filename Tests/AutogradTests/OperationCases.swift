@@ -157,6 +157,14 @@ extension OperationCase {
         OperationCase(name: "concatenateRows", inputs: [([2, 3], .activation), ([1, 3], .activation)]) { tape, x in
             try tape.concatenateRows([x[0], x[1], x[0]])
         },
+        OperationCase(name: "patches of pictures", inputs: [([2, 3, 4, 5], .activation)]) { tape, x in
+            try tape.patches(
+                x[0], batch: 2, channels: 3, size: [4, 5], layout: .channelsFirst,
+                PatchGeometry(kernel: [3, 2], stride: [2, 1], padding: [1, 0], dilation: [1, 2]))
+        },
+        OperationCase(name: "patches of rows", inputs: [([7, 2], .activation)]) { tape, x in
+            try tape.patches(x[0], batch: 1, channels: 2, size: [7], layout: .channelsLast, PatchGeometry(kernel: [3], stride: [1], padding: [1], dilation: [2]))
+        },
         OperationCase(name: "gatherRows", inputs: [([4, 3], .activation)]) { tape, x in try tape.gatherRows(x[0], [3, 1, 3, 3, 0]) },
         OperationCase(name: "meanRows", inputs: [([6, 3], .activation)]) { tape, x in try tape.meanRows(x[0], [0..<2, 3..<6]) },
         OperationCase(name: "splitColumns", inputs: [([3, 6], .activation)]) { tape, x in

@@ -205,6 +205,22 @@ void pk_scatter_add_rows(int32_t level, int32_t act, const void *dy, const int32
 /* In-place softmax of rows of f32. */
 void pk_softmax_rows(int32_t level, float *x, int64_t rows, int64_t n, int64_t ld, int32_t part, int32_t parts);
 
+/* ---- unfold.c: convolutions as products ---- */
+
+/* The patches of pictures [batch, channels, in…]; 3 dimensions, unused ones first with size 1. */
+typedef struct pk_patches {
+  int32_t act;
+  int64_t batch, channels;
+  int64_t in[3], out[3], kernel[3], stride[3], padding[3], dilation[3];
+  /* Elements from one sample, channel, position to the next: channels first or last. */
+  int64_t batch_stride, channel_stride, position_stride;
+} pk_patches;
+
+/* rows[batch·positions, channels·taps] = what each output position sees; zeros outside. */
+void pk_unfold(const pk_patches *patches, const void *picture, void *rows, int32_t part, int32_t parts);
+/* The derivative: picture (+)= the sum of everything that saw it; divided over channels. */
+void pk_fold(const pk_patches *patches, const void *rows, void *picture, int32_t accumulate, int32_t part, int32_t parts);
+
 /* ---- loss.c ---- */
 
 /* Softmax cross-entropy of a chunk of logits (f32, rows × n, ld): row_loss[r] = logsumexp − logit[label], 0 where label == ignore (-100);
