@@ -61,7 +61,7 @@ WARNINGS := -std=c99 -Wall -Wextra -Wpedantic -Werror
 .PHONY: examples
 examples: $(EXAMPLES) ## Build the C programs of examples-c/ into build/
 build/%: examples-c/%.c include/peftswift.h $(LIBRARY)
-	$(CC) $(WARNINGS) $(CFLAGS) -Iinclude $< -o $@ -Lbuild -lpeftswift -Wl,-rpath,'$$ORIGIN'
+	$(CC) $(WARNINGS) $(CFLAGS) -Iinclude $< -o $@ -Lbuild -lpeftswift -lm -Wl,-rpath,'$$ORIGIN'
 
 # ---------------------------------------------------------------------------------------------------- inputs, demos
 
