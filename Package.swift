@@ -64,7 +64,7 @@ let package = Package(
         test("TokenizersTests", ["Tokenizers", "Platform"]),
         test("ModelsTests", ["Models", "Autograd", "Tensors", "Checkpoints", "Platform"]),
         test("AdaptersTests", ["Adapters", "Models", "Autograd", "Tensors", "Quantization", "Checkpoints", "Platform"]),
-        test("TrainingTests", ["Training", "Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Tokenizers", "Platform"]),
+        test("TrainingTests", ["Training", "Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Tokenizers", "Platform"], exclude: ["Fixtures"]),
         test("GenerationTests", ["Generation", "Adapters", "Models", "Autograd", "Tensors", "Tokenizers", "Platform"]),
     ]
 )

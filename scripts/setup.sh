@@ -1,9 +1,18 @@
 #!/bin/bash
-# Installs what building, testing and the demos need and this machine lacks. --check: only says so, and fails.
+# Installs what building and the demos need and this machine lacks. --tests: also what the tests need.
+# --check: installs nothing, but fails when something that building needs is missing.
 set -euo pipefail
 
-packages=(gcc g++ make pkg-config libopenblas-dev libhdf5-dev libpcre2-dev libutf8proc-dev libjansson-dev python3 python3-venv)
-[ "${1-}" = --check ] && packages=(gcc pkg-config libhdf5-dev libpcre2-dev libutf8proc-dev libjansson-dev)
+# Swift links against the C and C++ libraries of the newest GCC that is installed.
+building=(gcc g++ make libhdf5-dev libpcre2-dev libutf8proc-dev libjansson-dev)
+# OpenBLAS is opened when a decomposition is first asked for; nothing is linked against it.
+running=(libopenblas-dev python3 python3-venv)
+testing=(pkg-config cmake)
+packages=("${building[@]}" "${running[@]}")
+case "${1-}" in
+  --check) packages=("${building[@]}") ;;
+  --tests) packages+=("${testing[@]}") ;;
+esac
 
 say() { echo "setup: $*" >&2; }
 

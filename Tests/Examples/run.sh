@@ -1,0 +1,50 @@
+#!/bin/bash
+# Runs the programs of examples-c/ on a tiny model (the golden kit's Llama with a tokenizer of single characters): what it
+# says is nonsense, that it says it is the test. Ends with "N passed, N failed".
+set -u
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+bases=${BASES:-$root/Tests/Golden/data/bases}
+work=$(mktemp -d)
+trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
+passed=0 failed=0
+cp -r "$bases/llama" "$work/model" && chmod -R u+w "$work/model" && cp "$root"/Tests/CInterface/Fixtures/tokenizer*.json "$work/model/" || exit 1
+cd "$work" || exit 1
+
+# check WHAT STATUS PATTERN COMMAND…: the exit status, and something the output must say.
+check() {
+    local what=$1 status=$2 pattern=$3 output got
+    shift 3
+    output=$(timeout 120 "$@" 2>&1 < "${input:-/dev/null}")
+    got=$?
+    if ((got == status)) && grep -qE -- "$pattern" <<< "$output"; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        echo "FAIL $what: exit status $got (expected $status), expected to see: $pattern"
+        tail -20 <<< "$output" | sed 's/^/    /'
+    fi
+}
+build=$root/build
+
+check "minimal --version" 0 '^1\.0\.0$' "$build/minimal" --version
+check "minimal goes on with a text" 0 '.' "$build/minimal" model "Once upon a time"
+check "minimal says what is missing" 1 "not found: .*nowhere" "$build/minimal" nowhere "Once"
+
+for i in 1 2 3 4 5 6 7 8; do echo '{"messages": [{"role": "user", "content": "Hi '$i'"}, {"role": "assistant", "content": "Yes, what?"}]}'; done > data.jsonl
+check "finetune" 0 "saved to learned" "$build/finetune" --model model --data data.jsonl --heldout data.jsonl --out learned --epochs 2 --rank 2 --lr 1e-2
+check "finetune's folder" 0 '"peft_type": "LORA"' cat learned/adapter_config.json
+check "finetune by steps, packed, little memory" 0 "step 3/3" "$build/finetune" --model model --data data.jsonl --out short --steps 3 --packing --length 64 --memory 100
+check "finetune without room says how much" 1 "memory: " "$build/finetune" --model model --data data.jsonl --out never --memory 1
+check "finetune with a bad line names it" 1 "line 1" "$build/finetune" --model model --data /dev/stdin --out never
+check "finetune explains itself" 2 "usage: finetune" "$build/finetune" --model model --out never
+check "finetune names what it does not know" 2 "finetune: --rnak" "$build/finetune" --rnak 3
+
+printf 'Hi 1\n/base\nHi 2\n/adapter short\nHi 3\n/adapter nobody\n/new\nHi 4\n/quit\n' > lines.txt
+input=lines.txt check "chat switches adapters while it runs" 0 "There is no adapter \"nobody\". There are: learned short" \
+    "$build/chat" --model model --adapter learned=learned --adapter short=short --tokens 12
+printf 'Hi 1\n' > questions.txt
+check "chat --compare" 0 "learned: Yes, what" "$build/chat" --model model --adapter learned=learned --tokens 12 --compare questions.txt
+check "chat with an adapter that is not there" 1 "nowhere" "$build/chat" --model model --adapter a=nowhere
+echo "$passed passed, $failed failed"
+((failed == 0))
