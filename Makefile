@@ -32,25 +32,31 @@ setup: ## Install what is missing on this machine (apt)
 	@scripts/setup.sh
 
 # The Swift runtime is linked in: the shared one takes over seven of the host's signals when it is loaded.
-# Only peft_* is exported (packaging/peftswift.map), code without a user is dropped, relative relocations are packed
-# (glibc 2.36), the library stays mapped after dlclose (Swift cannot be unloaded), and the tables of Unicode character
-# names stay out (Sources/StaticRuntime).
-SWIFT_FLAGS := -Xswiftc -static-stdlib -Xswiftc -use-ld=lld
-LINK_FLAGS  := -soname=$(SONAME) --version-script=$(CURDIR)/packaging/peftswift.map --gc-sections --icf=safe \
-               -znodelete -zpack-relative-relocs --wrap=_swift_stdlib_getScalarName
-LIBRARY_BUILD := swift build -c release --product peftswift --scratch-path .build-library $(SWIFT_FLAGS) $(addprefix -Xlinker ,$(LINK_FLAGS))
+# Only peft_* is exported (packaging/peftswift.map), and the library stays mapped after dlclose (Swift cannot be unloaded).
+# Small: code without a user is dropped, relative relocations are packed (needs glibc 2.36), and of the runtime the names
+# of Unicode's characters (Sources/StaticRuntime) and the unwinding tables stay out: nothing in it throws or catches.
+RUNTIME := .build-library/runtime/libswiftCore.a
+LINK    := -soname=$(SONAME) --version-script=$(CURDIR)/packaging/peftswift.map --gc-sections --icf=safe -znodelete \
+           -zpack-relative-relocs --wrap=_swift_stdlib_getScalarName --remap-inputs=*/libswiftCore.a=$(CURDIR)/$(RUNTIME)
+LIBRARY_BUILD := swift build -c release --product peftswift --scratch-path .build-library \
+                 -Xswiftc -static-stdlib -Xswiftc -use-ld=lld $(addprefix -Xlinker ,$(LINK))
 LIBRARY_SOURCES := Package.swift Makefile packaging/peftswift.map $(shell find Sources include -type f)
 
 .PHONY: library
 library: $(LIBRARY) ## Build the release library: build/libpeftswift.so.1
-$(LIBRARY): $(LIBRARY_SOURCES)
-	@scripts/setup.sh --check
+$(LIBRARY): $(LIBRARY_SOURCES) | $(RUNTIME)
 	$(LIBRARY_BUILD)
 	@mkdir -p build
 	strip --strip-unneeded -o $@.new .build-library/release/libpeftswift.so
 	@mv $@.new $@
 	@ln -sf $(SONAME) build/libpeftswift.so
 	@ls -l $@ | awk '{ printf "%s: %.2f MB\n", $$NF, $$5 / 1e6 }'
+
+$(RUNTIME):
+	@scripts/setup.sh --check
+	@mkdir -p $(@D)
+	@static=$$(swiftc -static-stdlib -print-target-info | sed -n 's/.*"runtimeResourcePath": "\(.*\)".*/\1/p'); \
+	  "$${static%/lib/swift_static}/bin/llvm-objcopy" --remove-section=.eh_frame --remove-section=.llvm_addrsig "$$static/linux/libswiftCore.a" $@
 
 # ---------------------------------------------------------------------------------------------------- examples
 
