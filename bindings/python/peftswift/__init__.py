@@ -4,10 +4,8 @@
 >>> model = get_peft_model(Model.from_pretrained("model.gguf"), LoraConfig(r=8, target_modules="all-linear"))
 """
 
-import json as _json
-
-from ._library import (Cancelled, Context, ContextFullError, PeftError, PeftIOError, PeftLookupError, PeftMemoryError, PeftValueError, Tensors, call_text,
-                       lib)
+from ._library import (Cancelled, Context, ContextFullError, PeftError, PeftIOError, PeftLookupError, PeftMemoryError, PeftValueError, Tensors,
+                       decoded_json, lib)
 from .config import LoraConfig, PeftConfig, TaskType
 from .model import Model, Output
 from .peft_model import PeftModel, get_peft_model
@@ -20,7 +18,7 @@ __version__ = lib.peft_version().decode()
 
 def features():
     """What this build and this machine can do."""
-    return _json.loads(call_text("peft_features"))
+    return decoded_json("peft_features")
 
 
 __all__ = ["Cancelled", "Context", "ContextFullError", "Dataset", "LoraConfig", "Model", "Output", "PeftConfig", "PeftError", "PeftIOError", "PeftLookupError",

@@ -5,6 +5,10 @@ Everything here mirrors ``peftswift.h``; nothing is computed. ctypes releases th
 
 import ctypes as c
 import ctypes.util
+import enum
+import json
+import logging
+import operator
 import os
 import weakref
 from pathlib import Path
@@ -244,26 +248,90 @@ def call_ids(name, *arguments):
 
 
 def encoded(text):
-    return None if text is None else os.fspath(text).encode() if isinstance(text, os.PathLike) else text.encode()
+    """A name as char *. C would end it at a NUL, so there must be none."""
+    if not isinstance(text, str):
+        raise TypeError(f"{text!r} is {type(text).__name__}; a string is expected")
+    if "\0" in text:
+        raise ValueError(f"{text!r} contains a NUL character")
+    return text.encode()
+
+
+def encoded_path(path):
+    """A path as char *."""
+    data = os.fsencode(path)
+    if b"\0" in data:
+        raise ValueError(f"the path {path!r} contains a NUL character")
+    return data
+
+
+def encoded_json(value):
+    """Options and configurations as JSON text; sets, enumerations and numpy's numbers are what they look like."""
+
+    def plain(item):
+        if isinstance(item, (set, frozenset)):
+            return sorted(item)
+        if isinstance(item, enum.Enum):
+            return item.value
+        if hasattr(item, "tolist"):
+            return item.tolist()
+        raise TypeError(f"{item!r} ({type(item).__name__}) has no place in an option")
+
+    return json.dumps(value, default=plain).encode()
+
+
+def decoded_json(name, *arguments):
+    """A function with the two-call text form whose text is JSON."""
+    return json.loads(call_text(name, *arguments))
 
 
 def c_names(names):
-    """A list of strings as char **, with its length."""
-    return (c.c_char_p * max(len(names), 1))(*[n.encode() for n in names]), len(names)
+    """One name or a list of them as char **, with its length."""
+    names = [names] if isinstance(names, str) else list(names)
+    return (c.c_char_p * max(len(names), 1))(*map(encoded, names)), len(names)
 
 
-def c_floats(values):
-    return None if values is None else (F32 * max(len(values), 1))(*values)
+def c_floats(values, count):
+    """Weights that go with ``count`` names as float *."""
+    if values is None:
+        return None
+    if len(values) != count:
+        raise ValueError(f"{len(values)} weights for {count} names")
+    return (F32 * max(count, 1))(*values)
+
+
+def c_ids(ids):
+    """Token ids as int32_t *, with their number. ctypes would cut larger numbers off."""
+    array = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids))
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ValueError(f"token ids are one row of integers, not {array.dtype} of shape {array.shape}")
+    limits = np.iinfo(np.int32)
+    if array.size and (array.min() < limits.min or array.max() > limits.max):
+        raise ValueError(f"token ids {array.min()} … {array.max()} are not all 32-bit numbers")
+    return (I32 * max(array.size, 1))(*array.tolist()), array.size
+
+
+def c_number(value, what, lowest, highest):
+    """An integer that fits its C parameter."""
+    number = operator.index(value)
+    if not lowest <= number <= highest:
+        raise ValueError(f"{what} is {number}; {lowest} … {highest} are possible")
+    return number
 
 
 class Handle:
-    """Owns a C handle; freed with the Python object."""
+    """Owns a C handle; freed with the Python object, at the end of a ``with`` block, or by ``close()``."""
 
     kind = None
 
     def __init__(self, pointer):
         self._as_parameter_ = c.c_void_p(pointer)
         self.close = weakref.finalize(self, getattr(lib, f"peft_{self.kind}_free"), pointer)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
     @classmethod
     def make(cls, function, *arguments):
@@ -272,13 +340,13 @@ class Handle:
         return None if code == DONE else cls(pointer.value)
 
 
-_TO_C = {"float32": 0, "float16": 1, "int8": 24, "int16": 25, "int32": 26, "int64": 27, "float64": 28, "uint8": 1000, "bool": 1001}
-_FROM_C = {value: np.dtype(key) for key, value in _TO_C.items()}
-BF16 = 30
+_TO_C = {"float32": 0, "float16": 1, "int8": 24, "int16": 25, "int32": 26, "int64": 27, "float64": 28, "bfloat16": 30, "uint8": 1000, "bool": 1001}
+_FROM_C = {value: np.dtype(key) for key, value in _TO_C.items() if key != "bfloat16"}
+BF16 = _TO_C["bfloat16"]
 
 
 class Tensors(Handle):
-    """Named arrays. ``get`` gives views of the library's memory: no copy; they keep it alive."""
+    """Named arrays. ``get`` gives read-only views of the library's memory: no copy; they keep it alive."""
 
     kind = "tensors"
 
@@ -290,51 +358,75 @@ class Tensors(Handle):
         return tensors
 
     def set(self, name, array):
-        array = np.ascontiguousarray(array)
-        if array.dtype.name not in _TO_C:
-            raise TypeError(f"{name} is {array.dtype}; {', '.join(_TO_C)} are accepted")
+        """Copies an array (or what numpy makes one of: lists, torch tensors) in."""
+        array = np.asarray(array, order="C")
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        if array.dtype.name not in _TO_C:  # (bfloat16 is the type of ml_dtypes)
+            raise TypeError(f"{name} is an array of {array.dtype}; {', '.join(_TO_C)} are accepted")
         shape = (I64 * max(array.ndim, 1))(*array.shape)
-        call("peft_tensors_set", self, name.encode(), _TO_C[array.dtype.name], array.ndim, shape, array.ctypes.data_as(c.c_void_p))
+        call("peft_tensors_set", self, encoded(name), _TO_C[array.dtype.name], array.ndim, shape, array.ctypes.data_as(c.c_void_p))
 
     def names(self):
         return [lib.peft_tensors_name(self, i).decode() for i in range(lib.peft_tensors_count(self))]
 
     def get(self, name):
+        """bf16, which numpy does not have, is widened to f32 (a copy); blocks of quantised weights come as their bytes."""
         view = ArrayView(struct_size=c.sizeof(ArrayView))
-        call("peft_tensors_get", c.byref(view), self, name.encode())
+        call("peft_tensors_get", c.byref(view), self, encoded(name))
         shape = tuple(view.shape[: view.rank])
+        if view.size == 0:
+            return np.empty(shape, _FROM_C.get(view.type, np.float32))
         buffer = (c.c_char * view.size).from_address(view.data)
         buffer._owner = self
         if view.type == BF16:
             return (np.frombuffer(buffer, np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(shape)
-        if view.type not in _FROM_C:
-            return np.frombuffer(buffer, np.uint8)
-        return np.frombuffer(buffer, _FROM_C[view.type]).reshape(shape)
+        array = np.frombuffer(buffer, _FROM_C.get(view.type, np.dtype(np.uint8)))
+        array.flags.writeable = False  # It may lie in a mapped file or be shared.
+        return array.reshape(shape) if view.type in _FROM_C else array
 
     def arrays(self):
         return {name: self.get(name) for name in self.names()}
 
 
+LEVELS = ["auto", "portable", "avx2", "avx512", "avx512_bf16"]
+
+# The C context outlives the Context while a model or tokenizer needs it, so what it logs to is never taken back.
+_logs = {}
+
+
+@LOG
+def _write_log(key, severity, message):
+    text = message.decode(errors="replace")
+    if key in _logs:
+        _logs[key]("warning" if severity == 1 else "info", text)
+    else:
+        logging.getLogger("peftswift").log(logging.WARNING if severity == 1 else logging.INFO, text)
+
+
 class Context(Handle):
-    """Threads, memory budget and log of everything that is opened with it."""
+    """Threads, memory budget and log of everything that is opened with it.
+
+    threads: 0 is one per processor. memory_budget: bytes, 0 is no limit. level: a lower instruction set than the processor's best.
+    log: ``log(severity, text)`` instead of Python's logger "peftswift".
+    """
 
     kind = "context"
 
     def __init__(self, threads=0, memory_budget=0, level="auto", log=None):
-        levels = ["auto", "portable", "avx2", "avx512", "avx512_bf16"]
-        if level not in levels:
-            raise ValueError(f"level is {level!r}; {', '.join(levels)} are accepted")
-        self._log = LOG(lambda _, severity, message: log("warning" if severity == 1 else "info", message.decode(errors="replace"))) if log else LOG()
-        options = ContextOptions(struct_size=c.sizeof(ContextOptions), threads=threads, memory_budget=memory_budget, level=levels.index(level), log=self._log)
+        if level not in LEVELS:
+            raise ValueError(f"level is {level!r}; {', '.join(LEVELS)} are accepted")
+        options = ContextOptions(struct_size=c.sizeof(ContextOptions), threads=c_number(threads, "threads", 0, 256), level=LEVELS.index(level), log=_write_log,
+                                 memory_budget=c_number(memory_budget, "memory_budget (bytes)", 0, 2**63 - 1))
+        if log is not None:
+            options.user_data = len(_logs) + 1
+            _logs[options.user_data] = log
         pointer = c.c_void_p()
         call("peft_context_create", c.byref(pointer), c.byref(options))
         super().__init__(pointer.value)
 
     def memory(self):
         """Bytes in use, by category (peft_context_memory)."""
-        import json
-
-        return json.loads(call_text("peft_context_memory", self))
+        return decoded_json("peft_context_memory", self)
 
     def trim(self):
         """Gives kept blocks back to the machine and starts the peak anew."""

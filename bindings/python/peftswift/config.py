@@ -1,12 +1,16 @@
 """Adapter configurations under PEFT's names. The library checks them; these classes only carry them."""
 
+import enum
 import json
-from dataclasses import dataclass, field, fields
+import warnings
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Optional, Union
 
+from ._library import encoded_json
 
-class TaskType:
+
+class TaskType(str, enum.Enum):
     SEQ_CLS = "SEQ_CLS"
     SEQ_2_SEQ_LM = "SEQ_2_SEQ_LM"
     CAUSAL_LM = "CAUSAL_LM"
@@ -27,22 +31,36 @@ class PeftConfig:
     peft_type = None
 
     def to_dict(self):
-        return {"peft_type": self.peft_type, **{f.name: getattr(self, f.name) for f in fields(self)}}
+        """The keys of adapter_config.json with plain values."""
+        return json.loads(encoded_json({"peft_type": self.peft_type, **asdict(self)}))
 
     @staticmethod
-    def from_pretrained(path):
-        """Reads the adapter_config.json of a folder."""
-        data = json.loads((Path(path) / "adapter_config.json").read_text())
+    def from_dict(data):
+        """The configuration class of the method that ``peft_type`` names; keys that it does not have are named in a warning."""
+        data = dict(data)
         kind = data.pop("peft_type", None)
         if kind not in _CONFIGS:
             raise ValueError(f"peft_type is {kind!r}; this version has {', '.join(_CONFIGS)}")
         known = {f.name for f in fields(_CONFIGS[kind])}
+        left = sorted(set(data) - known - {"peft_version", "auto_mapping"})
+        if left:
+            warnings.warn(f"{_CONFIGS[kind].__name__} has no {', '.join(left)}: ignored", stacklevel=2)
         return _CONFIGS[kind](**{k: v for k, v in data.items() if k in known})
+
+    @staticmethod
+    def from_pretrained(path):
+        """Reads the adapter_config.json of a folder."""
+        return PeftConfig.from_dict(json.loads((Path(path) / "adapter_config.json").read_text(encoding="utf-8")))
+
+    def save_pretrained(self, path):
+        """Writes adapter_config.json into a folder."""
+        Path(path).mkdir(parents=True, exist_ok=True)
+        (Path(path) / "adapter_config.json").write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True), encoding="utf-8")
 
 
 @dataclass
 class LoraConfig(PeftConfig):
-    """LoRA (Hu et al. 2021) and its variants; meanings and defaults are PEFT's."""
+    """LoRA (Hu et al. 2021, arXiv:2106.09685) and its variants; meanings and defaults are PEFT's."""
 
     r: int = 8
     target_modules: Optional[Union[list, str]] = None
@@ -58,10 +76,25 @@ class LoraConfig(PeftConfig):
     layers_pattern: Optional[Union[list, str]] = None
     rank_pattern: dict = field(default_factory=dict)
     alpha_pattern: dict = field(default_factory=dict)
+    megatron_config: Optional[dict] = None
+    megatron_core: Optional[str] = "megatron.core"
     trainable_token_indices: Optional[Union[list, dict]] = None
+    loftq_config: dict = field(default_factory=dict)
+    eva_config: Optional[dict] = None
+    corda_config: Optional[dict] = None
+    lora_ga_config: Optional[dict] = None
     use_dora: bool = False
+    velora_config: Optional[dict] = None
+    alora_invocation_tokens: Optional[list] = None
+    use_qalora: bool = False
+    qalora_group_size: int = 16
+    monteclora_config: Optional[dict] = None
     layer_replication: Optional[list] = None
     lora_bias: bool = False
+    target_parameters: Optional[list] = None
+    use_bdlora: Optional[dict] = None
+    arrow_config: Optional[dict] = None
+    kasa_config: Optional[dict] = None
     ensure_weight_tying: bool = False
 
     peft_type = "LORA"

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ._library import F64, Context, Handle, ModelOptions, Tensors, c_floats, c_names, call, call_text, encoded, lib
+from ._library import (F64, Context, Handle, ModelOptions, Tensors, c_floats, c_names, call, decoded_json, encoded, encoded_json, encoded_path, lib)
+from .config import PeftConfig
 from .session import Session
 from .tokenizer import Tokenizer
 from .trainer import Trainer
@@ -45,8 +46,8 @@ class Model(Handle):
         options = ModelOptions()
         lib.peft_model_options_init(c.byref(options))
         options.compute = _COMPUTE[str(dtype)]
-        options.options_json = json.dumps({"quantization": quantization}).encode() if quantization else None
-        model = cls.make("peft_model_open", context, encoded(str(path)), c.byref(options))
+        options.options_json = encoded_json({"quantization": quantization}) if quantization else None
+        model = cls.make("peft_model_open", context, encoded_path(path), c.byref(options))
         model.context, model.path, model._training = context, str(path), False
         return model
 
@@ -54,7 +55,7 @@ class Model(Handle):
 
     def describe(self):
         """Architecture, configuration, layers, formats (peft_model_describe)."""
-        return json.loads(call_text("peft_model_describe", self))
+        return decoded_json("peft_model_describe", self)
 
     @property
     def config(self):
@@ -70,11 +71,11 @@ class Model(Handle):
 
     def get_parameter(self, name):
         """One base parameter."""
-        return Tensors.make("peft_model_state", self, name.encode()).get(name)
+        return Tensors.make("peft_model_state", self, encoded(name)).get(name)
 
     def export(self, folder, dtype=None):
         """Writes a Hugging Face folder of the model as it is now, merged adapters included."""
-        call("peft_model_export", self, encoded(str(folder)), json.dumps({"dtype": dtype} if dtype else {}).encode())
+        call("peft_model_export", self, encoded_path(folder), encoded_json({"dtype": dtype} if dtype else {}))
 
     # ---- running
 
@@ -99,7 +100,7 @@ class Model(Handle):
             options["adapter_names"] = list(adapter_names)
         if output_hidden_states:
             options["outputs"] = ["logits", "last_hidden_state"]
-        out = Tensors.make("peft_model_forward", self, self._tensors(inputs), json.dumps(options).encode()).arrays()
+        out = Tensors.make("peft_model_forward", self, self._tensors(inputs), encoded_json(options)).arrays()
         if "loss" in out:
             out["loss"] = float(out["loss"].reshape(-1)[0])
         return Output(**out)
@@ -148,27 +149,27 @@ class Model(Handle):
         """A fresh adapter from a configuration (a dict with PEFT's keys, or a LoraConfig …)."""
         if calibration is not None:
             raise ValueError("calibrated initialisations (EVA, CorDA, LoRA-GA) are not in this version")
-        config = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-        call("peft_adapter_add", self, adapter_name.encode(), json.dumps(config).encode(), json.dumps({"seed": seed}).encode())
+        config = config.to_dict() if isinstance(config, PeftConfig) else dict(config)
+        call("peft_adapter_add", self, encoded(adapter_name), encoded_json(config), encoded_json({"seed": seed}))
 
     def load_adapter(self, path, adapter_name="default", is_trainable=False):
         """A PEFT folder (or an .h5 file of this library)."""
-        call("peft_adapter_load", self, adapter_name.encode(), encoded(str(path)), int(is_trainable))
+        call("peft_adapter_load", self, encoded(adapter_name), encoded_path(path), int(is_trainable))
 
     def save_pretrained(self, path, adapter_name="default"):
         """Writes a PEFT folder that HF PEFT opens (or one .h5 file)."""
-        call("peft_adapter_save", self, adapter_name.encode(), encoded(str(path)))
+        call("peft_adapter_save", self, encoded(adapter_name), encoded_path(path))
 
     def delete_adapter(self, adapter_name):
-        call("peft_adapter_remove", self, adapter_name.encode())
+        call("peft_adapter_remove", self, encoded(adapter_name))
 
     def rename_adapter(self, adapter_name, new_name):
-        call("peft_adapter_rename", self, adapter_name.encode(), new_name.encode())
+        call("peft_adapter_rename", self, encoded(adapter_name), encoded(new_name))
 
     def set_adapter(self, adapter_name, weights=None):
         """One name or a list: which adapters act, in this order."""
-        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
-        call("peft_adapter_set_active", self, c_names(names)[0], c_floats(weights), len(names))
+        names, count = c_names(adapter_name)
+        call("peft_adapter_set_active", self, names, c_floats(weights, count), count)
 
     def disable_adapter_layers(self):
         call("peft_adapter_set_enabled", self, 0)
@@ -177,25 +178,25 @@ class Model(Handle):
         call("peft_adapter_set_enabled", self, 1)
 
     def set_scale(self, adapter_name, factor):
-        call("peft_adapter_set_scale", self, adapter_name.encode(), factor)
+        call("peft_adapter_set_scale", self, encoded(adapter_name), factor)
 
     def set_requires_grad(self, adapter_name, requires_grad=True):
-        call("peft_adapter_set_trainable", self, adapter_name.encode(), int(requires_grad))
+        call("peft_adapter_set_trainable", self, encoded(adapter_name), int(requires_grad))
 
     def adapter_status(self):
         """Which adapters there are, which act, where (peft_adapter_status)."""
-        return json.loads(call_text("peft_adapter_status", self))
+        return decoded_json("peft_adapter_status", self)
 
     def adapter_config(self, adapter_name="default"):
         """The configuration as adapter_config.json holds it."""
-        return json.loads(call_text("peft_adapter_config", self, adapter_name.encode()))
+        return decoded_json("peft_adapter_config", self, encoded(adapter_name))
 
     def adapter_state_dict(self, adapter_name="default"):
         """What would be saved, by saved key."""
-        return Tensors.make("peft_adapter_state", self, adapter_name.encode()).arrays()
+        return Tensors.make("peft_adapter_state", self, encoded(adapter_name)).arrays()
 
     def load_adapter_state_dict(self, adapter_name, state):
-        call("peft_adapter_set_state", self, adapter_name.encode(), self._tensors(state))
+        call("peft_adapter_set_state", self, encoded(adapter_name), self._tensors(state))
 
     def trainable_parameters(self):
         """The trainable parameters of the active adapters, by saved key."""
@@ -203,10 +204,10 @@ class Model(Handle):
 
     def merge_adapter(self, adapter_names=None, safe_merge=False):
         """Folds adapters into the base weights; returns the report (what survived re-quantising)."""
-        names, count = c_names(list(adapter_names or []))
+        names, count = c_names(adapter_names or [])
         room = c.create_string_buffer(1 << 20)
         needed = c.c_size_t()
-        call("peft_model_merge", room, len(room), c.byref(needed), self, names, count, json.dumps({"safe": bool(safe_merge)}).encode())
+        call("peft_model_merge", room, len(room), c.byref(needed), self, names, count, encoded_json({"safe": bool(safe_merge)}))
         return json.loads(room.value) if room.value else None
 
     def unmerge_adapter(self):

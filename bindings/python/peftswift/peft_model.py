@@ -12,7 +12,7 @@ class PeftModel(Model):
 
     def __init__(self, base):
         # The handle stays the base's own to free.
-        self._as_parameter_ = base._as_parameter_
+        self._as_parameter_, self.close = base._as_parameter_, base.close
         self.base_model, self.context, self.path, self._training = base, base.context, base.path, base._training
 
     @classmethod
@@ -27,11 +27,18 @@ class PeftModel(Model):
     def active_adapters(self):
         return [a["name"] for a in self.adapter_status()["active"]]
 
-    active_adapter = active_adapters
+    @property
+    def active_adapter(self):
+        """The name of the active adapter; a list where several are."""
+        names = self.active_adapters
+        return names[0] if len(names) == 1 else names
 
     @property
     def peft_config(self):
-        return {name: self.adapter_config(name) for name in self.adapter_status()["adapters"]}
+        return {name: PeftConfig.from_dict(self.adapter_config(name)) for name in self.adapter_status()["adapters"]}
+
+    def get_base_model(self):
+        return self.base_model
 
     def get_nb_trainable_parameters(self):
         status = self.adapter_status()
@@ -51,11 +58,20 @@ class PeftModel(Model):
 
     def save_pretrained(self, path, selected_adapters=None):
         """``default`` goes into the folder itself, every other adapter into a folder of its own inside, as PEFT does."""
-        for name in selected_adapters or self.adapter_status()["adapters"]:
+        names = list(self.adapter_status()["adapters"])
+        for name in selected_adapters or names:
+            if name not in names:
+                raise ValueError(f"there is no adapter {name!r}; there are {', '.join(names) or 'none'}")
             super().save_pretrained(path if name == "default" else Path(path) / name, name)
 
     def merge_and_unload(self):
-        super().merge_and_unload()
+        """The base model with the active adapters in its weights and without adapters."""
+        return self.base_model.merge_and_unload()
+
+    def unload(self):
+        """The base model as it was, without adapters."""
+        for name in self.adapter_status()["adapters"]:
+            self.delete_adapter(name)
         return self.base_model
 
 

@@ -1,9 +1,9 @@
 """Conversations: a KV cache, a sampler, a choice of adapters."""
 
 import ctypes as c
-import json
 
-from ._library import DONE, I32, TEXT_CALLBACK, Cancelled, Handle, Tensors, c_floats, c_names, call, call_ids, call_text
+from ._library import (DONE, I32, TEXT_CALLBACK, Cancelled, Handle, Tensors, c_floats, c_ids, c_names, c_number, call, call_ids, decoded_json,
+                       encoded_json)
 
 
 class Session(Handle):
@@ -13,7 +13,7 @@ class Session(Handle):
 
     @classmethod
     def create(cls, model, **options):
-        session = cls.make("peft_session_create", model, json.dumps(options).encode())
+        session = cls.make("peft_session_create", model, encoded_json(options))
         session.model = model
         return session
 
@@ -23,13 +23,12 @@ class Session(Handle):
             data = text_or_ids.encode("utf-8", errors="surrogatepass")
             call("peft_session_append_text", self, data, len(data), int(add_special_tokens))
         else:
-            ids = [int(i) for i in text_or_ids]
-            call("peft_session_append", self, (I32 * max(len(ids), 1))(*ids), len(ids))
+            call("peft_session_append", self, *c_ids(text_or_ids))
         return self
 
     def append_chat(self, messages):
         """Reads a conversation up to the start of the assistant's next turn; what is known already is not read again."""
-        call("peft_session_append_chat", self, json.dumps(messages).encode())
+        call("peft_session_append_chat", self, encoded_json(messages))
         return self
 
     def _next(self):
@@ -69,7 +68,7 @@ class Session(Handle):
                 return 1
 
         try:
-            call("peft_session_generate", self, max_new_tokens, TEXT_CALLBACK(receive), None)
+            call("peft_session_generate", self, c_number(max_new_tokens, "max_new_tokens", 0, 2**63 - 1), TEXT_CALLBACK(receive), None)
         except Cancelled:
             if failure:
                 raise failure[0] from None
@@ -81,14 +80,14 @@ class Session(Handle):
 
     def set_adapters(self, names, weights=None):
         """Adapters for this session alone; an empty list is the base model."""
-        names = [names] if isinstance(names, str) else list(names)
-        call("peft_session_set_adapters", self, c_names(names)[0], c_floats(weights), len(names))
+        names, count = c_names(names)
+        call("peft_session_set_adapters", self, names, c_floats(weights, count), count)
 
     def configure(self, **options):
-        call("peft_session_configure", self, json.dumps(options).encode())
+        call("peft_session_configure", self, encoded_json(options))
 
     def rewind(self, keep):
-        call("peft_session_rewind", self, keep)
+        call("peft_session_rewind", self, c_number(keep, "keep", 0, 2**63 - 1))
 
     def fork(self):
         """A copy that goes its own way from here."""
@@ -104,7 +103,7 @@ class Session(Handle):
         return call_ids("peft_session_tokens", self)
 
     def describe(self):
-        return json.loads(call_text("peft_session_describe", self))
+        return decoded_json("peft_session_describe", self)
 
     def cancel(self):
         """From any thread: ends the running call."""

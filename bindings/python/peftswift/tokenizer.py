@@ -1,8 +1,6 @@
 """Text to token ids and back."""
 
-import json
-
-from ._library import I32, Context, Handle, call_ids, call_text, encoded
+from ._library import Context, Handle, c_ids, call_ids, call_text, decoded_json, encoded_json, encoded_path
 
 
 class Tokenizer(Handle):
@@ -12,10 +10,10 @@ class Tokenizer(Handle):
 
     @classmethod
     def from_pretrained(cls, path, context=None):
-        return cls.make("peft_tokenizer_open", context or Context(threads=1), encoded(str(path)))
+        return cls.make("peft_tokenizer_open", context or Context(threads=1), encoded_path(path))
 
     def _describe(self):
-        return json.loads(call_text("peft_tokenizer_describe", self))
+        return decoded_json("peft_tokenizer_describe", self)
 
     def __getattr__(self, name):
         """vocabulary_size, bos_token_id, eos_token_id, eos_token_ids, pad_token_id, unk_token_id"""
@@ -34,15 +32,14 @@ class Tokenizer(Handle):
 
     def decode(self, ids, skip_special_tokens=False):
         """The text of token ids."""
-        ids = [int(i) for i in ids]
-        return call_text("peft_tokenizer_decode", self, (I32 * max(len(ids), 1))(*ids), len(ids), int(skip_special_tokens))
+        return call_text("peft_tokenizer_decode", self, *c_ids(ids), int(skip_special_tokens))
 
     def apply_chat_template(self, messages, add_generation_prompt=False, tokenize=False, chat_template=None, **variables):
         """The model's chat template (or ``chat_template``) applied to ``[{"role", "content"}, …]``; ids with ``tokenize=True``."""
         options = {"add_generation_prompt": add_generation_prompt, **variables}
         if chat_template is not None:
             options["chat_template"] = chat_template
-        text = call_text("peft_tokenizer_chat", self, json.dumps(messages).encode(), json.dumps(options).encode())
+        text = call_text("peft_tokenizer_chat", self, encoded_json(messages), encoded_json(options))
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
 

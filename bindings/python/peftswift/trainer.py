@@ -3,7 +3,7 @@
 import ctypes as c
 import json
 
-from ._library import (DONE, F64, TRAINING_CALLBACK, Cancelled, Handle, Step, Tensors, call, call_text, encoded)
+from ._library import (DONE, F64, TRAINING_CALLBACK, Cancelled, Handle, Step, Tensors, c_number, call, decoded_json, encoded_json, encoded_path)
 
 
 class Dataset(Handle):
@@ -14,12 +14,12 @@ class Dataset(Handle):
     @classmethod
     def open(cls, tokenizer, path, **options):
         """Options: peft_dataset_open (max_length, batch_size, packing, shuffle, seed, loss_on, holdout, split …)."""
-        return cls.make("peft_dataset_open", tokenizer, encoded(str(path)), json.dumps(options).encode())
+        return cls.make("peft_dataset_open", tokenizer, encoded_path(path), encoded_json(options))
 
     @classmethod
     def from_text(cls, tokenizer, text, **options):
         data = text.encode()
-        return cls.make("peft_dataset_open_memory", tokenizer, data, len(data), json.dumps(options).encode())
+        return cls.make("peft_dataset_open_memory", tokenizer, data, len(data), encoded_json(options))
 
     @classmethod
     def from_messages(cls, tokenizer, conversations, **options):
@@ -27,7 +27,7 @@ class Dataset(Handle):
         return cls.from_text(tokenizer, "".join(json.dumps({"messages": m}) + "\n" for m in conversations), format="jsonl", **options)
 
     def describe(self):
-        return json.loads(call_text("peft_dataset_describe", self))
+        return decoded_json("peft_dataset_describe", self)
 
     def __iter__(self):
         """One epoch of batches ({name: array})."""
@@ -47,7 +47,7 @@ class Trainer(Handle):
         # As a bare torch optimizer: nothing happens to gradients and rates unless it is asked for. (The C interface's own
         # defaults are those of transformers' Trainer: clipping at 1, a linear schedule.)
         options = {"max_grad_norm": None, "lr_scheduler": "constant", **options}
-        trainer = cls.make("peft_trainer_create", model, json.dumps(options).encode())
+        trainer = cls.make("peft_trainer_create", model, encoded_json(options))
         trainer.model, trainer.last_step = model, None
         return trainer
 
@@ -98,14 +98,14 @@ class Trainer(Handle):
 
     def plan(self, batch=1, length=512):
         """Bytes one step takes, by category, before any is taken."""
-        return json.loads(call_text("peft_trainer_plan", self, batch, length))
+        return decoded_json("peft_trainer_plan", self, c_number(batch, "batch", 1, 2**31), c_number(length, "length", 1, 2**31))
 
     def save(self, path, dataset=None):
         """Everything a later process needs to go on, in one HDF5 file."""
-        call("peft_trainer_save", self, dataset, encoded(str(path)))
+        call("peft_trainer_save", self, dataset, encoded_path(path))
 
     def resume(self, path, dataset=None):
-        call("peft_trainer_resume", self, dataset, encoded(str(path)))
+        call("peft_trainer_resume", self, dataset, encoded_path(path))
 
     def cancel(self):
         """From any thread: ends the running call after the present step."""
