@@ -1,0 +1,183 @@
+"""Conversations: pull and push, stop, sampling, adapters, forks, full contexts, cancelling."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from conftest import LORA, stir
+from peftswift import ContextFullError, PeftError
+
+
+def greedy(model, ids, count):
+    """Without a cache, by forward passes."""
+    ids = list(ids)
+    for _ in range(count):
+        ids.append(int(model(input_ids=np.array([ids])).logits[0, -1].argmax()))
+    return ids
+
+
+def test_generate_is_greedy_forward(model, ids):
+    out = model.generate(ids, max_new_tokens=10, eos_token_id=None)
+    assert out.shape == (2, 22) and out.dtype == np.int64
+    for row, start in zip(out, ids):
+        assert row.tolist() == greedy(model, start, 10)
+
+
+def test_cache_gives_the_same_logits(model, ids):
+    session = model.session(context_length=64)
+    for part in (ids[0][:5], ids[0][5:6], ids[0][6:]):
+        session.append(part)
+    expected = model(input_ids=ids[:1]).logits[0, -1]
+    assert np.abs(session.logits() - expected).max() < 2e-5 * np.abs(expected).max()
+    assert session.token_ids() == ids[0].tolist()
+
+
+def test_pull_and_push_agree(talking):
+    first, second, third = (talking.session(context_length=64, ignore_eos=True).append("hammer") for _ in range(3))
+    pieces = []
+    pushed = first.generate(20, on_text=pieces.append)
+    assert pushed == "".join(pieces) == "".join(second.stream(20)) == talking.tokenizer.decode(list(third.tokens(20)))
+    assert first.describe()["generated"] == 20
+
+
+def test_callback_stops_and_raises(talking):
+    session = talking.session(context_length=64, ignore_eos=True).append("a")
+    seen = []
+    session.generate(20, on_text=lambda piece: seen.append(piece) or len(seen) < 3)
+    assert len(seen) == 3
+
+    def fail(piece):
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        session.generate(20, on_text=fail)
+    assert isinstance(session.generate(2), str)
+
+
+def test_callback_may_not_reenter(talking):
+    session, codes = talking.session(context_length=64, ignore_eos=True).append("a"), []
+
+    def nested(piece):
+        try:
+            session.append("b")
+        except PeftError as error:
+            codes.append(error.code)
+
+    session.generate(3, on_text=nested)
+    assert codes == [-8] * 3
+
+
+def test_sampling(model, ids):
+    def sample(seed, **options):
+        return model.generate(ids[:1], max_new_tokens=12, do_sample=True, temperature=1.5, seed=seed, eos_token_id=None, **options).tolist()
+
+    assert sample(1) == sample(1) != sample(2)
+    assert sample(1, top_k=1) == model.generate(ids[:1], max_new_tokens=12, eos_token_id=None).tolist()
+    assert sample(1, top_p=1e-6) == sample(2, min_p=1.0)
+
+
+def test_end_tokens(model, ids):
+    free = model.generate(ids[:1], max_new_tokens=8, eos_token_id=None)[0, ids.shape[1]:].tolist()
+    stopped = model.generate(ids, max_new_tokens=8, eos_token_id=free[3])
+    first = stopped[0, ids.shape[1]:].tolist()
+    assert first[: free.index(free[3]) + 1] == free[: free.index(free[3]) + 1] and set(first[free.index(free[3]):]) == {free[3]}
+
+
+def test_stop_strings(talking):
+    text = talking.session(context_length=64, ignore_eos=True).append("iron").generate(24)
+    stop = text[5:7]
+    assert talking.session(context_length=64, ignore_eos=True, stop=[stop]).append("iron").generate(24) == text[: text.index(stop)]
+
+
+def test_adapters_of_its_own(talking):
+    talking.add_adapter("a", LORA), talking.add_adapter("b", LORA, seed=1)
+    stir(talking, "a"), stir(talking, "b", 1)
+    logits = {}
+    for name in ("a", "b"):
+        talking.set_adapter(name)
+        logits[name] = talking(input_ids=np.array([[40, 41, 42]])).logits[0, -1]
+    session = talking.session(context_length=32, adapters=["a"]).append([40, 41, 42])
+    assert np.allclose(session.logits(), logits["a"], atol=1e-4)
+    follower = talking.session(context_length=32).append([40, 41])
+    assert session.describe()["adapters"] and session.tokens(1)
+    other = talking.session(context_length=32)
+    other.set_adapters("b")
+    assert np.allclose(other.append([40, 41, 42]).logits(), logits["b"], atol=1e-4)
+    other.set_adapters([])
+    assert other.describe()["adapters"] == []
+    follower.append([42])
+    with pytest.raises(LookupError, match="ghost"):
+        other.set_adapters(["ghost"])
+
+
+def test_fork_and_rewind(model, ids):
+    session = model.session(context_length=64, ignore_eos=True).append(ids[0])
+    copy = session.fork()
+    first = list(session.tokens(6))
+    assert list(copy.tokens(6)) == first
+    session.rewind(len(ids[0]))
+    assert session.token_ids() == ids[0].tolist()
+    session.rewind(0)
+    assert session.append(ids[0]).token_ids() == ids[0].tolist() and list(session.tokens(6)) == first
+    with pytest.raises(PeftError):
+        session.rewind(1000)
+    with pytest.raises(ValueError):
+        session.rewind(-1)
+
+
+def test_full_context(model, ids):
+    session = model.session(context_length=16, ignore_eos=True).append(ids[0])
+    with pytest.raises(ContextFullError, match="16"):
+        session.append(ids[0])
+    assert session.token_ids() == ids[0].tolist(), "nothing was read"
+    with pytest.raises(ContextFullError):
+        list(session.tokens(10))
+    shifting = model.session(context_length=16, ignore_eos=True, on_full="shift", keep=2).append(ids[0])
+    assert len(list(shifting.tokens(30))) == 30 and len(shifting.token_ids()) <= 16
+    assert shifting.token_ids()[:2] == ids[0][:2].tolist()
+
+
+@pytest.mark.parametrize("bad", [[96], [-1], [2**31], [2**63], [0.5], ["a"], [[1]]])
+def test_ids_out_of_range(model, bad):
+    session = model.session(context_length=16)
+    with pytest.raises(ValueError):
+        session.append(bad)
+    assert session.token_ids() == []
+
+
+def test_nothing_read_yet(model):
+    session = model.session(context_length=16)
+    with pytest.raises(PeftError):
+        list(session.tokens(1))
+    with pytest.raises(PeftError):
+        session.logits()
+
+
+def test_chat(talking):
+    session = talking.session(context_length=60)
+    messages = [{"role": "user", "content": "hi"}]
+    answer = session.chat(messages, max_new_tokens=5)
+    assert isinstance(answer, str)
+    read = len(session.token_ids())
+    session.append_chat(messages + [{"role": "assistant", "content": answer}, {"role": "user", "content": "so"}])
+    assert len(session.token_ids()) > read
+    with pytest.raises(PeftError):
+        session.append_chat([{"role": "user"}])
+
+
+def test_cancel_from_a_thread(talking):
+    session = talking.session(context_length=60, ignore_eos=True, on_full="shift").append("a")
+    timer = threading.Timer(0.2, session.cancel)
+    timer.start()
+    text = session.generate(10**7)
+    timer.join()
+    assert len(text) < 10**7 and isinstance(session.generate(2), str)
+
+
+def test_configure(model, ids):
+    session = model.session(context_length=64, ignore_eos=True, temperature=5.0, seed=1).append(ids[0])
+    session.configure(temperature=0)
+    assert ids[0].tolist() + list(session.tokens(5)) == greedy(model, ids[0], 5)
+    with pytest.raises(PeftError, match="context_length"):
+        session.configure(context_length=8)
