@@ -74,6 +74,9 @@ struct GGUFModel {
         config["attention_bias"] = .bool(family == "llama" && gguf.tensors.contains("blk.0.attn_q.bias"))
         config["mlp_bias"] = .bool(gguf.tensors.contains("blk.0.ffn_up.bias"))
         if let window = gguf["\(family).attention.sliding_window"]?.intValue, window > 0 { throw slidingWindow(gguf, window) }
+        if let experts = gguf["\(family).expert_count"]?.intValue, experts > 0 {
+            throw PEFTError(.unsupported, "\(gguf.origin): \(family).expert_count is \(experts); this version has no mixtures of experts")
+        }
         config["rope_parameters"] = .object(try rotary(gguf, family, config))
         for (key, name) in [("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id"), ("padding_token_id", "pad_token_id")] {
             if let id = gguf["tokenizer.ggml.\(key)"]?.intValue { config[name] = .integer(Int64(id)) }

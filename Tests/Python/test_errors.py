@@ -16,7 +16,7 @@ from peftswift import Context, Model, PeftError, PeftValueError, Tokenizer
     ({**LORA, "r": "four"}, "r"),
     ({**LORA, "r": 10**30}, "r"),
     ({**LORA, "lora_dropout": 1.5}, "lora_dropout"),
-    ({**LORA, "lora_alpha": float("nan")}, ""),
+    ({**LORA, "lora_alpha": float("nan")}, "NaN|lora_alpha"),
     ({**LORA, "bias": "some"}, "bias"),
     ({**LORA, "target_modules": ["no_such_layer"]}, "no_such_layer"),
     ({**LORA, "target_modules": "([unclosed"}, "target_modules|pattern|regular"),
@@ -35,7 +35,7 @@ def test_configurations(model, ids, config, words):
 
 def test_names(model):
     model.add_adapter("default", LORA)
-    with pytest.raises(PeftValueError, match="default"):
+    with pytest.raises(PeftError, match="default"):
         model.add_adapter("default", LORA)
     with pytest.raises(PeftValueError, match="name"):
         model.add_adapter("", LORA)
@@ -52,7 +52,7 @@ def test_names(model):
     (dict(input_ids=np.array([[1, 96]])), "96"),
     (dict(input_ids=np.array([[1, -1]])), "-1"),
     (dict(input_ids=np.array([[1, 2**40]])), str(2**40)),
-    (dict(input_ids=np.zeros((1, 0), np.int64)), ""),
+    (dict(input_ids=np.zeros((1, 0), np.int64)), "empty|input_ids"),
     (dict(input_ids=np.zeros((2, 2, 2), np.int64)), "input_ids"),
     (dict(input_ids=np.ones((1, 4), np.float32)), "input_ids"),
     (dict(input_ids=np.ones((1, 4), np.int64), attention_mask=np.ones((1, 5), np.int64)), "attention_mask"),
@@ -99,7 +99,7 @@ def test_options_are_named(talking, talking_folder):
     talking.add_adapter("default", LORA)
     for bad in (dict(learning_rate=1), dict(lr=-1), dict(lr="fast"), dict(optimizer="adamax"), dict(betas=(0.9, 1.5)), dict(lr_scheduler="zigzag"),
                 dict(gradient_accumulation_steps=0), dict(max_grad_norm=-1.0), dict(lr=float("inf")), dict(adapter="ghost")):
-        with pytest.raises(PeftError, match=next(iter(bad)) + "|ghost"):
+        with pytest.raises(PeftError, match=next(iter(bad)) + "|ghost|Infinity"):
             talking.trainer(**bad)
     for bad in (dict(temperature=-1), dict(top_p=0), dict(top_p=2), dict(context_length=0), dict(context_length=10**9), dict(warmth=1), dict(on_full="burst"),
                 dict(stop=[1]), dict(top_k=-1), dict(repetition_penalty=0), dict(adapters=["ghost"])):

@@ -147,7 +147,7 @@ def test_rename_and_delete(trained, ids):
     trained.rename_adapter("default", "smith")
     assert PeftModel(trained).active_adapter == "smith" and np.array_equal(trained(input_ids=ids).logits, active)
     trained.add_adapter("other", LORA)
-    with pytest.raises(ValueError, match="other"):
+    with pytest.raises(peftswift.PeftError, match="other"):
         trained.rename_adapter("smith", "other")
     trained.delete_adapter("smith")
     assert list(trained.adapter_status()["adapters"]) == ["other"] and changed(trained, ids, active)

@@ -163,7 +163,7 @@ def test_chat(talking):
     session.append_chat(messages + [{"role": "assistant", "content": answer}, {"role": "user", "content": "so"}])
     assert len(session.token_ids()) > read
     with pytest.raises(PeftError):
-        session.append_chat([{"role": "user"}])
+        session.append_chat("not a conversation")
 
 
 def test_cancel_from_a_thread(talking):

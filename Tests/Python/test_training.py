@@ -214,9 +214,9 @@ def test_plan_is_what_happens(talking_folder):
     assert plan["total"] >= plan["activations"] > 0
     ids = np.ones((4, 48), np.int64)
     trainer.step(input_ids=ids, labels=ids)
-    context.trim()
-    trainer.step(input_ids=ids, labels=ids)
-    assert context.memory()["peak"] == pytest.approx(plan["total"], rel=0.05)
+    categories = context.memory()["categories"]
+    for name in ("adapters", "gradients", "optimizer", "activations", "scratch"):
+        assert categories[name]["peak"] == pytest.approx(plan[name], rel=0.03), name
     plans = [model.trainer(lr=1e-3, gradient_checkpointing=c).plan(batch=4, length=64)["activations"] for c in (False, True)]
     assert plans[1] < plans[0]
 
@@ -261,17 +261,17 @@ def test_files(talking, tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"prompt": f"p{i}", "completion": f"c{i}"}) for i in range(3)))
     (tmp_path / "a.csv").write_text('prompt,completion\np0,"c, with ""quotes"""\np1,c1\n')
     (tmp_path / "a.txt").write_text("plain words. " * 40)
-    assert Dataset.open(tokenizer, tmp_path / "a.jsonl", max_length=32).describe()["samples"] == 3
+    assert Dataset.open(tokenizer, tmp_path / "a.jsonl", max_length=32).describe()["records"] == 3
     rows = [b for b in Dataset.open(tokenizer, tmp_path / "a.csv", max_length=64, shuffle=False)]
     assert 'c, with "quotes"' in tokenizer.decode(rows[0]["input_ids"][0]) and len(rows) == 2
-    assert Dataset.open(tokenizer, tmp_path / "a.txt", max_length=64).describe()["samples"] >= 8
+    assert Dataset.open(tokenizer, tmp_path / "a.txt", max_length=64).describe()["records"] >= 1
     packed = next(iter(Dataset.open(tokenizer, tmp_path / "a.jsonl", max_length=64, packing=True, shuffle=False)))
     assert packed["input_ids"].shape[0] == 1 and "position_ids" in packed
 
 
 @pytest.mark.parametrize("text, options, words", [
-    ("", {}, "empty|no sample|nothing|no record"),
-    ("\n\n \n", {"format": "jsonl"}, "empty|no sample|nothing|no record"),
+    ("", {}, "no text|no record"),
+    ("\n\n \n", {"format": "jsonl"}, "no text|no record"),
     ('{"text": "fine"}\n{"text": broken\n', {"format": "jsonl"}, "line 2|2"),
     ('{"words": "no known key"}\n', {"format": "jsonl"}, "messages|text"),
     ('{"messages": []}\n', {"format": "jsonl"}, "messages|line 1"),
@@ -299,4 +299,4 @@ def test_data_wider_than_the_model_is_an_error(talking):
         talking.trainer(lr=1e-3).step(input_ids=np.full((1, 3), 200), labels=np.full((1, 3), 200))
     foreign = peftswift.Tokenizer.from_pretrained(str(__file__).rsplit("/", 2)[0] + "/Fixtures/Tokenizers/smollm.json")
     with pytest.raises(PeftError, match="96|vocabulary"):
-        talking.trainer(lr=1e-3).run(Dataset.from_text(foreign, "some words of another vocabulary " * 9), progress=False)
+        talking.trainer(lr=1e-3).run(Dataset.from_text(foreign, "some words of another vocabulary " * 9, max_length=32), progress=False)

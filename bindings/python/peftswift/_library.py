@@ -10,7 +10,10 @@ import json
 import logging
 import operator
 import os
+import signal
+import threading
 import weakref
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +248,30 @@ def call_ids(name, *arguments):
     ids = (I32 * max(needed.value, 1))()
     call(name, ids, len(ids), c.byref(needed), *arguments)
     return list(ids[: needed.value])
+
+
+@contextmanager
+def interruptible(cancel):
+    """Ctrl-C during a long call makes it end through ``cancel``; KeyboardInterrupt comes out of the ``with`` block.
+
+    (Left to Python it would be raised at the first instruction of a callback, where ctypes prints and forgets it.)
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    pressed = []
+
+    def note(*_):
+        pressed.append(True)
+        cancel()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if pressed:
+            raise KeyboardInterrupt from None
 
 
 def encoded(text):

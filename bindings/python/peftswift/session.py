@@ -3,7 +3,7 @@
 import ctypes as c
 
 from ._library import (DONE, I32, TEXT_CALLBACK, Cancelled, Handle, Tensors, c_floats, c_ids, c_names, c_number, call, call_ids, decoded_json,
-                       encoded_json)
+                       encoded_json, interruptible)
 
 
 class Session(Handle):
@@ -68,7 +68,8 @@ class Session(Handle):
                 return 1
 
         try:
-            call("peft_session_generate", self, c_number(max_new_tokens, "max_new_tokens", 0, 2**63 - 1), TEXT_CALLBACK(receive), None)
+            with interruptible(self.cancel):
+                call("peft_session_generate", self, c_number(max_new_tokens, "max_new_tokens", 0, 2**63 - 1), TEXT_CALLBACK(receive), None)
         except Cancelled:
             if failure:
                 raise failure[0] from None

@@ -3,7 +3,7 @@
 import ctypes as c
 import json
 
-from ._library import (DONE, F64, TRAINING_CALLBACK, Cancelled, Handle, Step, Tensors, c_number, call, decoded_json, encoded_json, encoded_path)
+from ._library import (DONE, F64, TRAINING_CALLBACK, Cancelled, Handle, Step, Tensors, c_number, call, decoded_json, encoded_json, encoded_path, interruptible)
 
 
 class Dataset(Handle):
@@ -69,12 +69,13 @@ class Trainer(Handle):
         def receive(_, record):
             try:
                 return int(report(record.contents) is False) if report else 0
-            except BaseException as error:  # An exception (Ctrl-C too) cannot cross the C frames: it is raised below.
+            except BaseException as error:  # An exception cannot cross the C frames: it is raised below.
                 failure.append(error)
                 return 1
 
         try:
-            call("peft_trainer_run", self, dataset, evaluation, TRAINING_CALLBACK(receive), None)
+            with interruptible(self.cancel):
+                call("peft_trainer_run", self, dataset, evaluation, TRAINING_CALLBACK(receive), None)
             return True
         except Cancelled:
             if failure:
