@@ -9,7 +9,8 @@ extension Tape {
     /// - Parameters:
     ///   - keyMask: u8 `[batch, keyLength]`, 0 = padding.
     ///   - firstKey: i32 `[batch, queryLength]`, first key each query may see (packed sequences).
-    /// Keeps q, k, v, the result and one f32 per query and head. A query that sees no key gives zeros.
+    /// Keeps q, k, v, the result and one f32 per query and head. A query that sees no key for all the padding gives the
+    /// mean of all values (`BlindQueries`).
     package func attention(
         q: Variable, k: Variable, v: Variable, shape: AttentionShape, keyMask: Tensor? = nil, firstKey: Tensor? = nil
     ) throws(PEFTError) -> Variable {
@@ -22,6 +23,8 @@ extension Tape {
             q: AttentionOperand(q.value, length: shape.queryLength), k: AttentionOperand(k.value, length: shape.keyLength),
             v: AttentionOperand(v.value, length: shape.keyLength), out: AttentionOperand(out, length: shape.queryLength), shape: shape, keyMask: keyMask,
             firstKey: firstKey, logSums: logSums)
+        let blind = BlindQueries.find(shape, keyMask: keyMask)
+        for some in blind { try engine.attention(blind: some, q: q.value, k: k.value, v: v.value, out: out, shape: shape) }
         record(output) { [engine] dY throws(PEFTError) in
             guard let logSums else { return }
             let dQ = try Tensor(engine, q.shape, dtype)
@@ -30,6 +33,9 @@ extension Tape {
             try engine.attentionBackward(
                 q: q.value, k: k.value, v: v.value, out: out, shape: shape, keyMask: keyMask, firstKey: firstKey, logSums: logSums, dOut: dY, dQ: dQ, dK: dK,
                 dV: dV)
+            for some in blind {
+                try engine.attentionBackward(blind: some, q: q.value, k: k.value, v: v.value, out: out, shape: shape, dOut: dY, dQ: dQ, dK: dK, dV: dV)
+            }
             try q.slot?.add(dQ, engine)
             try k.slot?.add(dK, engine)
             try v.slot?.add(dV, engine)

@@ -108,8 +108,7 @@ extension OperationCase {
         attentionCase("window", AttentionShape(batch: 1, queryLength: 5, heads: 1, keyValueHeads: 1, headDim: 4, isCausal: true, window: 2)),
         attentionCase("softcap", AttentionShape(batch: 1, queryLength: 3, heads: 2, keyValueHeads: 1, headDim: 4, scale: 0.7, softcap: 1.5, isCausal: true)),
         attentionCase(
-            "padding, one query without keys", AttentionShape(batch: 2, queryLength: 3, heads: 2, keyValueHeads: 1, headDim: 4, isCausal: true),
-            keyMask: [0, 1, 1, 1, 1, 0]),
+            "padding", AttentionShape(batch: 2, queryLength: 3, heads: 2, keyValueHeads: 1, headDim: 4, isCausal: true), keyMask: [1, 0, 1, 1, 1, 0]),
         attentionCase(
             "packed", AttentionShape(batch: 1, queryLength: 5, heads: 2, keyValueHeads: 2, headDim: 4, isCausal: true), firstKey: [0, 0, 2, 2, 2]),
     ]

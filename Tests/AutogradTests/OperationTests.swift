@@ -56,6 +56,23 @@ import Testing
         #expect(gradient == [1, -1, 0, 0])
     }
 
+    @Test("a query that sees only padding: the mean of all values, derivatives through its scores, as in transformers' eager attention")
+    func blindQueries() throws {
+        let engine = Engine(threads: 1)
+        let tape = Tape(engine, .f32, gradients: GradientStore(engine))
+        let k: [Float] = [1, 2, 3, 5, 8, 13]
+        let (q, v) = (tape.leaf(try Tensor(engine, [2, 1, 0, 4, 1, 1] as [Float], shape: [3, 2])), tape.leaf(try Tensor(engine, [0, 1, 3, 1, 6, 4] as [Float], shape: [3, 2])))
+        let mask = try Tensor(engine, [3], .u8)
+        for (index, value) in ([0, 0, 1] as [UInt8]).enumerated() { mask.pointer.storeBytes(of: value, toByteOffset: index, as: UInt8.self) }
+        let shape = AttentionShape(batch: 1, queryLength: 3, heads: 1, keyValueHeads: 1, headDim: 2, scale: 0.5, isCausal: true)
+        let out = try tape.attention(q: q, k: Variable(Tensor(engine, k, shape: [3, 2])), v: v, shape: shape, keyMask: mask)
+        #expect(try out.value.floats(engine) == [3, 2, 3, 2, 6, 4])
+        try tape.backward(from: out, gradient: Tensor(engine, [1, 0, 0, 0, 0, 0] as [Float], shape: [3, 2]))
+        // dS = P ∘ (dO·v − δ) = ⅓·(−3, 0, 3), dQ = scale · dS·K = 0.5 · (8 − 1, 13 − 2), dV = ⅓·dO.
+        let (dQ, dV) = (try #require(q.slot?.take()).floats(engine), try #require(v.slot?.take()).floats(engine))
+        for (value, expected) in zip(dQ + dV, [3.5, 5.5, 0, 0, 0, 0, 1.0 / 3, 0, 1.0 / 3, 0, 1.0 / 3, 0] as [Float]) { #expect(abs(value - expected) < 1e-5) }
+    }
+
     @Test("labels, ids, rows and positions outside their range are errors that name them")
     func outOfRange() throws {
         let engine = Engine(threads: 1)
