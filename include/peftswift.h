@@ -392,6 +392,12 @@ int32_t peft_session_append_chat(peft_session *session, const char *messages_jso
 int32_t peft_session_next(int32_t *token, char *buffer, size_t capacity, size_t *needed, peft_session *session, peft_error *error);
 /* Push: up to max_tokens tokens, text through `callback` (may be NULL) as it is made. PEFT_DONE when the model ended by itself, PEFT_OK after max_tokens. */
 int32_t peft_session_generate(peft_session *session, int64_t max_tokens, peft_text_fn callback, void *user_data, peft_error *error);
+/* A piece of text of session number `index`, as peft_text_fn. Non-zero stops. */
+typedef int32_t (*peft_texts_fn)(void *user_data, int64_t index, const char *text, size_t size);
+/* Several sessions of one model (1 to 4096 different ones) take one step together: one pass over the weights serves all, whatever adapters each has.
+ * Samples one token for each and reads it; tokens[i] (may be NULL) is the token of session i, -1 when its answer had ended before. `callback` (may be NULL) receives the text
+ * that became complete. PEFT_DONE when every answer has ended. An error: no session has read a token; PEFT_ERROR_CANCELLED from the callback: all have. */
+int32_t peft_sessions_next(int32_t *tokens, peft_session *const *sessions, int64_t count, peft_texts_fn callback, void *user_data, peft_error *error);
 /* Adapters for this session alone, from the next token on; the cache stays. count 0: none (the base model). `weights` may be NULL. */
 int32_t peft_session_set_adapters(peft_session *session, const char *const *names, const float *weights, int64_t count, peft_error *error);
 /* New options, the keys of peft_session_create but "context_length" and "adapters"; those left out stay. */

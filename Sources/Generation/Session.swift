@@ -21,7 +21,7 @@ package final class Session: @unchecked Sendable {
     package private(set) var tokens: [Int32] = []
     package private(set) var statistics = SessionStatistics()
 
-    private var cache: KeyValueCache
+    private(set) var cache: KeyValueCache
     private var sampler: Sampler
     /// f32 `[vocabulary]` of the token after the last; nil before the first.
     private var logits: [Float]?
@@ -142,7 +142,7 @@ package final class Session: @unchecked Sendable {
     }
 
     /// Makes sure `count` more tokens fit.
-    private func makeRoom(for count: Int) throws(PEFTError) {
+    func makeRoom(for count: Int) throws(PEFTError) {
         let excess = tokens.count + count - contextLength
         guard excess > 0 else { return }
         guard options.onFull == .shift, let rotary = model.network.cacheShape?.rotary else {
@@ -171,6 +171,14 @@ package final class Session: @unchecked Sendable {
         try makeRoom(for: 1)
         try forward([token], isLast: true)
         statistics.add(generated: 1, seconds: Clock.seconds - begin)
+    }
+
+    /// A pass over several sessions read `token` here.
+    func didAccept(_ token: Int32, logits: [Float], seconds: Double) {
+        cache.advance(by: 1)
+        tokens.append(token)
+        self.logits = logits
+        statistics.add(generated: 1, seconds: seconds)
     }
 
     /// True once after `cancel`.

@@ -12,7 +12,7 @@ package struct GeneratedPiece: Sendable {
 
 /// Turns the tokens of one answer into text: whole characters, stop strings found and left out.
 package struct TextGenerator: Sendable {
-    private let session: Session
+    let session: Session
     private var decoder: StreamingDecoder?
     private var matcher: StopMatcher
     private let ends: Set<Int32>
@@ -28,14 +28,32 @@ package struct TextGenerator: Sendable {
     /// Samples and reads one token.
     /// - Throws: `.cancelled`, `.contextFull` (the answer so far stays), `.state` before anything was read.
     package mutating func next() throws(PEFTError) -> GeneratedPiece {
-        guard !isFinished else { return GeneratedPiece(token: nil, text: "", isEnd: true) }
+        switch try choose() {
+        case .end(let piece): return piece
+        case .token(let token):
+            try session.accept(token)
+            return try finish(token)
+        }
+    }
+
+    enum Choice {
+        /// To be read by the session, then given to `finish`.
+        case token(Int32)
+        case end(GeneratedPiece)
+    }
+
+    /// The first half of `next`: samples.
+    mutating func choose() throws(PEFTError) -> Choice {
+        guard !isFinished else { return .end(GeneratedPiece(token: nil, text: "", isEnd: true)) }
         if session.takeCancellation() { throw PEFTError(.cancelled, "generation was cancelled") }
         let token = try session.sample()
-        if ends.contains(token) {
-            isFinished = true
-            return GeneratedPiece(token: token, text: flush(), isEnd: true)
-        }
-        try session.accept(token)
+        guard ends.contains(token) else { return .token(token) }
+        isFinished = true
+        return .end(GeneratedPiece(token: token, text: flush(), isEnd: true))
+    }
+
+    /// The second half: the text of a token that the session has read.
+    mutating func finish(_ token: Int32) throws(PEFTError) -> GeneratedPiece {
         let piece = matcher.push(try decoder?.push(token) ?? "")
         isFinished = piece.isStopped
         return GeneratedPiece(token: token, text: piece.text, isEnd: piece.isStopped)

@@ -51,6 +51,17 @@ package struct Adaptation: Sendable {
     }
 }
 
+extension Adaptation {
+    /// The same hooks and the same replacements everywhere.
+    package func isSame(as other: Adaptation) -> Bool {
+        layers.count == other.layers.count
+            && zip(layers, other.layers).allSatisfy { a, b in
+                a.hooks.count == b.hooks.count && zip(a.hooks, b.hooks).allSatisfy { $0 === $1 } && a.replacements.count == b.replacements.count
+                    && a.replacements.allSatisfy { b.replacements[$0.key] === $0.value }
+            }
+    }
+}
+
 /// Which adapters apply to which rows of a batch.
 package enum Routing: Sendable {
     /// The same for all (an empty `Adaptation`: the base model).

@@ -54,6 +54,12 @@ final class SessionObject: @unchecked Sendable {
         return (token, text, isEnd && unsent.isEmpty)
     }
 
+    /// What a step of several sessions at once needs of this one, and gives back. Text that `next` still had to send comes first.
+    var pending: (generator: TextGenerator, text: String) {
+        get { (generator ?? TextGenerator(session), unsent) }
+        set { (generator, unsent) = (newValue.generator, newValue.text) }
+    }
+
     /// Takes whole characters from the start of `text`, less than `limit` bytes of UTF-8.
     private static func split(_ text: inout String, before limit: Int) -> String {
         let utf8 = text.utf8
@@ -167,6 +173,53 @@ public func peft_session_generate(
             }
         }
         return answer.isEnd ? PEFT_DONE : PEFT_OK
+    }
+}
+
+@_cdecl("peft_sessions_next") @implementation
+public func peft_sessions_next(
+    _ tokens: UnsafeMutablePointer<Int32>?, _ sessions: UnsafePointer<OpaquePointer?>?, _ count: Int64, _ callback: peft_texts_fn?, _ user_data: UnsafeMutableRawPointer?,
+    _ error: UnsafeMutablePointer<peft_error>?
+) -> Int32 {
+    unsafe guarded(error) { () throws(PEFTError) -> Int32 in
+        guard count > 0, count <= 4096 else { throw PEFTError(.argument, "count is \(count); 1 to 4096 sessions can be stepped together") }
+        guard let sessions = unsafe sessions else { throw PEFTError(.argument, "sessions is NULL") }
+        var objects: [SessionObject] = []
+        for index in 0..<Int(count) {
+            unsafe tokens?[index] = -1
+            let object = unsafe try handles.session(sessions[index])
+            if objects.contains(where: { $0 === object }) { throw PEFTError(.argument, "sessions[\(index)] is there twice") }
+            objects.append(object)
+        }
+        return unsafe try alone(objects[...]) { () throws(PEFTError) in
+            var generators = objects.map(\.pending.generator)
+            let pieces = try SessionGroup.next(&generators)
+            var (isDone, isStopped) = (true, false)
+            for (index, piece) in pieces.enumerated() {
+                let text = objects[index].pending.text + piece.text
+                objects[index].pending = (generators[index], "")
+                unsafe tokens?[index] = piece.token ?? -1
+                if !piece.isEnd { isDone = false }
+                if !text.isEmpty, unsafe !send(text, Int64(index), callback, user_data, objects[index]) { isStopped = true }
+            }
+            if isStopped { throw PEFTError(.cancelled, "the host stopped the text; every session has read its token") }
+            return isDone ? PEFT_DONE : PEFT_OK
+        }
+    }
+}
+
+/// Takes all the sessions for one call.
+private func alone(_ objects: ArraySlice<SessionObject>, _ body: () throws(PEFTError) -> Int32) throws(PEFTError) -> Int32 {
+    guard let first = objects.first else { return try body() }
+    return try first.use.alone(.session) { () throws(PEFTError) in try alone(objects.dropFirst(), body) }
+}
+
+private func send(_ text: String, _ index: Int64, _ callback: peft_texts_fn?, _ user_data: UnsafeMutableRawPointer?, _ object: SessionObject) -> Bool {
+    guard let callback = unsafe callback else { return true }
+    var text = text
+    return text.withUTF8 { utf8 in
+        let pointer = unsafe UnsafeRawPointer(utf8.baseAddress)?.assumingMemoryBound(to: CChar.self)
+        return object.use.lending { unsafe callback(user_data, index, pointer, utf8.count) == 0 }
     }
 }
 
