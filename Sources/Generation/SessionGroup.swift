@@ -1,5 +1,5 @@
 internal import Autograd
-package import Models
+internal import Models
 package import Platform
 internal import Tensors
 

@@ -191,7 +191,7 @@ public func peft_sessions_next(
             if objects.contains(where: { $0 === object }) { throw PEFTError(.argument, "sessions[\(index)] is there twice") }
             objects.append(object)
         }
-        return unsafe try alone(objects[...]) { () throws(PEFTError) in
+        return try alone(objects[...]) { () throws(PEFTError) in
             var generators = objects.map(\.pending.generator)
             let pieces = try SessionGroup.next(&generators)
             var (isDone, isStopped) = (true, false)

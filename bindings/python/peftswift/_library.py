@@ -25,6 +25,7 @@ I32, I64, F32, F64 = c.c_int32, c.c_int64, c.c_float, c.c_double
 
 PROGRESS = c.CFUNCTYPE(I32, c.c_void_p, I64, I64)
 TEXT_CALLBACK = c.CFUNCTYPE(I32, c.c_void_p, c.c_void_p, SIZE)
+TEXTS_CALLBACK = c.CFUNCTYPE(I32, c.c_void_p, I64, c.c_void_p, SIZE)
 LOG = c.CFUNCTYPE(None, c.c_void_p, I32, c.c_char_p)
 
 OK, DONE = 0, 1
@@ -124,6 +125,7 @@ FUNCTIONS = {
     "peft_session_append_chat": [HANDLE, TEXT],
     "peft_session_next": [IDS, *TEXT_OUT, HANDLE],
     "peft_session_generate": [HANDLE, I64, TEXT_CALLBACK, c.c_void_p],
+    "peft_sessions_next": [IDS, c.POINTER(c.c_void_p), I64, TEXTS_CALLBACK, c.c_void_p],
     "peft_session_set_adapters": [HANDLE, NAMES, FLOATS, I64],
     "peft_session_configure": [HANDLE, TEXT],
     "peft_session_rewind": [HANDLE, I64],

@@ -2,8 +2,8 @@
 
 import ctypes as c
 
-from ._library import (DONE, I32, TEXT_CALLBACK, Cancelled, Handle, Tensors, c_floats, c_ids, c_names, c_number, call, call_ids, decoded_json,
-                       encoded_json, interruptible)
+from ._library import (DONE, I32, TEXT_CALLBACK, TEXTS_CALLBACK, Cancelled, Handle, Tensors, c_floats, c_ids, c_names, c_number, call, call_ids,
+                       decoded_json, encoded_json, interruptible)
 
 
 class Session(Handle):
@@ -109,3 +109,19 @@ class Session(Handle):
     def cancel(self):
         """From any thread: ends the running call."""
         call("peft_session_cancel", self)
+
+    @staticmethod
+    def step(sessions):
+        """One token for each of several sessions of a model, in one pass over its weights: ``[(token or None, text), …]``.
+
+        None: that session's answer had ended before.
+        """
+        tokens, texts = (I32 * len(sessions))(), [""] * len(sessions)
+
+        def receive(_, index, data, size):
+            texts[index] += c.string_at(data, size).decode()
+            return 0
+
+        handles = (c.c_void_p * len(sessions))(*[session._as_parameter_.value for session in sessions])
+        call("peft_sessions_next", tokens, handles, len(sessions), TEXTS_CALLBACK(receive), None)
+        return [(None if token < 0 else token, text) for token, text in zip(tokens, texts)]
