@@ -23,7 +23,12 @@ package enum ModelLoss {
         }
         if let mask = batch.keyMask { try check(mask.count, tokens, "attention_mask") }
         if let positions = batch.positions { try check(positions.count, tokens, "position_ids") }
-        if let first = batch.firstKey { try check(first.count, tokens, "first keys") }
+        if let first = batch.firstKey {
+            try check(first.count, tokens, "first_key")
+            if let wrong = first.indices.first(where: { first[$0] < 0 || Int(first[$0]) > $0 % batch.length }) {
+                throw PEFTError(.argument, "first_key holds \(first[wrong]) for token \(wrong % batch.length) of a row; a sample begins in 0 to that token")
+            }
+        }
         if let types = batch.tokenTypes { try check(types.count, tokens, "token_type_ids") }
         try checkLabels(batch, model.task, tokens: tokens)
         if let longest = model.network.cacheShape?.maximumLength, batch.length > longest {

@@ -28,8 +28,10 @@ extension Trainer {
     /// The plan of a step on `rows` × `length` tokens (all learned); nothing is taken. With `Recomputation.automatic`:
     /// the plan with recomputed blocks if the one without does not fit the budget.
     package func plan(rows: Int, length: Int, featureShape: [Int] = []) throws(PEFTError) -> TrainingPlan {
-        let count = try checkedProduct(rows, length, of: "batch")
-        guard count > 0, count <= 1 << 31 else { throw PEFTError(.argument, "a plan for \(rows) rows of \(length) tokens") }
+        let (count, overflow) = rows.multipliedReportingOverflow(by: length)
+        guard rows > 0, length > 0, !overflow, count <= 1 << 24 else {
+            throw PEFTError(.argument, "a plan for \(rows) rows of \(length) tokens; 1 to \(1 << 24) tokens are planned for")
+        }
         let zeros = [Int32](repeating: 0, count: count)
         let labels = [Int32](repeating: 0, count: ModelLoss.labelCount(model.task, rows: rows, tokens: count))
         var batch = Batch(rows: rows, length: length, ids: zeros, labels: labels)
