@@ -29,7 +29,10 @@ package enum ModelLoss {
                 throw PEFTError(.argument, "first_key holds \(first[wrong]) for token \(wrong % batch.length) of a row; a sample begins in 0 to that token")
             }
         }
-        if let types = batch.tokenTypes { try check(types.count, tokens, "token_type_ids") }
+        if let types = batch.tokenTypes {
+            guard model.configuration["type_vocab_size"] != nil else { throw PEFTError(.argument, "a \(model.architecture) model has no token_type_ids") }
+            try check(types.count, tokens, "token_type_ids")
+        }
         try checkLabels(batch, model.task, tokens: tokens)
         if let longest = model.network.cacheShape?.maximumLength, batch.length > longest {
             throw PEFTError(.argument, "a row of \(batch.length) tokens; the model was made for at most \(longest)")

@@ -19,7 +19,7 @@ trap 'rm -rf "$work"' EXIT
 mkdir "$work/bin" "$work/lib" "$work/model"
 ln -s "$library" "$work/lib/libpeftswift.so.1"
 ln -s libpeftswift.so.1 "$work/lib/libpeftswift.so"
-cp "$bases"/llama/{config.json,model.safetensors} "$here"/Fixtures/* "$work/model/"
+cp "$bases"/llama/{config.json,model.safetensors} "$here"/Fixtures/* "$work/model/" || exit 2
 chmod -R u+w "$work/model"
 
 passed=0 failed=0
@@ -42,9 +42,9 @@ program() {
     echo "$name: $last"
     if [[ $last =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && ((status <= 1)); then
         passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
-        [[ $output == *$'\n'* ]] && sed '$d; s/^/    /' <<<"$output"
+        [[ $output == *$'\n'* ]] && sed '$d; s/^/    /' <<<"$output" | head -40
     else
-        sed 's/^/    /' <<<"$output"
+        sed 's/^/    /' <<<"$output" | tail -40
         fail "$name ended with status $status (124: it hung, above 128: signal $((status - 128)))"
     fi
 }

@@ -115,6 +115,19 @@ TEST(freeing_what_others_use) {
   }
 }
 
+/* Enough work to be divided. */
+static peft_tensors *make_large_batch(const peft_context *context) {
+  enum { rows = 32, length = 60 };
+  static int64_t ids[rows * length];
+  for (int i = 0; i < rows * length; i++) ids[i] = 1 + i * 7 % 90;
+  const int64_t shape[2] = {rows, length};
+  peft_tensors *batch = NULL;
+  OK(peft_tensors_create(&batch, context, &error));
+  OK(peft_tensors_set(batch, "input_ids", PEFT_I64, 2, shape, ids, &error));
+  OK(peft_tensors_set(batch, "labels", PEFT_I64, 2, shape, ids, &error));
+  return batch;
+}
+
 /* The host's threads: backwards, to show that the order does not matter. */
 static int parallel_calls;
 static void run_backwards(void *user_data, int32_t count, peft_parallel_body_fn body, void *body_data) {
@@ -132,7 +145,7 @@ TEST(results_do_not_depend_on_threads) {
     peft_context *context = NULL;
     OK(peft_context_create(&context, &options, &error));
     peft_model *model = open_model(context);
-    peft_tensors *batch = make_batch(context);
+    peft_tensors *batch = make_large_batch(context);
     OK(peft_adapter_add(model, "a", "{\"peft_type\": \"LORA\", \"r\": 4, \"lora_dropout\": 0.2, \"target_modules\": \"all-linear\"}", NULL, &error));
     train_a_little(model, batch, 4);
     OK(peft_adapter_state(&states[i], model, "a", &error));
