@@ -53,22 +53,23 @@ final class Adapter: Sendable {
     /// Fresh values.
     /// - Returns: what the base layers must be changed to with them.
     func initialize(seed: UInt64) throws(PEFTError) -> [BaseChange] {
-        var changes: [BaseChange] = []
-        for module in modules {
-            let tensors = try module.initialize(RandomStream(seed: seed, purpose: module.layer.name))
-            changes += tensors.map { BaseChange(layer: module.layer, tensor: $0.key, value: $0.value) }
-        }
-        return changes
+        try initialize(modules, seed: seed)
     }
 
     /// What base layers must be changed to for an adapter whose own values come from a file.
     func takeFromBase() throws(PEFTError) -> [BaseChange] {
-        var changes: [BaseChange] = []
-        for module in modules where module.changesBase {
-            let tensors = try module.initialize(RandomStream(seed: 0, purpose: module.layer.name))
-            changes += tensors.map { BaseChange(layer: module.layer, tensor: $0.key, value: $0.value) }
+        try initialize(modules.filter(\.changesBase), seed: 0)
+    }
+
+    private func initialize(_ modules: [any AdapterModule], seed: UInt64) throws(PEFTError) -> [BaseChange] {
+        try Decompositions.session { () throws(PEFTError) in
+            var changes: [BaseChange] = []
+            for module in modules {
+                let tensors = try module.initialize(RandomStream(seed: seed, purpose: module.layer.name))
+                changes += tensors.map { BaseChange(layer: module.layer, tensor: $0.key, value: $0.value) }
+            }
+            return changes
         }
-        return changes
     }
 
     /// The adapter with base weights of its own, where its file has others than the model: it was trained over those.

@@ -1,6 +1,7 @@
 internal import COpenBLAS
 internal import Glibc
 internal import Platform
+internal import Synchronization
 internal import Tensors
 
 /// Singular values and QR factors of f32 matrices (row-major), by LAPACK. Memory: the engine's budget.
@@ -11,7 +12,13 @@ struct Decompositions {
     /// - Throws: `.unsupported` when OpenBLAS is not on this machine.
     init(_ engine: Engine) throws(PEFTError) {
         self.engine = engine
-        lapack = try LAPACK.shared.get()
+        lapack = try LAPACK.opened()
+    }
+
+    /// Runs work that may decompose many matrices; afterwards OpenBLAS and its threads leave the process.
+    static func session<R>(_ body: () throws(PEFTError) -> R) throws(PEFTError) -> R {
+        defer { LAPACK.close() }
+        return try body()
     }
 
     /// `a = u·diag(s)·vh`; `a` `[m, n]`, `u` `[m, k]`, `s` `[k]` descending, `vh` `[k, n]`, k = min(m, n). `a` is overwritten.
@@ -88,24 +95,55 @@ extension Tensor {
     fileprivate var floats: UnsafeMutablePointer<Float> { unsafe pointer.assumingMemoryBound(to: Float.self) }
 }
 
-/// The routines of the machine's OpenBLAS, opened at the first decomposition and kept.
-@safe private struct LAPACK: Sendable {
+/// The routines of the machine's OpenBLAS. It starts threads of its own when it is opened, which are to be gone when the
+/// host's context is: so it is closed when nobody uses it.
+@safe private final class LAPACK: Sendable {
     let sgesdd: peft_sgesdd
     let sgeqrf: peft_sgeqrf
     let sorgqr: peft_sorgqr
+    /// What dlopen gave (a number, because raw pointers are not Sendable).
+    private let library: UInt
 
     private static let names = ["libopenblas.so.0", "libopenblas.so", "liblapack.so.3"]
+    /// Kept from the first use to the end of a session: opening takes some milliseconds.
+    private static let kept = Mutex<LAPACK?>(nil)
 
-    static let shared: Result<LAPACK, PEFTError> = {
-        for name in names {
-            guard let library = unsafe dlopen(name, RTLD_NOW | RTLD_LOCAL) else { continue }
-            guard let sgesdd = unsafe dlsym(library, "sgesdd_"), let sgeqrf = unsafe dlsym(library, "sgeqrf_"), let sorgqr = unsafe dlsym(library, "sorgqr_")
-            else { continue }
-            return unsafe .success(
-                LAPACK(
-                    sgesdd: unsafeBitCast(sgesdd, to: peft_sgesdd.self), sgeqrf: unsafeBitCast(sgeqrf, to: peft_sgeqrf.self),
-                    sorgqr: unsafeBitCast(sorgqr, to: peft_sorgqr.self)))
+    static func opened() throws(PEFTError) -> LAPACK {
+        let lapack = kept.withLock { kept in
+            if kept == nil { kept = LAPACK() }
+            return kept
         }
-        return .failure(PEFTError(.unsupported, "this needs LAPACK, and none of \(names.joined(separator: ", ")) can be opened; install OpenBLAS (libopenblas0)"))
-    }()
+        guard let lapack else {
+            throw PEFTError(.unsupported, "this needs LAPACK, and none of \(names.joined(separator: ", ")) can be opened; install OpenBLAS (libopenblas0)")
+        }
+        return lapack
+    }
+
+    /// Somebody who is at it goes on, and closes it when he is done.
+    static func close() {
+        let last = kept.withLock { kept in
+            defer { kept = nil }
+            return kept
+        }
+        _ = last  // Closed here, outside the lock.
+    }
+
+    private init?() {
+        for name in LAPACK.names {
+            guard let library = unsafe dlopen(name, RTLD_NOW | RTLD_LOCAL) else { continue }
+            if let sgesdd = unsafe dlsym(library, "sgesdd_"), let sgeqrf = unsafe dlsym(library, "sgeqrf_"), let sorgqr = unsafe dlsym(library, "sorgqr_") {
+                unsafe self.sgesdd = unsafeBitCast(sgesdd, to: peft_sgesdd.self)
+                unsafe self.sgeqrf = unsafeBitCast(sgeqrf, to: peft_sgeqrf.self)
+                unsafe self.sorgqr = unsafeBitCast(sorgqr, to: peft_sorgqr.self)
+                self.library = UInt(bitPattern: library)
+                return
+            }
+            unsafe dlclose(library)
+        }
+        return nil
+    }
+
+    deinit {
+        if let library = unsafe UnsafeMutableRawPointer(bitPattern: library) { unsafe dlclose(library) }
+    }
 }

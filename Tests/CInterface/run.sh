@@ -64,7 +64,7 @@ if wanted test_handles; then
     python3 "$here/generate_handles.py" "$root/include/peftswift.h" >"$work/test_handles.c" && program test_handles "$work/test_handles.c" $cc -std=c99 -D_GNU_SOURCE -O0 -g
 fi
 if wanted abi; then
-    if "$here/abi.sh" "$library"; then passed=$((passed + 1)); else fail abi; fi
+    if python3 "$here/abi.py" "$library"; then passed=$((passed + 1)); else fail abi; fi
 fi
 
 echo "$passed passed, $failed failed"
