@@ -4,7 +4,7 @@
 #   Tests/CInterface/run.sh build/libpeftswift.so.1 [program …]      all programs: *.c, *.cpp, the generated ones, the ABI
 #
 # BASES: folder with the tiny models (default Tests/Golden/data/bases); CC, CXX: compilers.
-# Ends with "N passed, N failed" over everything; the status is 0 when nothing failed.
+# Ends with "N passed, N failed, N skipped" over everything; the status is 0 when nothing failed.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -22,7 +22,7 @@ ln -s libpeftswift.so.1 "$work/lib/libpeftswift.so"
 cp "$bases"/llama/{config.json,model.safetensors} "$here"/Fixtures/* "$work/model/" || exit 2
 chmod -R u+w "$work/model"
 
-passed=0 failed=0
+passed=0 failed=0 skipped=0
 fail() { echo "FAIL $*"; failed=$((failed + 1)); }
 
 # program NAME SOURCE COMPILER…: builds it, runs it with a time limit, adds up its last line.
@@ -41,7 +41,7 @@ program() {
     local last=${output##*$'\n'}
     echo "$name: $last"
     if [[ $last =~ ^([0-9]+)\ passed,\ ([0-9]+)\ failed$ ]] && ((status <= 1)); then
-        passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2]))
+        passed=$((passed + BASH_REMATCH[1])) failed=$((failed + BASH_REMATCH[2])) skipped=$((skipped + $(grep -c '^SKIP ' <<<"$output")))
         [[ $output == *$'\n'* ]] && sed '$d; s/^/    /' <<<"$output" | head -40
     else
         sed 's/^/    /' <<<"$output" | tail -40
@@ -67,5 +67,5 @@ if wanted abi; then
     if python3 "$here/abi.py" "$library"; then passed=$((passed + 1)); else fail abi; fi
 fi
 
-echo "$passed passed, $failed failed"
+echo "$passed passed, $failed failed, $skipped skipped"
 ((failed == 0))
