@@ -106,8 +106,17 @@ final class HandleUse: Sendable {
 
     /// A call that needs the object to itself.
     func alone<R>(_ kind: HandleKind, _ body: () throws(PEFTError) -> R) throws(PEFTError) -> R {
-        guard users.compareExchange(expected: 0, desired: -1, ordering: .acquiring).exchanged else { throw HandleUse.inUse(kind) }
-        defer { users.store(0, ordering: .releasing) }
+        try HandleUse.alone([self], kind, body)
+    }
+
+    /// A call that needs several objects to itself.
+    static func alone<R>(_ uses: [HandleUse], _ kind: HandleKind, _ body: () throws(PEFTError) -> R) throws(PEFTError) -> R {
+        var entered = 0
+        defer { for use in uses.prefix(entered) { use.users.store(0, ordering: .releasing) } }
+        for use in uses {
+            guard use.users.compareExchange(expected: 0, desired: -1, ordering: .acquiring).exchanged else { throw HandleUse.inUse(kind) }
+            entered += 1
+        }
         return try body()
     }
 

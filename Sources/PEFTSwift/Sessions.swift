@@ -191,7 +191,7 @@ public func peft_sessions_next(
             if objects.contains(where: { $0 === object }) { throw PEFTError(.argument, "sessions[\(index)] is there twice") }
             objects.append(object)
         }
-        return try alone(objects[...]) { () throws(PEFTError) in
+        return try HandleUse.alone(objects.map(\.use), .session) { () throws(PEFTError) in
             var generators = objects.map(\.pending.generator)
             let pieces = try SessionGroup.next(&generators)
             var (isDone, isStopped) = (true, false)
@@ -206,12 +206,6 @@ public func peft_sessions_next(
             return isDone ? PEFT_DONE : PEFT_OK
         }
     }
-}
-
-/// Takes all the sessions for one call.
-private func alone(_ objects: ArraySlice<SessionObject>, _ body: () throws(PEFTError) -> Int32) throws(PEFTError) -> Int32 {
-    guard let first = objects.first else { return try body() }
-    return try first.use.alone(.session) { () throws(PEFTError) in try alone(objects.dropFirst(), body) }
 }
 
 private func send(_ text: String, _ index: Int64, _ callback: peft_texts_fn?, _ user_data: UnsafeMutableRawPointer?, _ object: SessionObject) -> Bool {

@@ -24,7 +24,7 @@ ARGUMENTS = {
     "path": "model_folder", "folder": 'SCRATCH("exported")', "name": '"a"', "config_json": "lora", "messages_json": '"[{\\"role\\": \\"user\\", \\"content\\": \\"who\\"}]"',
     "options_json": "NULL", "rank": "2", "shape": "shape", "text": '"iron"', "data": "lines", "names": "names", "weights": "NULL", "count": "1", "ids": "ids32",
     "size": "4", "index": "0", "seconds": "0", "batch": "1", "length": "8", "max_tokens": "2", "keep": "1", "factor": "1", "capacity": "sizeof text",
-    "buffer": "text", "report": "text", "needed": "&needed", "token": "&id", "loss": "&number", "step": "&step", "options": "NULL", "user_data": "NULL",
+    "buffer": "text", "report": "text", "needed": "&needed", "token": "&id", "tokens": "&id", "loss": "&number", "step": "&step", "options": "NULL", "user_data": "NULL",
     "progress": "NULL", "callback": "NULL", "level": "1",
 }
 #: Sizes and counts of memory that the caller promises is there: not to be lied about.
@@ -82,6 +82,8 @@ static int is_status(int32_t code) { return strcmp(peft_status_text(code), "unkn
 def argument(function, parameter):
     if (function.name, parameter.name) in ARGUMENTS:
         return ARGUMENTS[function.name, parameter.name]
+    if parameter.is_handle_list:
+        return f"&live_{parameter.handle}"
     if parameter.handle:
         return f"live_{parameter.handle}"
     if parameter.out_handle:
@@ -118,7 +120,7 @@ def handle_test(function, lines):
         for value in wrong_handles(parameter.handle):
             if value == "NULL" and (function.name, parameter.name) in OPTIONAL:
                 continue
-            this = call(function, place, value)
+            this = call(function, place, f"(peft_{parameter.handle} *[]){{{value}}}" if parameter.is_handle_list else value)
             if not function.can_fail:
                 # Frees ignore it; the others answer NULL or 0.
                 lines.append(f"  {this};" if function.result == "void" else f"  CHECK({this} == 0);")

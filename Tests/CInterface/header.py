@@ -14,9 +14,13 @@ class Parameter(NamedTuple):
 
     @property
     def handle(self):
-        """The kind of handle it takes; None for anything else (a pointer to a handle is an out-parameter)."""
-        found = re.fullmatch(r"(?:const )?peft_(\w+) \*", self.type)
+        """The kind of handle it takes; None for anything else (a pointer to a handle is an out-parameter, or a list of them)."""
+        found = re.fullmatch(r"(?:const )?peft_(\w+) \*(?:const \*)?", self.type)
         return found[1] if found and found[1] in HANDLES else None
+
+    @property
+    def is_handle_list(self):
+        return self.type.endswith("*const *") and self.type.startswith("peft_")
 
     @property
     def out_handle(self):

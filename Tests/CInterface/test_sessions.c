@@ -287,6 +287,47 @@ TEST(forks_go_their_own_way) {
   peft_session_free(fork), peft_model_free(model), peft_context_free(context);
 }
 
+static int32_t collect(void *user_data, int64_t index, const char *text, size_t size) {
+  reader *readers = user_data;
+  return read_text(&readers[index], text, size);
+}
+
+TEST(stepping_together_is_the_same_as_alone) {
+  peft_context *context = open_context(1);
+  peft_model *model = open_model(context);
+  OK(peft_adapter_add(model, "a", lora, NULL, &error));
+  peft_tensors *batch = make_batch(context);
+  train_a_little(model, batch, 3);
+  static const char *options[3] = {"{\"ignore_eos\": true}", "{\"ignore_eos\": true, \"adapters\": []}", "{\"ignore_eos\": true, \"temperature\": 1, \"seed\": 5}"};
+  peft_session *together[3], *alone[3];
+  reader readers[3], single[3];
+  memset(readers, 0, sizeof readers), memset(single, 0, sizeof single);
+  int32_t ids[64], tokens[3];
+  size_t count;
+  for (int i = 0; i < 3; i++) {
+    together[i] = open_session(model, options[i]), alone[i] = open_session(model, options[i]);
+    OK(peft_session_append(together[i], prompt, (size_t)i + 2, &error));
+    OK(peft_session_append(alone[i], prompt, (size_t)i + 2, &error));
+    OK(peft_session_generate(alone[i], 10, read_text, &single[i], &error));
+  }
+  for (int step = 0; step < 10; step++) OK(peft_sessions_next(tokens, together, 3, collect, readers, &error));
+  for (int i = 0; i < 3; i++) {
+    int32_t expected[64];
+    size_t wanted;
+    OK(peft_session_tokens(ids, 64, &count, together[i], &error));
+    OK(peft_session_tokens(expected, 64, &wanted, alone[i], &error));
+    CHECK(count == wanted && memcmp(ids, expected, count * sizeof ids[0]) == 0 && tokens[i] == ids[count - 1]);
+    CHECK(readers[i].size <= single[i].size && memcmp(readers[i].text, single[i].text, readers[i].size) == 0);
+  }
+  FAILS(PEFT_ERROR_ARGUMENT, peft_sessions_next(tokens, together, 0, NULL, NULL, &error));
+  FAILS(PEFT_ERROR_ARGUMENT, peft_sessions_next(tokens, NULL, 3, NULL, NULL, &error));
+  FAILS(PEFT_ERROR_ARGUMENT, peft_sessions_next(tokens, together, INT64_MAX, NULL, NULL, &error));
+  FAILS_NAMING(PEFT_ERROR_ARGUMENT, "twice", peft_sessions_next(tokens, (peft_session *[]){alone[0], alone[0]}, 2, NULL, NULL, &error));
+  OK(peft_sessions_next(NULL, together, 3, NULL, NULL, &error));
+  for (int i = 0; i < 3; i++) peft_session_free(together[i]), peft_session_free(alone[i]);
+  peft_tensors_free(batch), peft_model_free(model), peft_context_free(context);
+}
+
 int main(int argc, char **argv) {
   start(argc, argv);
   RUN(pulling_and_pushing_give_the_same);
@@ -298,5 +339,6 @@ int main(int argc, char **argv) {
   RUN(another_thread_cancels);
   RUN(adapters);
   RUN(forks_go_their_own_way);
+  RUN(stepping_together_is_the_same_as_alone);
   return finish();
 }
