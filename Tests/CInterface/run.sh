@@ -36,7 +36,8 @@ program() {
     fi
     mkdir "$work/$name.scratch"
     local output status
-    output=$(LD_LIBRARY_PATH=$work/lib timeout 300 "$work/bin/$name" "$work/model" "$work/$name.scratch" 2>&1)
+    # In its own folder: paths that are garbage are paths below it.
+    output=$(cd "$work/$name.scratch" && LD_LIBRARY_PATH=$work/lib timeout 300 "$work/bin/$name" "$work/model" "$work/$name.scratch" 2>&1)
     status=$?
     local last=${output##*$'\n'}
     echo "$name: $last"
