@@ -11,6 +11,8 @@ final class Adapter: Sendable {
 
     let configuration: AdapterConfiguration
     let modules: [any AdapterModule]
+    /// The order its blocks run in, where that is not the model's.
+    let replication: LayerReplication?
     /// By the base layers that they stand in for.
     let replacements: [Replacement]
     /// What is saved, in the order of the model.
@@ -24,13 +26,20 @@ final class Adapter: Sendable {
         var configuration = configuration
         var method = try configuration.method.init(&configuration, model, isNew: isNew)
         try SavedModules.addHeads(&configuration)
-        let targets = try TargetMatching.targets(&configuration, model)
+        replication = try LayerReplication(configuration, model)
+        let targets = try TargetMatching.targets(&configuration, among: replication?.layers(model) ?? model.layers, model)
         try method.prepare(for: targets, &configuration, model)
         var modules = try targets.map { (layer) throws(PEFTError) in try method.module(for: layer, key: Adapter.prefix + layer.name, model) }
         modules += try method.twins(of: modules, model)
+        if replication != nil, modules.contains(where: \.changesBase) {
+            throw PEFTError(.unsupported, "layer_replication together with an initialisation that changes the base weights, which copies share")
+        }
         modules += try TokenRows.modules(configuration, modules.map(\.layer), model)
         self.modules = modules
         replacements = try SavedModules.replacements(configuration, targets: modules.map(\.layer), model)
+        if let replication, let inside = replacements.first(where: { replication.run(of: $0.layer) != nil }) {
+            throw PEFTError(.unsupported, "layer_replication: '\(inside.layer.name).\(inside.tensor)' cannot be trained in full, its copies share it")
+        }
         self.configuration = configuration
         saved = modules.flatMap { module in module.parameters.map { SavedTensor($0) } + module.views } + replacements.map { SavedTensor($0.parameter, key: $0.key) }
             + Adapter.savedEmbeddings(configuration, modules.map(\.layer), model)
@@ -93,6 +102,7 @@ final class Adapter: Sendable {
     private init(_ other: Adapter, _ own: [Replacement]) {
         configuration = other.configuration
         modules = other.modules
+        replication = other.replication
         replacements = other.replacements + own
         let keys = Set(own.map(\.key))
         saved = other.saved.filter { !keys.contains($0.key) } + own.map { SavedTensor($0.parameter) }
@@ -115,9 +125,15 @@ final class Adapter: Sendable {
 
     /// Adds what it does at each layer, beside all replacements of all active adapters.
     func addHooks(to adaptation: inout Adaptation, scale: Float) {
+        if adaptation.runs == nil { adaptation.runs = replication?.runs(layerCount: adaptation.layers.count) }
         for module in modules {
             let index = module.layer.index
-            adaptation.layers[index].hooks.append(module.hook(scale: scale, beside: adaptation.layers[index].replacements))
+            let hook = module.hook(scale: scale, beside: adaptation.layers[index].replacements)
+            if let run = replication?.run(of: module.layer) {
+                adaptation.runs?[run].layers[index].hooks.append(hook)
+            } else {
+                adaptation.layers[index].hooks.append(hook)
+            }
         }
     }
 

@@ -120,6 +120,9 @@ struct AdapterTable: Sendable {
         if let known = cached[adapters] { return known }
         var adaptation = model.unadapted
         let chosen = try adapters.map { (item) throws(PEFTError) in (entry: try entry(item.name), weight: item.weight) }
+        if let first = chosen.first, chosen.contains(where: { $0.entry.adapter.replication != first.entry.adapter.replication }) {
+            throw PEFTError(.state, "adapters with different layer_replication cannot act together: \(adapters.map(\.name).joined(separator: ", "))")
+        }
         for (entry, _) in chosen { try entry.adapter.addReplacements(to: &adaptation, isMerged: entry.isMerged) }
         for (entry, weight) in chosen where !entry.isMerged { entry.adapter.addHooks(to: &adaptation, scale: entry.scale * weight) }
         if cached.count >= AdapterTable.mostCached { cached.removeAll() }

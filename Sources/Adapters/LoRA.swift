@@ -46,7 +46,7 @@ package struct LoRA: AdapterMethod {
 
     /// Options that this version does not have yet.
     private static let missing = [
-        "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "megatron_config", "monteclora_config", "target_parameters",
+        "alora_invocation_tokens", "arrow_config", "kasa_config", "megatron_config", "monteclora_config", "target_parameters",
         "use_bdlora", "use_qalora", "velora_config",
     ]
 

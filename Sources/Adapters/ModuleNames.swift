@@ -6,10 +6,10 @@ struct ModuleNames {
     let all: [String]
     private let layers: [String: any Layer]
 
-    init(_ model: Model) {
+    init(_ modules: [any Layer]) {
         var all: [String] = []
         var seen: Set<String> = []
-        for layer in model.layers {
+        for layer in modules {
             for (index, character) in zip(layer.name.indices, layer.name) where character == "." {
                 let group = String(layer.name[..<index])
                 if seen.insert(group).inserted { all.append(group) }
@@ -17,7 +17,7 @@ struct ModuleNames {
             if seen.insert(layer.name).inserted { all.append(layer.name) }
         }
         self.all = all
-        layers = Dictionary(model.layers.map { ($0.name, $0) }) { first, _ in first }
+        layers = Dictionary(modules.map { ($0.name, $0) }) { first, _ in first }
     }
 
     /// nil: a group.

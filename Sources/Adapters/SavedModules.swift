@@ -63,7 +63,7 @@ enum SavedModules {
     private static func layers(_ configuration: AdapterConfiguration, _ model: Model) throws(PEFTError) -> [any Layer] {
         let entries = try configuration.values.strings("modules_to_save") ?? []
         guard !entries.isEmpty else { return [] }
-        let modules = ModuleNames(model)
+        let modules = ModuleNames(model.layers)
         var found: Set<String> = []
         for name in modules.all where entries.contains(where: { name.hasSuffix($0) }) {
             if modules.isList(name) { throw PEFTError(.argument, "modules_to_save names '\(name)', which is a list of modules; name the modules in it") }

@@ -46,13 +46,13 @@ struct TargetMatching {
     private let tied: Set<String>
     private let modules: ModuleNames
 
-    /// Finds the targets of `configuration`, and writes those that it decided on (defaults, "all-linear") back.
+    /// Finds the targets of `configuration` among a model's layers, and writes those that it decided on (defaults, "all-linear") back.
     /// - Throws: `.argument` for settings that cannot go together; `.notFound` when nothing matches; `.unsupported` when a
     ///   group of layers is targeted.
-    static func targets(_ configuration: inout AdapterConfiguration, _ model: Model) throws(PEFTError) -> [any Layer] {
-        let modules = ModuleNames(model)
+    static func targets(_ configuration: inout AdapterConfiguration, among layers: [any Layer], _ model: Model) throws(PEFTError) -> [any Layer] {
+        let modules = ModuleNames(layers)
         try checkTogether(configuration.values)
-        try resolve(&configuration, model, modules)
+        try resolve(&configuration, layers, model, modules)
         return try TargetMatching(configuration, modules).targets(configuration.values, model.engine.warn)
     }
 
@@ -67,7 +67,9 @@ struct TargetMatching {
     }
 
     /// Gives `target_modules` a value that names modules: the method's default, or all linear layers.
-    private static func resolve(_ configuration: inout AdapterConfiguration, _ model: Model, _ modules: ModuleNames) throws(PEFTError) {
+    private static func resolve(
+        _ configuration: inout AdapterConfiguration, _ layers: [any Layer], _ model: Model, _ modules: ModuleNames
+    ) throws(PEFTError) {
         switch configuration.values["target_modules"] {
         case nil, .null:
             let family = model.configuration["model_type"]?.stringValue ?? model.architecture
@@ -77,7 +79,7 @@ struct TargetMatching {
             configuration.values["target_modules"] = targets
         case .string(let text) where text.lowercased() == "all-linear":
             let heads = outputHeads(configuration, model)
-            let names = model.layers.filter { ($0.kind == "Linear" || $0.kind == "Conv1D") && !heads.contains($0.name) }.map(\.name)
+            let names = layers.filter { ($0.kind == "Linear" || $0.kind == "Conv1D") && !heads.contains($0.name) }.map(\.name)
             configuration.values["target_modules"] = .array(names.sorted().map { .string($0) })
         case .array(let list):
             var seen: Set<String> = []

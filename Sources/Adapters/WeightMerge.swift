@@ -31,6 +31,9 @@ struct WeightMerge {
     /// - Throws: `.numeric`, `.unsupported` naming the layer.
     init(_ adapters: [(adapter: Adapter, scale: Float)], originals: [Int: [String: Tensor]], isSafe: Bool, _ model: Model) throws(PEFTError) {
         (self.model, self.originals, self.isSafe) = (model, originals, isSafe)
+        if adapters.contains(where: { $0.adapter.replication != nil }) {
+            throw PEFTError(.unsupported, "an adapter with layer_replication cannot be merged: its copies share the base weights")
+        }
         for layer in model.layers { try merge(adapters, into: layer) }
     }
 

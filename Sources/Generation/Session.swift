@@ -44,7 +44,7 @@ package final class Session: @unchecked Sendable {
         self.tokenizer = tokenizer
         self.options = options
         self.adaptation = adaptation
-        cache = try model.makeCache(capacity: contextLength)
+        cache = try model.makeCache(capacity: contextLength, runs: try adaptation().runs?.count)
         sampler = Sampler(options.sampling)
     }
 

@@ -26,10 +26,22 @@ package final class ForwardContext {
     package let caches: [KeyValueCache]
     /// Recompute each block in the backward pass instead of keeping its activations.
     package let recomputesBlocks: Bool
+    /// Which of the runs through the blocks this is, where it is not the block's own number (`BlockRun`).
+    let runNumber: Int?
 
-    package init(
+    package convenience init(
         tape: Tape, routing: Routing, batch: Int, length: Int, positions: Tensor, positionsAreGiven: Bool = false, tokenTypes: Tensor? = nil,
         keyMask: Tensor? = nil, firstKey: Tensor? = nil, caches: [KeyValueCache] = [], recomputesBlocks: Bool = false
+    ) {
+        self.init(
+            tape: tape, routing: routing, batch: batch, length: length, positions: positions,
+            positionCount: max(length, unsafe positions.withInt32s { unsafe Int($0.max() ?? 0) } + 1), positionsAreGiven: positionsAreGiven,
+            tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, caches: caches, recomputesBlocks: recomputesBlocks, runNumber: nil)
+    }
+
+    private init(
+        tape: Tape, routing: Routing, batch: Int, length: Int, positions: Tensor, positionCount: Int, positionsAreGiven: Bool, tokenTypes: Tensor?, keyMask: Tensor?,
+        firstKey: Tensor?, caches: [KeyValueCache], recomputesBlocks: Bool, runNumber: Int?
     ) {
         self.tape = tape
         self.routing = routing
@@ -38,18 +50,27 @@ package final class ForwardContext {
         self.positions = positions
         self.positionsAreGiven = positionsAreGiven
         self.tokenTypes = tokenTypes
-        positionCount = max(length, unsafe positions.withInt32s { unsafe Int($0.max() ?? 0) } + 1)
+        self.positionCount = positionCount
         self.keyMask = keyMask
         self.firstKey = firstKey
         self.caches = caches
         self.recomputesBlocks = recomputesBlocks
+        self.runNumber = runNumber
     }
 
     /// The same pass on another tape (a recomputed block).
     package func on(_ tape: Tape) -> ForwardContext {
         ForwardContext(
-            tape: tape, routing: routing, batch: batch, length: length, positions: positions, positionsAreGiven: positionsAreGiven, tokenTypes: tokenTypes,
-            keyMask: keyMask, firstKey: firstKey, caches: caches)
+            tape: tape, routing: routing, batch: batch, length: length, positions: positions, positionCount: positionCount, positionsAreGiven: positionsAreGiven,
+            tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, caches: caches, recomputesBlocks: false, runNumber: runNumber)
+    }
+
+    /// The same pass for one run through a block.
+    func run(_ number: Int, _ adaptation: Adaptation) -> ForwardContext {
+        ForwardContext(
+            tape: tape, routing: .all(adaptation), batch: batch, length: length, positions: positions, positionCount: positionCount,
+            positionsAreGiven: positionsAreGiven, tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, caches: caches,
+            recomputesBlocks: recomputesBlocks, runNumber: number)
     }
 }
 

@@ -40,6 +40,8 @@ package struct LayerAdaptation: Sendable {
 /// it was given while others change theirs.
 package struct Adaptation: Sendable {
     package var layers: [LayerAdaptation]
+    /// The blocks that run, in this order, instead of each once; nil nearly always.
+    package var runs: [BlockRun]?
 
     /// No adapter.
     package init(layerCount: Int) { layers = Array(repeating: LayerAdaptation(), count: layerCount) }

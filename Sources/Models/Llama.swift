@@ -32,12 +32,14 @@ package final class Llama: Architecture {
             maximumLength: try configuration.size("max_position_embeddings", or: 2048), rotary: rotary)
     }
 
+    package var blockList: (name: String, count: Int)? { ("model.layers", blocks.count) }
     package var task: ModelTask { decoderHead.task }
     package var head: Linear? { task == .causalLM ? decoderHead.linear : nil }
 
     package func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {
         var x = try input.embedded(by: embedding, context)
-        for block in blocks {
+        for (number, context) in try context.runs(of: blocks.count) {
+            let block = blocks[number]
             if context.recomputesBlocks {
                 x = try context.tape.recomputed([x]) { (tape, inputs) throws(PEFTError) in try block(inputs[0], context.on(tape)) }
             } else {

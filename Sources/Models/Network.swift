@@ -50,6 +50,9 @@ package protocol Network: AnyObject, Sendable {
     var task: ModelTask { get }
     /// The last linear layer, when logits are nothing but its output: losses then need no matrix of all logits.
     var head: Linear? { get }
+    /// The list of blocks that may run in another order (`BlockRun`): its name in the module tree and how many there are; nil:
+    /// they may not.
+    var blockList: (name: String, count: Int)? { get }
     /// What a cache must hold; nil when the network has none.
     var cacheShape: CacheShape? { get }
     /// The states before the head, `[batch·length, hiddenSize]`; of a network without tokens `[batch, hiddenSize]`.
@@ -65,6 +68,10 @@ extension Network {
     package var cacheShape: CacheShape? { nil }
     package var head: Linear? { nil }
     package func pooled(_ hidden: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable? { nil }
+}
+
+extension Network {
+    package var blockList: (name: String, count: Int)? { nil }
 }
 
 package struct CacheShape: Sendable, Equatable {

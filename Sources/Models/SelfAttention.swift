@@ -39,7 +39,7 @@ package struct SelfAttention: Sendable {
         let result = try Tensor(engine, q.shape, q.value.dtype)
         for (sample, cache) in context.caches.enumerated() {
             let rows = sample * context.length..<(sample + 1) * context.length
-            let (keys, values) = try cache.append(try k.value.rows(rows), try v.value.rows(rows), layer: layer)
+            let (keys, values) = try cache.append(try k.value.rows(rows), try v.value.rows(rows), layer: context.runNumber ?? layer)
             try engine.attention(
                 q: AttentionOperand(try q.value.rows(rows), length: context.length), k: AttentionOperand(keys, length: keys.rows),
                 v: AttentionOperand(values, length: keys.rows), out: AttentionOperand(try result.rows(rows), length: context.length),

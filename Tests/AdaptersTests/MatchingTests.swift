@@ -27,7 +27,8 @@ import Testing
         var json = settings
         json["peft_type"] = .string("LORA")
         var configuration = try AdapterConfiguration(json, warn: { _ in })
-        return try TargetMatching.targets(&configuration, try model(type: type)).map {
+        let model = try model(type: type)
+        return try TargetMatching.targets(&configuration, among: model.layers, model).map {
             $0.name.split(separator: ".").filter { !["layers", "self_attn"].contains($0) }.joined(separator: ".").replacingPrefix("model.", unless: "model.embed_tokens")
         }
     }
@@ -99,7 +100,7 @@ import Testing
         let model = Model(engine: engine, precision: .f32, configuration: [:], architecture: "x", layers: layers, network: network)
         let full = layers.map(\.name).filter { !$0.hasSuffix("k") }
         var configuration = try AdapterConfiguration(["peft_type": .string("LORA"), "target_modules": .array(full.map { .string($0) })], warn: { _ in })
-        #expect(try TargetMatching.targets(&configuration, model).map(\.name) == full)
+        #expect(try TargetMatching.targets(&configuration, among: layers, model).map(\.name) == full)
         #expect(configuration.values["target_modules"] == names("q", "v"))
     }
 

@@ -11,7 +11,7 @@ import Testing
 @Suite struct AdapterTrainingTests {
     @Test(arguments: [
         "train_cosine_accum_clip", "train_lorafa", "train_loraplus", "train_loraplus_embedding", "train_schedule_linear", "train_sgd", "lora_basic", "lora_bias_all",
-        "lora_bias_lora_only", "lora_bias_term", "lora_embedding_head", "lora_modules_to_save", "lora_tokens", "lora_tokens_tied", "dora_linear", "dora_bias_rslora",
+        "lora_bias_lora_only", "lora_bias_term", "lora_embedding_head", "lora_layer_replication", "lora_modules_to_save", "lora_tokens", "lora_tokens_tied", "dora_linear", "dora_bias_rslora",
         "dora_embedding", "dora_gpt2", "lora_llama_seqcls",
     ])
     func steps(_ name: String) throws {
@@ -49,10 +49,8 @@ import Testing
         }
         let wanted = try expected.tensor(named: "losses").floats(engine)
         #expect(zip(losses, wanted).allSatisfy { abs($0 - $1) < 5e-4 * max(abs($1), 1) }, "\(losses) \(wanted)")
-        #expect(throws: PEFTError.self) {
-            _ = try set.merge(nil, safe: true)
-            _ = try trainer.step(batches[0])
-        }
+        guard (try? set.merge(nil, safe: true)) != nil else { return }
+        #expect(throws: PEFTError.self) { _ = try trainer.step(batches[0]) }
     }
 
     /// Micro-batches "mb<i>.…", or one for all.
