@@ -24,7 +24,7 @@ import Testing
         #expect(golden.error(try golden.logits(), of: "logits") > 1e-2)
     }
 
-    @Test(arguments: cases.filter { $0 != "lora_left_padding" }) func gradients(_ name: String) throws {
+    @Test(arguments: cases) func gradients(_ name: String) throws {
         let golden = try GoldenCase(name)
         try golden.loadAdapters()
         let expected = golden.expected.names.filter { $0.hasPrefix("grad.") }
