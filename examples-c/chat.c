@@ -3,7 +3,8 @@
  *     chat --model model.gguf --adapter smith=blacksmith --adapter pirate=other/folder
  *
  * /adapter NAME switches, /base is the model alone, /new forgets what was said, /quit ends.
- * --compare FILE puts every line of a file to the base model and to each adapter, and prints their answers side by side. */
+ * --compare FILE puts every line of a file to the base model and to each adapter, one answer below the other; with
+ * --complete FILE the lines are no questions but beginnings of a text, to be gone on with. */
 #include <peftswift.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,12 +17,13 @@ static const char *const usage =
     "  --system TEXT     the system's message\n"
     "  --temperature X   0: always the likeliest word (0.7; 0 with --compare)\n"
     "  --tokens N        longest answer (200)\n"
-    "  --compare FILE    answers of the base and of every adapter to each line\n";
+    "  --compare FILE    what the base and every adapter answer to each line\n"
+    "  --complete FILE   how the base and every adapter go on after each line\n";
 
 typedef struct options {
   const char *model, *system, *compare;
   char *names[MAX_ADAPTERS]; /* "NAME\0FOLDER": cut at the = */
-  int count, tokens;
+  int count, tokens, is_text;
   double temperature;
 } options;
 
@@ -34,6 +36,7 @@ static const char *parse(options *o, int argc, char **argv) {
     if (strcmp(name, "--model") == 0) o->model = value;
     else if (strcmp(name, "--system") == 0) o->system = value;
     else if (strcmp(name, "--compare") == 0) o->compare = value;
+    else if (strcmp(name, "--complete") == 0) o->compare = value, o->is_text = 1;
     else if (strcmp(name, "--tokens") == 0) o->tokens = atoi(value);
     else if (strcmp(name, "--temperature") == 0) o->temperature = atof(value);
     else if (strcmp(name, "--adapter") == 0) {
@@ -120,7 +123,21 @@ static int read_line(char *line, FILE *file) {
   return 1;
 }
 
-/* Every question to the base and to every adapter, each in a conversation of its own. */
+/* Each piece of a text is shown at once. */
+static int32_t print(void *user_data, const char *text, size_t size) {
+  (void)user_data;
+  fwrite(text, 1, size, stdout);
+  return fflush(stdout);
+}
+
+static int32_t complete(peft_session *session, const char *beginning, int tokens, peft_error *error) {
+  int32_t code = peft_session_append_text(session, beginning, SIZE_MAX, 1, error);
+  if (code >= 0) code = peft_session_generate(session, tokens, print, NULL, error);
+  puts("");
+  return code;
+}
+
+/* Every line to the base and to every adapter, each in a conversation of its own. */
 static int32_t compare(const options *o, peft_session *session, peft_error *error) {
   FILE *questions = fopen(o->compare, "r");
   if (!questions) return perror(o->compare), PEFT_ERROR_IO;
@@ -129,7 +146,7 @@ static int32_t compare(const options *o, peft_session *session, peft_error *erro
   int32_t code = PEFT_OK;
   while (code >= 0 && read_line(line, questions)) {
     if (!*line) continue;
-    printf("\n  You: %s\n", line);
+    printf(o->is_text ? "\n  \"%s …\"\n" : "\n  You: %s\n", line);
     for (int i = -1; i < o->count && code >= 0; i++) {
       const char *name = i < 0 ? "base" : o->names[i];
       printf("  %s: ", name);
@@ -137,7 +154,7 @@ static int32_t compare(const options *o, peft_session *session, peft_error *erro
       say(&c, "user", line);
       if ((code = peft_session_rewind(session, 0, error)) < 0) break;
       if ((code = peft_session_set_adapters(session, &name, NULL, i < 0 ? 0 : 1, error)) < 0) break;
-      code = answer(session, &c, o->tokens, error);
+      code = o->is_text ? complete(session, line, o->tokens, error) : answer(session, &c, o->tokens, error);
     }
   }
   free(c.json);
@@ -195,7 +212,7 @@ int main(int argc, char **argv) {
   peft_session *session = NULL;
   peft_error error = PEFT_ERROR_INIT;
   char settings[256];
-  snprintf(settings, sizeof settings, "{\"temperature\": %g, \"top_p\": 0.9, \"repetition_penalty\": %g}", o.temperature, o.compare ? 1.0 : 1.1);
+  snprintf(settings, sizeof settings, "{\"temperature\": %g, \"top_p\": 0.9, \"repetition_penalty\": 1.1}", o.temperature);
 
   int32_t code = peft_context_create(&context, NULL, &error);
   if (code >= 0) code = peft_model_open(&model, context, o.model, NULL, &error);
