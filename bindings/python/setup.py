@@ -1,4 +1,4 @@
-"""Puts the release library into the wheel, building it first if the tree has none."""
+"""Puts the release library into the wheel, bringing it up to date first where that can be done."""
 
 import shutil
 import subprocess
@@ -21,7 +21,8 @@ class BuildWithLibrary(build_py):
     def run(self):
         super().run()
         library = ROOT / "build" / NAME
-        if not library.exists():
+        # A library that is older than its sources would not fit this package.
+        if shutil.which("swift") or not library.exists():
             subprocess.run(["make", "-C", str(ROOT), "library"], check=True)
         shutil.copy2(library, Path(self.build_lib) / "peftswift" / NAME)
 
