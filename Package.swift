@@ -21,8 +21,9 @@ let strict: [SwiftSetting] = [
 /// (no -ffast-math). Instruction sets are chosen per function in the sources, never by a flag.
 let kernelFlags: [CSetting] = [.unsafeFlags(["-O3", "-std=c11", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"])]
 
-func room(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
-    .target(name: name, dependencies: dependencies, swiftSettings: strict)
+/// `isSmall`: code that runs once an hour or once a layer, not once a number, is compiled for size (a tenth less).
+func room(_ name: String, _ dependencies: [Target.Dependency], isSmall: Bool = false) -> Target {
+    .target(name: name, dependencies: dependencies, swiftSettings: strict + (isSmall ? [.unsafeFlags(["-Osize"], .when(configuration: .release))] : []))
 }
 
 /// Tests read their fixtures from where they lie in the tree (`#filePath`): they are no resources.
@@ -47,13 +48,13 @@ let package = Package(
         room("Tensors", ["Kernels", "Platform"]),
         room("Autograd", ["Kernels", "Tensors", "Platform"]),
         room("Quantization", ["Kernels", "Tensors", "Platform"]),
-        room("Checkpoints", ["CHDF5", "Tensors", "Platform"]),
+        room("Checkpoints", ["CHDF5", "Tensors", "Platform"], isSmall: true),
         room("Tokenizers", ["Platform"]),
-        room("Models", ["Kernels", "Autograd", "Tensors", "Quantization", "Checkpoints", "Tokenizers", "Platform"]),
-        room("Adapters", ["COpenBLAS", "Kernels", "Models", "Autograd", "Tensors", "Quantization", "Checkpoints", "Platform"]),
-        room("Training", ["Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Tokenizers", "Platform"]),
+        room("Models", ["Kernels", "Autograd", "Tensors", "Quantization", "Checkpoints", "Tokenizers", "Platform"], isSmall: true),
+        room("Adapters", ["COpenBLAS", "Kernels", "Models", "Autograd", "Tensors", "Quantization", "Checkpoints", "Platform"], isSmall: true),
+        room("Training", ["Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Tokenizers", "Platform"], isSmall: true),
         room("Generation", ["Kernels", "Adapters", "Models", "Autograd", "Tensors", "Tokenizers", "Platform"]),
-        room("PEFTSwift", ["CPEFTSwift", "StaticRuntime", "Kernels", "Generation", "Training", "Adapters", "Models", "Quantization", "Checkpoints", "Tokenizers", "Autograd", "Tensors", "Platform"]),
+        room("PEFTSwift", ["CPEFTSwift", "StaticRuntime", "Kernels", "Generation", "Training", "Adapters", "Models", "Quantization", "Checkpoints", "Tokenizers", "Autograd", "Tensors", "Platform"], isSmall: true),
 
         test("PlatformTests", ["Platform"]),
         test("KernelsTests", ["Kernels"], exclude: ["Fixtures"]),

@@ -33,7 +33,7 @@ count() { # FILE WORD
 scripts/setup.sh --tests || exit 1
 case " ${layers[*]} " in *" c "* | *" examples "* | *" install "* | *" golden "* | *" python "*) make --no-print-directory library examples .venv/bin/python || exit 1 ;; esac
 # The real model, for the tests that want it.
-make --no-print-directory model || echo "test: the model could not be fetched; what needs it is skipped"
+make -s model || echo "test: the model could not be fetched; what needs it is skipped"
 
 passed=0 failed=0 skipped=0 summary=()
 for layer in "${layers[@]}"; do
