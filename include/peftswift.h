@@ -18,6 +18,7 @@
  * Results.  Every function that can fail returns PEFT_OK (0), PEFT_DONE (1: nothing more to give), or a negative
  *   PEFT_ERROR_… code, and writes what was wrong into `error` if that is not NULL (after a success: the code and an
  *   empty message). Out-parameters come first; after a failure they are NULL or 0, and nothing else has changed.
+ *   Any function may give PEFT_ERROR_ARGUMENT, …_HANDLE and …_MEMORY; what else to expect is said at each.
  * Handles.  Objects are reached through opaque pointers that are looked up, never followed: NULL, a freed handle or one
  *   of another kind gives PEFT_ERROR_HANDLE. `…_free` accepts NULL and any order: what a child needs of its parent
  *   lives on until the child is freed. A pointer handed out through a pointer-to-pointer is yours to free.
@@ -115,7 +116,8 @@ typedef void (*peft_log_fn)(void *user_data, int32_t level, const char *message)
 /* The host's memory: both may be called from any thread; allocate may return NULL; alignment is a power of two ≤ 4096. */
 typedef void *(*peft_allocate_fn)(void *user_data, size_t size, size_t alignment);
 typedef void (*peft_deallocate_fn)(void *user_data, void *pointer, size_t size);
-/* The host's own parallel-for: call body(body_data, i) once for every i in 0..count-1, on any threads, return when all have returned. */
+/* The host's own parallel-for: calls body(body_data, i) once for every i in 0…count-1, on any threads, and returns when
+ * all have returned. */
 typedef void (*peft_parallel_body_fn)(void *body_data, int32_t index);
 typedef void (*peft_parallel_for_fn)(void *user_data, int32_t count, peft_parallel_body_fn body, void *body_data);
 
@@ -144,15 +146,17 @@ void peft_context_options_init(peft_context_options *options);
 /* Creates a context. Contexts do not see each other. */
 int32_t peft_context_create(peft_context **context, const peft_context_options *options, peft_error *error);
 void peft_context_free(peft_context *context);
-/* Bytes in use as JSON: {"limit", "live", "kept", "peak", "categories": {"weights": {"live", "peak"}, "adapters", "gradients",
- * "optimizer", "activations", "cache", "scratch"}}. "kept" are freed blocks held for reuse; "peak" is of live + kept. */
+/* Bytes in use as JSON: {"limit" (null: none), "live", "kept", "peak", "categories": {"weights": {"live", "peak"},
+ * "adapters", "gradients", "optimizer", "activations", "cache", "scratch"}}. "kept" are freed blocks held for reuse;
+ * "peak" is of live + kept. */
 int32_t peft_context_memory(char *buffer, size_t capacity, size_t *needed, const peft_context *context, peft_error *error);
 /* Gives blocks held for reuse back to the machine and starts "peak" anew. */
 int32_t peft_context_trim(const peft_context *context, peft_error *error);
 
 /* ------------------------------------------------------------------------------------------------ named arrays */
 
-/* Element types of arrays; block formats of weights have the GGML numbers (2 q4_0, 3 q4_1, 6 q5_0, 7 q5_1, 8 q8_0, 12 q4_K, 13 q5_K, 14 q6_K). */
+/* Element types of arrays. Block formats of weights have the GGML numbers: 2 q4_0, 3 q4_1, 6 q5_0, 7 q5_1, 8 q8_0,
+ * 12 q4_K, 13 q5_K, 14 q6_K. */
 #define PEFT_F32 0
 #define PEFT_F16 1
 #define PEFT_I8 24
@@ -181,34 +185,38 @@ typedef struct peft_array {
 int32_t peft_tensors_create(peft_tensors **tensors, const peft_context *context, peft_error *error);
 void peft_tensors_free(peft_tensors *tensors);
 /* Copies an array in under a name, replacing one of that name. `data` may be freed afterwards. */
-int32_t peft_tensors_set(peft_tensors *tensors, const char *name, int32_t type, int32_t rank, const int64_t *shape, const void *data, peft_error *error);
+int32_t peft_tensors_set(peft_tensors *tensors, const char *name, int32_t type, int32_t rank, const int64_t *shape,
+                         const void *data, peft_error *error);
 /* How many; 0 for an invalid handle. */
 int64_t peft_tensors_count(const peft_tensors *tensors);
 /* The name of number `index`; owned by `tensors`, valid until it is changed or freed. NULL when out of range. */
 const char *peft_tensors_name(const peft_tensors *tensors, int64_t index);
-/* The array of a name (PEFT_ERROR_NOT_FOUND if there is none). `array->data` is owned by `tensors`, valid until it is changed or freed: no copy. */
+/* The array of a name. `array->data` is owned by `tensors` and valid until the array is replaced or `tensors` is freed: no
+ * copy. Errors: PEFT_ERROR_NOT_FOUND. */
 int32_t peft_tensors_get(peft_array *array, const peft_tensors *tensors, const char *name, peft_error *error);
-/* Reads / writes a safetensors file. Reading maps the file; writing is atomic. */
+/* Reads a safetensors file, which is mapped: it must not be changed while `tensors` lives. Errors: PEFT_ERROR_NOT_FOUND,
+ * PEFT_ERROR_FORMAT. Writes one: completely or not at all (PEFT_ERROR_IO). */
 int32_t peft_tensors_load(peft_tensors **tensors, const peft_context *context, const char *path, peft_error *error);
 int32_t peft_tensors_save(const peft_tensors *tensors, const char *path, peft_error *error);
 
 /* ------------------------------------------------------------------------------------------------ models */
 
 /* Arithmetic. F32: products and activations in f32 (what conformance tests run). BF16: products of bf16 pairs with f32
- * sums, activations stored in bf16 while training. INT8: as BF16, and products of few rows with quantised weights
- * (generation) round activations to 8 bits per 32 values. */
-#define PEFT_COMPUTE_AUTO 0   /* INT8 for generation and BF16 for training where the processor has it and the weights are quantised or 16 bit; else F32 */
+ * sums, activations stored in bf16. INT8: as BF16, and while generating products with quantised weights round
+ * activations to 8 bits per 32 values. AUTO: INT8 for generation and BF16 for training where the processor has bf16
+ * products and the weights are quantised or 16 bit; else F32. */
+#define PEFT_COMPUTE_AUTO 0
 #define PEFT_COMPUTE_F32 1
 #define PEFT_COMPUTE_BF16 2
 #define PEFT_COMPUTE_INT8 3
 
-/* done of total bytes or steps; non-zero cancels. */
+/* `done` of `total` bytes; non-zero cancels. */
 typedef int32_t (*peft_progress_fn)(void *user_data, int64_t done, int64_t total);
 
 typedef struct peft_model_options {
   uint32_t struct_size;
   int32_t compute;               /* PEFT_COMPUTE_… */
-  const char *options_json;      /* NULL, or {"quantization": {…}} (quantise on load; not in 1.0: names its absence) */
+  const char *options_json;      /* NULL, or {"quantization": null} (quantising on load: PEFT_ERROR_UNSUPPORTED in 1.0) */
   peft_progress_fn progress;     /* NULL: none */
   void *user_data;
 } peft_model_options;
@@ -216,108 +224,183 @@ typedef struct peft_model_options {
 void peft_model_options_init(peft_model_options *options);
 
 /* Opens a GGUF file, or a Hugging Face folder (config.json with model.safetensors or its shards). The files are mapped:
- * they must not be changed while the model lives. Every tensor of the file is used or named in a warning in the log;
- * a missing one is PEFT_ERROR_FORMAT naming it; an architecture that is not known is PEFT_ERROR_UNSUPPORTED. */
-int32_t peft_model_open(peft_model **model, const peft_context *context, const char *path, const peft_model_options *options, peft_error *error);
-/* The same from a GGUF image in memory, which must stay valid and unchanged until the model and all that came from it are freed. */
-int32_t peft_model_open_memory(peft_model **model, const peft_context *context, const void *data, size_t size, const peft_model_options *options, peft_error *error);
+ * they must not be changed while the model lives (replacing them by a rename is fine). Tensors that are not used are
+ * named by a warning in the log and by peft_model_describe.
+ * Errors: PEFT_ERROR_NOT_FOUND; PEFT_ERROR_FORMAT, naming a tensor that is missing or misshapen; PEFT_ERROR_UNSUPPORTED,
+ * naming the architecture, setting or type; PEFT_ERROR_CANCELLED. */
+int32_t peft_model_open(peft_model **model, const peft_context *context, const char *path,
+                        const peft_model_options *options, peft_error *error);
+/* The same from a GGUF image in memory, which must stay valid and unchanged until the model and all that came from it
+ * are freed. */
+int32_t peft_model_open_memory(peft_model **model, const peft_context *context, const void *data, size_t size,
+                               const peft_model_options *options, peft_error *error);
 void peft_model_free(peft_model *model);
-/* JSON: {"architecture", "config": {…as config.json…}, "parameters", "bytes", "formats": {"q4_1": 210, …}, "layers": [{"name", "kind"}, …],
- * "compute", "load_report": {"unused": […]}}. */
+
+/* JSON: {"architecture", "config": {…as config.json…}, "parameters", "bytes", "formats": {"q4_1": 210, …},
+ * "layers": [{"name", "kind"}, …], "compute": {"training", "generation"}, "load_report": {"unused": […]}}. */
 int32_t peft_model_describe(char *buffer, size_t capacity, size_t *needed, const peft_model *model, peft_error *error);
-/* The base parameters under transformers' names with their present (merged) values, decoded to f32 where quantised.
- * `name` NULL: all of them (for a large quantised model that is a lot of memory); else that one. */
+
+/* The base parameters under transformers' names with their present (merged) values; quantised ones are decoded to f32.
+ * `name`: one of them (PEFT_ERROR_NOT_FOUND); NULL: all, which is a lot of memory for a large quantised model. */
 int32_t peft_model_state(peft_tensors **state, const peft_model *model, const char *name, peft_error *error);
-/* A forward pass in evaluation mode, or training mode after peft_model_set_training. `inputs` by Hugging Face's names, integers of any type:
- *   "input_ids" [batch, length] with "attention_mask" (1 = token, 0 = padding, on either side), "position_ids", "token_type_ids" of the same shape; batches of packed
- *   rows also have "first_key": for each token where its sample begins in the row. Networks without tokens: "x" or "pixel_values", f32 [batch, …].
- *   "labels" by the model's head: language models and token classifiers [batch, length] (-100 = not learned); classifiers [batch], or f32 numbers [batch, outputs]
- *   (regression, several labels at once: `problem_type` of config.json); question answering: "start_positions" and "end_positions" [batch].
- * `options_json`: {"adapter_names": ["a", "__base__", …] (one per sample: different adapters in one batch), "outputs": ["logits", "last_hidden_state"] (default logits)}.
- * Outputs, all f32: "logits" [batch, length, vocabulary or classes] or [batch, classes]; "start_logits", "end_logits" [batch, length] for question answering;
- * "last_hidden_state" [batch, length, hidden] (models without a head: always); "pooler_output" [batch, hidden] where there is a pooler; "loss" [] when labels are given. */
-int32_t peft_model_forward(peft_tensors **outputs, const peft_model *model, const peft_tensors *inputs, const char *options_json, peft_error *error);
-/* Loss and gradients of the trainable parameters of the active adapters, by saved key ("adapter|key" when several are active); nothing changes. `inputs` as for
- * peft_model_forward, with labels. `loss` may be NULL. `options_json`: {"adapter_names"}. */
-int32_t peft_model_gradients(peft_tensors **gradients, double *loss, const peft_model *model, const peft_tensors *inputs, const char *options_json, peft_error *error);
-/* Training mode (dropout active) for peft_model_forward and peft_model_gradients; off in a new model. */
+
+/* A forward pass, without dropout unless peft_model_set_training was called.
+ *
+ * `inputs` by Hugging Face's names, integers of any type:
+ *   "input_ids" [batch, length], and of the same shape "attention_mask" (1 token, 0 padding, on either side),
+ *   "position_ids", "token_type_ids"; packed rows of a data set also have "first_key": for each token the place in its
+ *   row where its sample begins. Networks without tokens: "x" or "pixel_values", f32 [batch, …].
+ *   "labels", by the model's head: language models and token classifiers [batch, length] (-100: not learned);
+ *   classifiers [batch], or f32 numbers [batch, outputs] (`problem_type` of config.json);
+ *   question answering: "start_positions" and "end_positions" [batch].
+ * `options_json`: {
+ *   "adapter_names": ["a", "__base__", …]        one adapter per sample (default: the active ones for all)
+ *   "outputs": ["logits", "last_hidden_state"]   default: "logits" }
+ * `outputs`, all f32:
+ *   "logits" [batch, length, vocabulary], [batch, length, classes] or [batch, classes]; for question answering
+ *   "start_logits" and "end_logits" [batch, length]; "last_hidden_state" [batch, length, hidden] (without a head:
+ *   always); "pooler_output" [batch, hidden] where there is a pooler; "loss" [] when there are labels (NaN when all of
+ *   them are -100).
+ * Errors: PEFT_ERROR_ARGUMENT naming the array, its shape or value; PEFT_ERROR_NOT_FOUND for an adapter. */
+int32_t peft_model_forward(peft_tensors **outputs, const peft_model *model, const peft_tensors *inputs,
+                           const char *options_json, peft_error *error);
+
+/* Loss and gradients of the trainable parameters of the active adapters, by saved key ("adapter|key" when several are
+ * active); nothing changes. `inputs` as for peft_model_forward, with labels. `options_json`: {"adapter_names"}.
+ * `loss` may be NULL. Errors: also PEFT_ERROR_STATE when no active adapter is trainable. */
+int32_t peft_model_gradients(peft_tensors **gradients, double *loss, const peft_model *model, const peft_tensors *inputs,
+                             const char *options_json, peft_error *error);
+
+/* 1: dropout is active in peft_model_forward and peft_model_gradients; 0 (a new model): not. Trainers and sessions have
+ * their own ways. */
 int32_t peft_model_set_training(peft_model *model, int32_t is_training, peft_error *error);
-/* The model's tokenizer (PEFT_ERROR_NOT_FOUND if it came without one). */
+
+/* The model's tokenizer. Errors: PEFT_ERROR_NOT_FOUND when the model came without one. */
 int32_t peft_model_tokenizer(peft_tokenizer **tokenizer, const peft_model *model, peft_error *error);
-/* Writes the model as it is now (merged adapters included) as a Hugging Face folder: config.json, model.safetensors, tokenizer files if known.
- * `options_json`: {"dtype": "float32" | "bfloat16" | "float16" (default: as stored; quantised formats are decoded to float32)}. */
+
+/* Writes the model as it is now (merged adapters included) as a Hugging Face folder: config.json, model.safetensors and
+ * the tokenizer's files where the model came with them.
+ * `options_json`: {"dtype": "float32"|"bfloat16"|"float16"} (default: as stored; quantised formats as float32).
+ * Errors: PEFT_ERROR_IO; what was there before is then still there. */
 int32_t peft_model_export(const peft_model *model, const char *folder, const char *options_json, peft_error *error);
 
 /* ------------------------------------------------------------------------------------------------ adapters of a model */
 
-/* Adds an adapter with fresh weights. `config_json` is the text of PEFT's adapter_config.json ({"peft_type": "LORA", "r": 8, …}): the same
- * keys, defaults and rules for matching target modules. The first adapter becomes active; later ones do not. A configuration without any effect is an error.
- * `options_json`: {"seed": 0, "trainable": true}. */
-int32_t peft_adapter_add(peft_model *model, const char *name, const char *config_json, const char *options_json, peft_error *error);
-/* Loads a PEFT folder (adapter_config.json, adapter_model.safetensors) or an HDF5 file written by this library. Missing, left-over or misshapen tensors are PEFT_ERROR_MISMATCH
- * naming them, and nothing has changed. `trainable` 0: for inference. */
+/* Names of adapters are any text but "", "__base__" and one with a "|". Adapters are changed by one call at a time; what
+ * is computing meanwhile goes on with what it began with. */
+
+/* Adds an adapter with fresh weights. `config_json` is the text of PEFT's adapter_config.json ({"peft_type": "LORA",
+ * "r": 8, …}): the same keys, defaults and rules for matching target modules; keys that are not known are warned of in
+ * the log. The first adapter becomes active; later ones do not. `options_json`: {"seed": 0, "trainable": true}.
+ * Errors: PEFT_ERROR_ARGUMENT, also for a configuration that matches no module; PEFT_ERROR_UNSUPPORTED naming the
+ * method or option; PEFT_ERROR_STATE when there is an adapter of that name. */
+int32_t peft_adapter_add(peft_model *model, const char *name, const char *config_json, const char *options_json,
+                         peft_error *error);
+
+/* Loads a PEFT folder (adapter_config.json, adapter_model.safetensors), or the adapter of an HDF5 file that this library
+ * wrote. `trainable` 0: for inference. The first adapter becomes active.
+ * Errors: PEFT_ERROR_MISMATCH naming tensors that are missing, left over or misshapen; PEFT_ERROR_NOT_FOUND,
+ * PEFT_ERROR_FORMAT, PEFT_ERROR_UNSUPPORTED, PEFT_ERROR_STATE. Nothing has changed then. */
 int32_t peft_adapter_load(peft_model *model, const char *name, const char *path, int32_t trainable, peft_error *error);
-/* Writes a PEFT folder that HF PEFT opens; a path that ends in ".h5" writes one HDF5 file instead. A failed save leaves what was there. */
+
+/* Writes a PEFT folder that HF PEFT opens; a path that ends in ".h5": one HDF5 file. Errors: PEFT_ERROR_NOT_FOUND,
+ * PEFT_ERROR_IO; what was there before is then still there. */
 int32_t peft_adapter_save(const peft_model *model, const char *name, const char *path, peft_error *error);
+
 int32_t peft_adapter_remove(peft_model *model, const char *name, peft_error *error);
 int32_t peft_adapter_rename(peft_model *model, const char *name, const char *new_name, peft_error *error);
-/* Which adapters act, in this order. `weights` NULL: all 1. count 0: none. Sessions that were given adapters of their own keep them. */
-int32_t peft_adapter_set_active(peft_model *model, const char *const *names, const float *weights, int64_t count, peft_error *error);
+
+/* Which adapters act, in this order. `weights` NULL: all 1. count 0 (names may be NULL): none. Sessions that follow the
+ * model see it at their next token; sessions with adapters of their own keep them. Errors: PEFT_ERROR_NOT_FOUND. */
+int32_t peft_adapter_set_active(peft_model *model, const char *const *names, const float *weights, int64_t count,
+                                peft_error *error);
 /* 0: the base model answers, whatever is active; 1: back again. */
 int32_t peft_adapter_set_enabled(peft_model *model, int32_t is_enabled, peft_error *error);
-/* Multiplies an adapter's scaling by `factor` relative to its configuration (PEFT's set_scale). */
+/* The adapter acts `factor` times as strongly as its configuration says (PEFT's set_scale); 1: as configured. */
 int32_t peft_adapter_set_scale(peft_model *model, const char *name, float factor, peft_error *error);
-/* Whether the optimizer may change it. */
+/* Whether trainers may change it. */
 int32_t peft_adapter_set_trainable(peft_model *model, const char *name, int32_t is_trainable, peft_error *error);
-/* JSON: {"enabled", "active": [{"name", "weight"}], "merged": […], "trainable_parameters", "all_parameters",
- * "adapters": {name: {"peft_type", "trainable", "parameters", "layers": ["model.layers.0.self_attn.q_proj", …]}}, "merge_report": of the last merge, or null}. */
+
+/* JSON: {"enabled", "active": [{"name", "weight"}], "merged": [names], "trainable_parameters", "all_parameters",
+ * "adapters": {name: {"peft_type", "trainable", "parameters", "layers": ["model.layers.0.self_attn.q_proj", …]}},
+ * "merge_report": of the last peft_model_merge, null when nothing is merged}. */
 int32_t peft_adapter_status(char *buffer, size_t capacity, size_t *needed, const peft_model *model, peft_error *error);
 /* The configuration as it would be saved: the text of adapter_config.json. */
-int32_t peft_adapter_config(char *buffer, size_t capacity, size_t *needed, const peft_model *model, const char *name, peft_error *error);
-/* What would be saved, by saved key. */
+int32_t peft_adapter_config(char *buffer, size_t capacity, size_t *needed, const peft_model *model, const char *name,
+                            peft_error *error);
+/* What would be saved, by saved key; copies. */
 int32_t peft_adapter_state(peft_tensors **state, const peft_model *model, const char *name, peft_error *error);
-/* The trainable parameters of the active adapters, by saved key ("adapter|key" when several are active). */
+/* The trainable parameters of the active adapters, by saved key ("adapter|key" when several are active); copies. */
 int32_t peft_adapter_parameters(peft_tensors **parameters, const peft_model *model, peft_error *error);
-/* Sets tensors by saved key; keys that the adapter does not have, or other shapes, are PEFT_ERROR_MISMATCH and nothing changes. Keys may be left out. */
+/* Sets tensors by saved key; keys may be left out. Errors: PEFT_ERROR_MISMATCH for a key that the adapter does not have
+ * and for another shape or type. Nothing has changed then. */
 int32_t peft_adapter_set_state(peft_model *model, const char *name, const peft_tensors *state, peft_error *error);
-/* Folds adapters (count 0: the active ones) into the base weights, layer by layer. Quantised weights are quantised again; the report says what survived:
- * {"layers": [{"name", "kept"}…], "kept"} ("kept" = share of the change's norm that is in the new weight). `options_json`: {"safe": true} refuses
- * non-finite results. The report's three parameters may be NULL, 0, NULL; peft_adapter_status has it too. */
-int32_t peft_model_merge(char *report, size_t capacity, size_t *needed, peft_model *model, const char *const *names, int64_t count, const char *options_json, peft_error *error);
-/* Gives back the exact weights from before the merge. PEFT_ERROR_STATE when nothing is merged. */
+
+/* Folds adapters (count 0: the active ones) into the base weights, layer by layer; those that are merged already stay so.
+ * Quantised weights are quantised again, and the report says how much of the change survived:
+ * {"layers": [{"name", "kept"}, …], "kept"}, "kept" being the share of the change's norm that is in the new weight.
+ * The report's three parameters may be NULL, 0, NULL: peft_adapter_status has it too.
+ * `options_json`: {"safe": false} (true: a result that is not finite is PEFT_ERROR_NUMERIC).
+ * Errors: PEFT_ERROR_NOT_FOUND; PEFT_ERROR_STATE when there is nothing to merge; PEFT_ERROR_UNSUPPORTED. Nothing has
+ * changed then. */
+int32_t peft_model_merge(char *report, size_t capacity, size_t *needed, peft_model *model, const char *const *names,
+                         int64_t count, const char *options_json, peft_error *error);
+/* Gives back the exact weights from before all merges. Errors: PEFT_ERROR_STATE when nothing is merged. */
 int32_t peft_model_unmerge(peft_model *model, peft_error *error);
-/* Merges the active adapters for good and removes all adapters; modules trained in full take the place of the originals. */
+/* Merges the active adapters for good and removes all adapters; modules trained in full take the originals' place. */
 int32_t peft_model_merge_and_unload(peft_model *model, peft_error *error);
 
 /* ------------------------------------------------------------------------------------------------ tokenizers */
 
-/* Opens tokenizer.json (a file, or the folder it is in with its tokenizer_config.json), or the tokenizer of a GGUF file. */
+/* Tokenizers do not change: all functions may run at the same time. */
+
+/* Opens tokenizer.json (the file, or the folder it is in, with tokenizer_config.json and chat_template.jinja), or the
+ * tokenizer of a GGUF file. Errors: PEFT_ERROR_NOT_FOUND, PEFT_ERROR_FORMAT, PEFT_ERROR_UNSUPPORTED naming the
+ * component. */
 int32_t peft_tokenizer_open(peft_tokenizer **tokenizer, const peft_context *context, const char *path, peft_error *error);
 void peft_tokenizer_free(peft_tokenizer *tokenizer);
-/* JSON: {"vocabulary_size", "bos_token_id", "eos_token_id", "eos_token_ids", "pad_token_id", "unk_token_id", "chat_template": true|false}. */
-int32_t peft_tokenizer_describe(char *buffer, size_t capacity, size_t *needed, const peft_tokenizer *tokenizer, peft_error *error);
-/* Text to ids: two-call form counted in ids. Invalid UTF-8 is read as U+FFFD. */
-int32_t peft_tokenizer_encode(int32_t *ids, size_t capacity, size_t *needed, const peft_tokenizer *tokenizer, const char *text, size_t size, int32_t add_special_tokens, peft_error *error);
-/* Ids to text; unknown ids are PEFT_ERROR_ARGUMENT. */
-int32_t peft_tokenizer_decode(char *buffer, size_t capacity, size_t *needed, const peft_tokenizer *tokenizer, const int32_t *ids, size_t count, int32_t skip_special_tokens, peft_error *error);
-/* The model's chat template applied to messages: a JSON array of {"role", "content"}. `options_json`: {"add_generation_prompt": true,
- * "chat_template": "…" (default: the model's; PEFT_ERROR_STATE without either), "tools", "documents", and any variable the template reads}. */
-int32_t peft_tokenizer_chat(char *buffer, size_t capacity, size_t *needed, const peft_tokenizer *tokenizer, const char *messages_json, const char *options_json, peft_error *error);
+/* JSON: {"vocabulary_size", "bos_token_id", "eos_token_id", "eos_token_ids", "pad_token_id", "unk_token_id" (null where
+ * there is none), "chat_template": true|false}. */
+int32_t peft_tokenizer_describe(char *buffer, size_t capacity, size_t *needed, const peft_tokenizer *tokenizer,
+                                peft_error *error);
+/* Text to ids: two-call form counted in ids (nothing is written when *needed > capacity). Invalid UTF-8 is read as
+ * U+FFFD. Special tokens that are written in the text become their ids. */
+int32_t peft_tokenizer_encode(int32_t *ids, size_t capacity, size_t *needed, const peft_tokenizer *tokenizer,
+                              const char *text, size_t size, int32_t add_special_tokens, peft_error *error);
+/* Ids to text. Errors: PEFT_ERROR_ARGUMENT for an id that is not in the vocabulary (detail: the id). */
+int32_t peft_tokenizer_decode(char *buffer, size_t capacity, size_t *needed, const peft_tokenizer *tokenizer,
+                              const int32_t *ids, size_t count, int32_t skip_special_tokens, peft_error *error);
+/* A chat template applied to messages: a JSON array of {"role", "content"}. `options_json`: {
+ *   "add_generation_prompt": true, "chat_template": "…" (default: the model's), "tools", "documents",
+ *   and any variable that the template reads }
+ * Errors: PEFT_ERROR_STATE when there is no template; PEFT_ERROR_UNSUPPORTED naming a construct of it. */
+int32_t peft_tokenizer_chat(char *buffer, size_t capacity, size_t *needed, const peft_tokenizer *tokenizer,
+                            const char *messages_json, const char *options_json, peft_error *error);
 
 /* ------------------------------------------------------------------------------------------------ data sets */
 
-/* Opens a file of training text: .jsonl with "messages", "prompt"/"completion" or "text"; .csv with those columns; anything else is plain text cut
- * into blocks. The file is streamed. `options_json`: {"format": "auto"|"jsonl"|"csv"|"text", "max_length": 512, "batch_size": 1, "packing": false,
- * "shuffle": true, "seed": 0, "loss_on": "assistant"|"all", "truncation": "keep_start"|"keep_end"|"split"|"drop"|"error", "holdout": 0.0 (share held out; or "holdout_every": n),
- * "split": "train"|"holdout", "on_bad_line": "error"|"skip", "max_line_bytes": 67108864, "chat_template": "…" (default: the model's)}. */
-int32_t peft_dataset_open(peft_dataset **dataset, const peft_tokenizer *tokenizer, const char *path, const char *options_json, peft_error *error);
-/* The same from memory (copied). */
-int32_t peft_dataset_open_memory(peft_dataset **dataset, const peft_tokenizer *tokenizer, const char *data, size_t size, const char *options_json, peft_error *error);
+/* Opens a file of training text. It is read piece by piece and must not change while it is open. `options_json`: {
+ *   "format": "auto"        "jsonl": lines with "messages", "prompt" and "completion", or "text"; "csv": those columns;
+ *                           "text": plain text, cut into blocks; "auto": by the ending of the name
+ *   "max_length": 512, "truncation": "keep_start"|"keep_end"|"split"|"drop"|"error"
+ *   "batch_size": 1, "packing": false (several samples a row), "shuffle": true, "seed": 0
+ *   "loss_on": "assistant" (and completions)|"all"
+ *   "holdout": 0.0 (share of the records held out) or "holdout_every": n, "split": "train"|"holdout"
+ *   "on_bad_line": "error"|"skip", "max_line_bytes": 67108864
+ *   "chat_template": "…" (default: the model's) }
+ * Errors: PEFT_ERROR_NOT_FOUND; PEFT_ERROR_FORMAT with the number of the line (detail), or for a file without samples. */
+int32_t peft_dataset_open(peft_dataset **dataset, const peft_tokenizer *tokenizer, const char *path,
+                          const char *options_json, peft_error *error);
+/* The same from memory, which is copied ("auto" is plain text). */
+int32_t peft_dataset_open_memory(peft_dataset **dataset, const peft_tokenizer *tokenizer, const char *data, size_t size,
+                                 const char *options_json, peft_error *error);
 void peft_dataset_free(peft_dataset *dataset);
-/* JSON: {"records", "batches_per_epoch", "epoch", "position" (records of the epoch that are used up), "skipped_lines"}. The first call goes through the data to count
- * the batches. */
-int32_t peft_dataset_describe(char *buffer, size_t capacity, size_t *needed, const peft_dataset *dataset, peft_error *error);
-/* The next batch ("input_ids", "attention_mask", "labels", …), ready for peft_trainer_step; PEFT_DONE (and NULL) once at the end of each epoch. */
+/* JSON: {"records", "batches_per_epoch", "epoch", "position" (records of the epoch that are used up), "skipped_lines"}.
+ * The first call goes through the data to count the batches. */
+int32_t peft_dataset_describe(char *buffer, size_t capacity, size_t *needed, const peft_dataset *dataset,
+                              peft_error *error);
+/* The next batch as inputs of peft_trainer_step and peft_model_forward ("input_ids", "attention_mask", "labels"; of packed
+ * rows also "position_ids" and "first_key"; i64). PEFT_DONE (and NULL) once at the end of each epoch. */
 int32_t peft_dataset_next(peft_tensors **batch, peft_dataset *dataset, peft_error *error);
 
 /* ------------------------------------------------------------------------------------------------ training */
@@ -334,7 +417,7 @@ typedef struct peft_step {
 } peft_step;
 #define PEFT_STEP_INIT { sizeof(peft_step), 0, 0, 0, 0.0, 0.0, 0.0 }
 
-/* Where a run stands; non-zero stops it after the present step with PEFT_ERROR_CANCELLED, the adapter usable. */
+/* Where a run stands. */
 typedef struct peft_training_progress {
   uint32_t struct_size;
   int32_t reserved;
@@ -346,73 +429,124 @@ typedef struct peft_training_progress {
   double seconds, seconds_left;
   uint64_t memory, memory_peak; /* bytes of the context's budget */
 } peft_training_progress;
+/* After each update; `progress` is valid during the call. Non-zero stops the run: PEFT_ERROR_CANCELLED, the adapter as
+ * after this update, and another call goes on. */
 typedef int32_t (*peft_training_fn)(void *user_data, const peft_training_progress *progress);
 
-/* A trainer for one adapter of a model. `options_json` speaks transformers' TrainingArguments: {"optimizer": "adamw"|"sgd"|"lorafa", "lr": 2e-4, "betas": [0.9, 0.999], "eps": 1e-8,
- * "weight_decay": 0.0, "momentum": 0.0, "lr_scheduler": "linear"|"cosine"|"constant", "warmup_steps": 0, "max_steps": null, "epochs": 1,
- * "gradient_accumulation_steps": 1, "max_grad_norm": 1.0, "loraplus_lr_ratio": null, "loraplus_lr_embedding": 1e-6, "loraplus_weight_decay": null, "lorafa": {"r", "lora_alpha"},
- * "gradient_checkpointing": "auto"|true|false, "dropout": true, "seed": 0, "evaluation_steps": null, "early_stopping_patience": null, "adapter": name (default: the active one)}. */
+/* A trainer for adapters of a model. Sessions may run over the model meanwhile; they see each update as a whole.
+ * `options_json`, with the names of transformers' TrainingArguments: {
+ *   "adapter": name (default: the active ones)
+ *   "optimizer": "adamw"|"sgd"|"lorafa", "lr": 2e-4, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0,
+ *   "momentum": 0.0 (sgd), "lorafa": {"r", "lora_alpha"} (as in PEFT, each layer's own scaling is what counts),
+ *   "loraplus_lr_ratio": null, "loraplus_lr_embedding": 1e-6, "loraplus_weight_decay": null,
+ *   "lr_scheduler": "linear"|"cosine"|"constant"|"constant_with_warmup", "warmup_steps": 0
+ *   "max_steps": null, "epochs": 1 (without max_steps), "gradient_accumulation_steps": 1, "max_grad_norm": 1.0 (null: none)
+ *   "gradient_checkpointing": "auto" (by the memory budget)|true|false, "dropout": true, "seed": 0
+ *   "evaluation_steps": null, "early_stopping_patience": null (the run then ends with the best adapter) }
+ * Errors: PEFT_ERROR_STATE when no adapter is active or none is trainable; PEFT_ERROR_NOT_FOUND. */
 int32_t peft_trainer_create(peft_trainer **trainer, peft_model *model, const char *options_json, peft_error *error);
 void peft_trainer_free(peft_trainer *trainer);
-/* One micro-batch, forward and backward; after gradient_accumulation_steps of them an update. A loss that is not finite is PEFT_ERROR_NUMERIC and changes nothing. */
+
+/* One micro-batch, forward and backward; after gradient_accumulation_steps of them an update. `inputs` as for
+ * peft_model_forward, with labels. Errors: PEFT_ERROR_ARGUMENT naming what does not fit, or when no label is to be
+ * learned; PEFT_ERROR_NUMERIC when loss or gradients are not finite; PEFT_ERROR_MEMORY with what the step needs. The
+ * adapter and the optimizer are then as they were; what was accumulated for the update is dropped. */
 int32_t peft_trainer_step(peft_step *step, peft_trainer *trainer, const peft_tensors *inputs, peft_error *error);
-/* Trains over a data set until max_steps or epochs; `evaluation` (may be NULL) is scored every evaluation_steps. Returns early with PEFT_ERROR_CANCELLED when `progress` says so. */
-int32_t peft_trainer_run(peft_trainer *trainer, peft_dataset *dataset, const peft_dataset *evaluation, peft_training_fn progress, void *user_data, peft_error *error);
-/* As peft_trainer_run, but returns PEFT_OK when about `seconds` are over (at least one step), PEFT_DONE when the run is complete: for hosts that own the loop. */
-int32_t peft_trainer_advance(peft_step *step, peft_trainer *trainer, peft_dataset *dataset, double seconds, peft_error *error);
+
+/* Trains over a data set until max_steps or epochs are done. `evaluation` (may be NULL) is scored every evaluation_steps
+ * and at the end; its position does not move. `progress` may be NULL. A run that is complete returns PEFT_OK at once.
+ * Errors: PEFT_ERROR_CANCELLED, those of peft_trainer_step and of the data set; another call goes on from there. */
+int32_t peft_trainer_run(peft_trainer *trainer, peft_dataset *dataset, const peft_dataset *evaluation,
+                         peft_training_fn progress, void *user_data, peft_error *error);
+/* For hosts that own the loop: as peft_trainer_run, but returns PEFT_OK when about `seconds` (0 or more) are over, after at
+ * least one micro-batch, and PEFT_DONE when the run is complete. */
+int32_t peft_trainer_advance(peft_step *step, peft_trainer *trainer, peft_dataset *dataset, double seconds,
+                             peft_error *error);
 /* Mean loss per labelled token over a data set, without dropout; perplexity = exp(loss). */
 int32_t peft_trainer_evaluate(double *loss, peft_trainer *trainer, const peft_dataset *dataset, peft_error *error);
-/* Memory one step on a batch of this size takes, before any is taken: JSON {"total", "weights", "adapters", "gradients", "optimizer", "activations",
- * "cache", "scratch", "gradient_checkpointing": true|false, "limit", "fits"}. */
-int32_t peft_trainer_plan(char *buffer, size_t capacity, size_t *needed, const peft_trainer *trainer, int64_t batch, int64_t length, peft_error *error);
-/* Everything a later process needs to go on as if nothing had happened, in one HDF5 file: adapter, optimizer, schedule, random streams, position in `dataset` (may be NULL). */
+
+/* What a step on `batch` rows of `length` tokens takes, before any is taken: JSON {"total", "weights", "adapters",
+ * "gradients", "optimizer", "activations", "cache", "scratch", "gradient_checkpointing": true|false,
+ * "limit" (null: none), "fits"}. */
+int32_t peft_trainer_plan(char *buffer, size_t capacity, size_t *needed, const peft_trainer *trainer, int64_t batch,
+                          int64_t length, peft_error *error);
+
+/* Everything a later process needs to go on as if nothing had happened, in one HDF5 file: adapter, optimizer, schedule,
+ * random streams, position in `dataset` (may be NULL). peft_adapter_load reads the adapter of it.
+ * Errors: PEFT_ERROR_IO; what was there before is then still there. */
 int32_t peft_trainer_save(const peft_trainer *trainer, const peft_dataset *dataset, const char *path, peft_error *error);
-/* Continues from such a file: sets the trainer's adapter, optimizer and streams, and the position of `dataset` (may be NULL). Another base model or other options: PEFT_ERROR_MISMATCH naming the difference. */
+/* Continues from such a file: sets the trainer's adapter, optimizer and streams, and the position of `dataset` (may be
+ * NULL). Errors: PEFT_ERROR_MISMATCH naming the difference of base model, adapter, options or data; PEFT_ERROR_FORMAT,
+ * PEFT_ERROR_NOT_FOUND. Nothing has changed then. */
 int32_t peft_trainer_resume(peft_trainer *trainer, peft_dataset *dataset, const char *path, peft_error *error);
-/* From any thread: the running peft_trainer_run, …_advance or …_evaluate ends with PEFT_ERROR_CANCELLED after the present step; if none runs, the next does at once. */
+/* From any thread: the running peft_trainer_run, …_advance or …_evaluate ends with PEFT_ERROR_CANCELLED after the present
+ * step; if none runs, the next one does at once. */
 int32_t peft_trainer_cancel(const peft_trainer *trainer, peft_error *error);
 
 /* ------------------------------------------------------------------------------------------------ sessions */
 
-/* A piece of text as it is made: whole UTF-8 characters, not NUL-terminated. Non-zero stops. */
+/* A piece of text as it is made: whole UTF-8 characters, not NUL-terminated, valid during the call. Non-zero stops. */
 typedef int32_t (*peft_text_fn)(void *user_data, const char *text, size_t size);
+/* The same from session number `index` of peft_sessions_next. */
+typedef int32_t (*peft_texts_fn)(void *user_data, int64_t index, const char *text, size_t size);
 
-/* One conversation. `options_json`: {"context_length": 2048 (at most the model's), "temperature": 0 (greedy), "top_k": 0, "top_p": 1, "min_p": 0, "repetition_penalty": 1,
- * "seed": 0, "stop": ["…"], "on_full": "stop"|"shift" (drop the oldest tokens after the first "keep"), "keep": 4,
- * "adapters": [names] (default: those active in the model, followed as they change), "ignore_eos": false}. */
+/* One conversation over a model; different sessions run in parallel. `options_json`: {
+ *   "context_length": 2048 (at most the model's)
+ *   "temperature": 0 (greedy), "top_k": 0 (all), "top_p": 1, "min_p": 0, "repetition_penalty": 1, "seed": 0
+ *   "stop": ["…"] (end the answer, and are not part of it), "ignore_eos": false
+ *   "on_full": "stop"|"shift" (drop the oldest tokens after the first "keep"), "keep": 4
+ *   "adapters": [names] ([]: the base model; default: those active in the model, followed as they change) }
+ * Errors: PEFT_ERROR_UNSUPPORTED for a model that does not generate; PEFT_ERROR_NOT_FOUND for an adapter. */
 int32_t peft_session_create(peft_session **session, const peft_model *model, const char *options_json, peft_error *error);
 void peft_session_free(peft_session *session);
-/* Tokens to read. The cache is filled; nothing is sampled. Ids out of range: PEFT_ERROR_ARGUMENT. No room: PEFT_ERROR_CONTEXT_FULL, nothing read. */
+
+/* Reads tokens: the cache is filled, nothing is sampled. Errors: PEFT_ERROR_ARGUMENT for ids that the model does not have;
+ * PEFT_ERROR_CONTEXT_FULL when there is no room. Nothing was read then. */
 int32_t peft_session_append(peft_session *session, const int32_t *ids, size_t count, peft_error *error);
-int32_t peft_session_append_text(peft_session *session, const char *text, size_t size, int32_t add_special_tokens, peft_error *error);
-/* Chat: messages as for peft_tokenizer_chat, followed by the start of the assistant's turn. What the session has read already is not read again when the messages only grow. */
+/* Reads text. Errors: also PEFT_ERROR_STATE when the model came without a tokenizer. */
+int32_t peft_session_append_text(peft_session *session, const char *text, size_t size, int32_t add_special_tokens,
+                                 peft_error *error);
+/* Reads a whole conversation (messages as for peft_tokenizer_chat) up to the start of the assistant's next turn. What the
+ * session holds already is not read again: a conversation that grew by a turn costs that turn. */
 int32_t peft_session_append_chat(peft_session *session, const char *messages_json, peft_error *error);
-/* Pull: samples one token and reads it. PEFT_DONE at an end-of-sequence token (not read) or a stop string. `buffer` receives the text that became complete (maybe none;
- * what does not fit comes with the next call), capacity ≥ 256, or is NULL. *token is -1 when there is none: after a failure, for left-over text, after the end. */
-int32_t peft_session_next(int32_t *token, char *buffer, size_t capacity, size_t *needed, peft_session *session, peft_error *error);
-/* Push: up to max_tokens tokens, text through `callback` (may be NULL) as it is made. PEFT_DONE when the model ended by itself, PEFT_OK after max_tokens. */
-int32_t peft_session_generate(peft_session *session, int64_t max_tokens, peft_text_fn callback, void *user_data, peft_error *error);
-/* A piece of text of session number `index`, as peft_text_fn. Non-zero stops. */
-typedef int32_t (*peft_texts_fn)(void *user_data, int64_t index, const char *text, size_t size);
-/* Several sessions of one model (1 to 4096 different ones) take one step together: one pass over the weights serves all, whatever adapters each has.
- * Samples one token for each and reads it; tokens[i] (may be NULL) is the token of session i, -1 when its answer had ended before. `callback` (may be NULL) receives the text
- * that became complete. PEFT_DONE when every answer has ended. An error: no session has read a token; PEFT_ERROR_CANCELLED from the callback: all have. */
-int32_t peft_sessions_next(int32_t *tokens, peft_session *const *sessions, int64_t count, peft_texts_fn callback, void *user_data, peft_error *error);
-/* Adapters for this session alone, from the next token on; the cache stays. count 0: none (the base model). `weights` may be NULL. */
-int32_t peft_session_set_adapters(peft_session *session, const char *const *names, const float *weights, int64_t count, peft_error *error);
+
+/* Pull: samples one token and reads it. PEFT_DONE at an end-of-sequence token (which is not read) or a stop string.
+ * `buffer` receives the text that became complete, maybe none; what does not fit comes with the next call. Its capacity is
+ * at least 256, or it is NULL. *token is -1 when there is none: after a failure, for left-over text, after the end.
+ * Errors: PEFT_ERROR_STATE before anything was read; PEFT_ERROR_CONTEXT_FULL; PEFT_ERROR_CANCELLED. */
+int32_t peft_session_next(int32_t *token, char *buffer, size_t capacity, size_t *needed, peft_session *session,
+                          peft_error *error);
+/* Push: up to `max_tokens` tokens, text through `callback` (may be NULL) as it is made. PEFT_DONE when the model ended by
+ * itself, PEFT_OK after max_tokens. Errors: as peft_session_next; the tokens so far stay. */
+int32_t peft_session_generate(peft_session *session, int64_t max_tokens, peft_text_fn callback, void *user_data,
+                              peft_error *error);
+/* Several sessions of one model (1 to 4096 different ones) take one step together: one pass over the weights serves all,
+ * whatever adapters each has. Samples one token for each and reads it; tokens[i] (may be NULL) is the token of session i,
+ * -1 when its answer had ended before. `callback` (may be NULL) receives the text that became complete. PEFT_DONE when
+ * every answer has ended. An error: no session has read a token; PEFT_ERROR_CANCELLED from the callback: all have. */
+int32_t peft_sessions_next(int32_t *tokens, peft_session *const *sessions, int64_t count, peft_texts_fn callback,
+                           void *user_data, peft_error *error);
+
+/* Adapters for this session alone, from the next token on; the cache stays. count 0: none (the base model). `weights`
+ * NULL: all 1. An adapter that is removed from the model later is PEFT_ERROR_NOT_FOUND at the next token. */
+int32_t peft_session_set_adapters(peft_session *session, const char *const *names, const float *weights, int64_t count,
+                                  peft_error *error);
 /* New options, the keys of peft_session_create but "context_length" and "adapters"; those left out stay. */
 int32_t peft_session_configure(peft_session *session, const char *options_json, peft_error *error);
 /* Forgets all tokens but the first `keep`. */
 int32_t peft_session_rewind(peft_session *session, int64_t keep, peft_error *error);
 /* A copy that goes its own way from here. */
 int32_t peft_session_fork(peft_session **copy, const peft_session *session, peft_error *error);
-/* The logits of the next token: f32 [vocabulary], as outputs "logits". */
+/* The logits of the next token: "logits", f32 [vocabulary]. Errors: PEFT_ERROR_STATE before anything was read. */
 int32_t peft_session_logits(peft_tensors **logits, const peft_session *session, peft_error *error);
-/* JSON: {"tokens", "context_length", "generated", "prompt_tokens_per_second", "tokens_per_second", "cache_bytes", "adapters": [{"name", "weight"}], "follows_model"}. */
-int32_t peft_session_describe(char *buffer, size_t capacity, size_t *needed, const peft_session *session, peft_error *error);
+/* JSON: {"tokens", "context_length", "generated", "prompt_tokens_per_second", "tokens_per_second", "cache_bytes",
+ * "adapters": [{"name", "weight"}], "follows_model"}. */
+int32_t peft_session_describe(char *buffer, size_t capacity, size_t *needed, const peft_session *session,
+                              peft_error *error);
 /* The ids the session holds: two-call form counted in ids. */
 int32_t peft_session_tokens(int32_t *ids, size_t capacity, size_t *needed, const peft_session *session, peft_error *error);
-/* From any thread: the running call ends with PEFT_ERROR_CANCELLED after the present token; if none runs, the next does at once. */
+/* From any thread: the running call ends with PEFT_ERROR_CANCELLED after the present token; if none runs, the next one
+ * does at once. */
 int32_t peft_session_cancel(const peft_session *session, peft_error *error);
 
 #ifdef __cplusplus
