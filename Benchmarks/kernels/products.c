@@ -143,7 +143,7 @@ void bench_products(const bench_options *o) {
       row(o, compute, PK_NN, act, PK_F32, act, 512, in, 8);   /* dX += dH·A */
     }
   }
-  if (bench_table(o, "decoding (GB/s of weights)")) {
+  if (bench_table(o, "decoding")) {
     static const int32_t some[] = {PK_BF16, PK_Q4_0, PK_Q4_1, PK_Q5_1, PK_Q8_0, PK_Q4_K, PK_Q6_K};
     for (size_t f = 0; f < sizeof some / sizeof *some; f++) {
       decode_row(o, PK_COMPUTE_INT8, some[f], 1, 98304, 768);

@@ -1,6 +1,7 @@
 /* Sums, products, column sums, gathering and scattering of rows. */
 #ifndef LEVEL
 #define BODY "elementwise.c"
+#include "formats.h"
 #include "levels.h"
 
 void pk_axpby(int32_t level, int32_t act, float a, const void *x, float b, void *y, size_t count, int32_t part,
@@ -39,7 +40,7 @@ void pk_gather_rows(int32_t level, int32_t w_type, const void *w, int64_t w_row_
   if (w_type == PK_F32 || w_type == PK_BF16) {
     AT_LEVEL(level, gather_plain)(w_type, w, w_row_bytes, n, ids, scale, act, y, share);
   } else {
-    AT_LEVEL(level, gather_blocks)(pk_format_of(w_type), w, w_row_bytes, n, ids, scale, act, y, share);
+    AT_LEVEL(level, gather_blocks)(pk_decoder(level, w_type), w, w_row_bytes, n, ids, scale, act, y, share);
   }
 }
 
@@ -106,15 +107,15 @@ static void NAME(gather_plain)(int32_t type, const void *w, int64_t row_bytes, i
   }
 }
 
-/* Any other format: decoded in pieces of whole blocks (every block size divides 256). */
-static void NAME(gather_blocks)(const pk_format *format, const void *w, int64_t row_bytes, int64_t n,
+/* Any other format: decoded in pieces. */
+static void NAME(gather_blocks)(pk_decode_fn *decode, const void *w, int64_t row_bytes, int64_t n,
                                 const int32_t *ids, float scale, int32_t act, void *y, pk_range share) {
   float values[256];
   for (int64_t r = share.begin; r < share.end; r++) {
     const uint8_t *row = (const uint8_t *)w + ids[r] * row_bytes;
     for (int64_t c = 0; c < n; c += 256) {
       const int64_t count = pk_min(256, n - c);
-      format->decode(row + c / format->block_values * format->block_bytes, values, (size_t)count);
+      decode(row, c, count, values);
       FOR_VECTORS(i, m, 0, count) vstore(act, y, r * n + c + i, m, vload(PK_F32, values, i, m) * scale);
     }
   }

@@ -3,8 +3,11 @@
 #include "formats.h"
 #include "half.h"
 
-#define ROW(TYPE, NAME, VALUES, BYTES) \
-  static const pk_format format_##NAME = {TYPE, #NAME, VALUES, BYTES, pk_decode_##NAME, pk_encode_##NAME}
+#define ROW(TYPE, NAME, VALUES, BYTES)                                                    \
+  static void decode_##NAME(const void *blocks, float *values, size_t count) {           \
+    pk_decode_##NAME(blocks, 0, (int64_t)count, values);                                 \
+  }                                                                                      \
+  static const pk_format format_##NAME = {TYPE, #NAME, VALUES, BYTES, decode_##NAME, pk_encode_##NAME}
 ROW(PK_F32, f32, 1, 4);
 ROW(PK_F16, f16, 1, 2);
 ROW(PK_BF16, bf16, 1, 2);
@@ -35,12 +38,28 @@ const pk_format *const *pk_formats(int32_t *count) {
   return table;
 }
 
+static pk_decode_fn *portable_decoder(int32_t type) {
+  switch (type) {
+    case PK_F32: return pk_decode_f32;
+    case PK_F16: return pk_decode_f16;
+    case PK_BF16: return pk_decode_bf16;
+    case PK_Q4_0: return pk_decode_q4_0;
+    case PK_Q4_1: return pk_decode_q4_1;
+    case PK_Q5_0: return pk_decode_q5_0;
+    case PK_Q5_1: return pk_decode_q5_1;
+    case PK_Q8_0: return pk_decode_q8_0;
+    case PK_Q4_K: return pk_decode_q4_K;
+    case PK_Q5_K: return pk_decode_q5_K;
+    case PK_Q6_K: return pk_decode_q6_K;
+    default: return NULL;
+  }
+}
+
 pk_decode_fn *pk_decoder(int32_t level, int32_t type) {
   pk_decode_fn *decoder = NULL;
   if (level >= PK_LEVEL_AVX512) decoder = pk_decoder_avx512(type);
   if (!decoder && level >= PK_LEVEL_AVX2) decoder = pk_decoder_avx2(type);
-  const pk_format *format = pk_format_of(type);
-  return decoder ? decoder : format ? format->decode : NULL;
+  return decoder ? decoder : portable_decoder(type);
 }
 
 pk_encode_fn *pk_encoder(int32_t level, int32_t type) {
@@ -54,30 +73,26 @@ pk_encode_fn *pk_encoder(int32_t level, int32_t type) {
 void pk_decode(int32_t level, int32_t type, const void *blocks, float *values, size_t count, int32_t part, int32_t parts) {
   const pk_format *format = pk_format_of(type);
   if (!format) return;
-  int64_t first, end;
-  pk_share((int64_t)(count / (size_t)format->block_values), part, parts, &first, &end);
-  pk_decoder(level, type)((const uint8_t *)blocks + first * format->block_bytes, values + first * format->block_values,
-                          (size_t)((end - first) * format->block_values));
+  const pk_range share = pk_share((int64_t)count, pk_max(format->block_values, PK_GRAIN), part, parts);
+  pk_decoder(level, type)(blocks, share.begin, share.end - share.begin, values + share.begin);
 }
 
 void pk_convert(int32_t level, const void *from, int32_t from_type, void *to, int32_t to_type, size_t count, int32_t part, int32_t parts) {
   const pk_format *source = pk_format_of(from_type), *target = pk_format_of(to_type);
   if (!source || !target || source->block_values != 1 || target->block_values != 1) return;
-  int64_t first, end;
-  pk_share((int64_t)count, part, parts, &first, &end);
-  const uint8_t *x = (const uint8_t *)from + first * source->block_bytes;
-  uint8_t *y = (uint8_t *)to + first * target->block_bytes;
-  const size_t n = (size_t)(end - first);
+  const pk_range share = pk_share((int64_t)count, PK_GRAIN, part, parts);
+  const uint8_t *x = from;
+  uint8_t *y = to;
   if (from_type == to_type) {
-    memmove(y, x, n * (size_t)source->block_bytes);
+    memmove(y + share.begin * target->block_bytes, x + share.begin * source->block_bytes, (size_t)((share.end - share.begin) * source->block_bytes));
     return;
   }
   pk_decode_fn *decode = pk_decoder(level, from_type);
   pk_encode_fn *encode = pk_encoder(level, to_type);
   float values[256]; /* through f32 by the boxful: exact in the middle, rounded once at the end */
-  for (size_t i = 0; i < n; i += 256) {
-    const size_t box = n - i < 256 ? n - i : 256;
-    decode(x + i * (size_t)source->block_bytes, values, box);
-    encode(values, y + i * (size_t)target->block_bytes, box);
+  for (int64_t i = share.begin; i < share.end; i += 256) {
+    const int64_t box = pk_min(256, share.end - i);
+    decode(x, i, box, values);
+    encode(values, y + i * target->block_bytes, (size_t)box);
   }
 }

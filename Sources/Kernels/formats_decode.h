@@ -2,6 +2,9 @@
  * products and sums are rounded separately, as in the `gguf` package, so that the values are the same bits at every level.
  * Scales are whatever the file holds: NaN and infinity pass through.
  *
+ * A decoder reads a run of a row: values first … first+count−1. In block formats both are multiples of 32, so a super-block
+ * of 256 may be entered at any of its sub-blocks.
+ *
  * This file is compiled once per instruction set (formats_decode.c, formats_avx2.c, formats_avx512.c): the loops below
  * are short, of fixed length and free of branches, which the compiler turns into vector code as good as intrinsics.
  * The including file defines DECODER(name) and LINKAGE and has included formats.h and half.h. */
@@ -9,24 +12,29 @@
 /* Without it the compiler unrolls these loops completely before it looks for vectors. */
 #define VECTOR _Pragma("clang loop vectorize(enable) unroll(disable)")
 
-LINKAGE void DECODER(f32)(const void *restrict blocks, float *restrict values, size_t count) { memcpy(values, blocks, count * 4); }
-
-LINKAGE void DECODER(f16)(const void *restrict blocks, float *restrict values, size_t count) {
-  const uint8_t *restrict p = blocks;
-  VECTOR
-  for (size_t i = 0; i < count; i++) values[i] = pk_f16_to_f32(pk_load16(p + 2 * i));
+LINKAGE void DECODER(f32)(const void *restrict row, int64_t first, int64_t count, void *restrict out) {
+  memcpy(out, (const float *)row + first, (size_t)count * 4);
 }
 
-LINKAGE void DECODER(bf16)(const void *restrict blocks, float *restrict values, size_t count) {
-  const uint8_t *restrict p = blocks;
+LINKAGE void DECODER(f16)(const void *restrict row, int64_t first, int64_t count, void *restrict out) {
+  const uint8_t *restrict p = (const uint8_t *)row + 2 * first;
+  float *restrict values = out;
   VECTOR
-  for (size_t i = 0; i < count; i++) values[i] = pk_bf16_to_f32(pk_load16(p + 2 * i));
+  for (int64_t i = 0; i < count; i++) values[i] = pk_f16_to_f32(pk_load16(p + 2 * i));
+}
+
+LINKAGE void DECODER(bf16)(const void *restrict row, int64_t first, int64_t count, void *restrict out) {
+  const uint8_t *restrict p = (const uint8_t *)row + 2 * first;
+  float *restrict values = out;
+  VECTOR
+  for (int64_t i = 0; i < count; i++) values[i] = pk_bf16_to_f32(pk_load16(p + 2 * i));
 }
 
 /* { f16 d; u8 nibbles[16] }: d·(q − 8); value i in the low nibble i, value 16+i in the high one. */
-LINKAGE void DECODER(q4_0)(const void *restrict blocks, float *restrict values, size_t count) {
-  const uint8_t *restrict p = blocks;
-  for (size_t b = 0; b < count / 32; b++, p += 18, values += 32) {
+LINKAGE void DECODER(q4_0)(const void *restrict row, int64_t first, int64_t count, void *restrict out) {
+  const uint8_t *restrict p = (const uint8_t *)row + first / 32 * 18;
+  float *restrict values = out;
+  for (int64_t b = 0; b < count / 32; b++, p += 18, values += 32) {
     const float d = pk_f16_to_f32(pk_load16(p));
     VECTOR
     for (int i = 0; i < 16; i++) {
@@ -37,9 +45,10 @@ LINKAGE void DECODER(q4_0)(const void *restrict blocks, float *restrict values, 
 }
 
 /* { f16 d, m; u8 nibbles[16] }: d·q + m */
-LINKAGE void DECODER(q4_1)(const void *restrict blocks, float *restrict values, size_t count) {
-  const uint8_t *restrict p = blocks;
-  for (size_t b = 0; b < count / 32; b++, p += 20, values += 32) {
+LINKAGE void DECODER(q4_1)(const void *restrict row, int64_t first, int64_t count, void *restrict out) {
+  const uint8_t *restrict p = (const uint8_t *)row + first / 32 * 20;
+  float *restrict values = out;
+  for (int64_t b = 0; b < count / 32; b++, p += 20, values += 32) {
     const float d = pk_f16_to_f32(pk_load16(p)), m = pk_f16_to_f32(pk_load16(p + 2));
     VECTOR
     for (int i = 0; i < 16; i++) {
@@ -50,9 +59,10 @@ LINKAGE void DECODER(q4_1)(const void *restrict blocks, float *restrict values, 
 }
 
 /* { f16 d; u32 fifth bits; u8 nibbles[16] }: d·(q − 16) */
-LINKAGE void DECODER(q5_0)(const void *restrict blocks, float *restrict values, size_t count) {
-  const uint8_t *restrict p = blocks;
-  for (size_t b = 0; b < count / 32; b++, p += 22, values += 32) {
+LINKAGE void DECODER(q5_0)(const void *restrict row, int64_t first, int64_t count, void *restrict out) {
+  const uint8_t *restrict p = (const uint8_t *)row + first / 32 * 22;
+  float *restrict values = out;
+  for (int64_t b = 0; b < count / 32; b++, p += 22, values += 32) {
     const float d = pk_f16_to_f32(pk_load16(p));
     const uint32_t high = pk_load32(p + 2);
     VECTOR
@@ -64,9 +74,10 @@ LINKAGE void DECODER(q5_0)(const void *restrict blocks, float *restrict values, 
 }
 
 /* { f16 d, m; u32 fifth bits; u8 nibbles[16] }: d·q + m */
-LINKAGE void DECODER(q5_1)(const void *restrict blocks, float *restrict values, size_t count) {
-  const uint8_t *restrict p = blocks;
-  for (size_t b = 0; b < count / 32; b++, p += 24, values += 32) {
+LINKAGE void DECODER(q5_1)(const void *restrict row, int64_t first, int64_t count, void *restrict out) {
+  const uint8_t *restrict p = (const uint8_t *)row + first / 32 * 24;
+  float *restrict values = out;
+  for (int64_t b = 0; b < count / 32; b++, p += 24, values += 32) {
     const float d = pk_f16_to_f32(pk_load16(p)), m = pk_f16_to_f32(pk_load16(p + 2));
     const uint32_t high = pk_load32(p + 4);
     VECTOR
@@ -78,9 +89,10 @@ LINKAGE void DECODER(q5_1)(const void *restrict blocks, float *restrict values, 
 }
 
 /* { f16 d; i8 q[32] }: d·q */
-LINKAGE void DECODER(q8_0)(const void *restrict blocks, float *restrict values, size_t count) {
-  const uint8_t *restrict p = blocks;
-  for (size_t b = 0; b < count / 32; b++, p += 34, values += 32) {
+LINKAGE void DECODER(q8_0)(const void *restrict row, int64_t first, int64_t count, void *restrict out) {
+  const uint8_t *restrict p = (const uint8_t *)row + first / 32 * 34;
+  float *restrict values = out;
+  for (int64_t b = 0; b < count / 32; b++, p += 34, values += 32) {
     const float d = pk_f16_to_f32(pk_load16(p));
     VECTOR
     for (int i = 0; i < 32; i++) values[i] = d * (float)(int8_t)p[2 + i];
@@ -89,58 +101,50 @@ LINKAGE void DECODER(q8_0)(const void *restrict blocks, float *restrict values, 
 
 /* { f16 d, dmin; u8 scales[12]; u8 nibbles[128] }: sub-block s of 32: (d·scale[s])·q − dmin·minimum[s];
  * sub-blocks 2j and 2j+1 are the low and high nibbles of bytes 32j … 32j+31. */
-LINKAGE void DECODER(q4_K)(const void *restrict blocks, float *restrict values, size_t count) {
-  const uint8_t *restrict p = blocks;
-  for (size_t b = 0; b < count / 256; b++, p += 144) {
-    const float d = pk_f16_to_f32(pk_load16(p)), dmin = pk_f16_to_f32(pk_load16(p + 2));
-    uint8_t scales[8], minima[8];
-    pk_k_scales(p + 4, scales, minima);
-    for (int s = 0; s < 8; s++, values += 32) {
-      const float scale = d * (float)scales[s], minimum = dmin * (float)minima[s];
-      const uint8_t *q = p + 16 + 32 * (s / 2);
-      const int shift = 4 * (s & 1);
-      VECTOR
-      for (int i = 0; i < 32; i++) values[i] = scale * (float)(q[i] >> shift & 15) - minimum;
-    }
+LINKAGE void DECODER(q4_K)(const void *restrict row, int64_t first, int64_t count, void *restrict out) {
+  float *restrict values = out;
+  for (int64_t sub = first / 32; sub < (first + count) / 32; sub++, values += 32) {
+    const uint8_t *restrict p = (const uint8_t *)row + sub / 8 * 144;
+    const int s = (int)(sub & 7);
+    const pk_k_scale k = pk_k_scale_of(p, s);
+    const uint8_t *restrict q = p + 16 + 32 * (s / 2);
+    const int shift = 4 * (s & 1);
+    VECTOR
+    for (int i = 0; i < 32; i++) values[i] = k.scale * (float)(q[i] >> shift & 15) - k.minimum;
   }
 }
 
 /* q4_K with u8 high[32] before the nibbles: bit s of high[i] is the fifth bit of value i of sub-block s. */
-LINKAGE void DECODER(q5_K)(const void *restrict blocks, float *restrict values, size_t count) {
-  const uint8_t *restrict p = blocks;
-  for (size_t b = 0; b < count / 256; b++, p += 176) {
-    const float d = pk_f16_to_f32(pk_load16(p)), dmin = pk_f16_to_f32(pk_load16(p + 2));
-    uint8_t scales[8], minima[8];
-    pk_k_scales(p + 4, scales, minima);
-    const uint8_t *high = p + 16;
-    for (int s = 0; s < 8; s++, values += 32) {
-      const float scale = d * (float)scales[s], minimum = dmin * (float)minima[s];
-      const uint8_t *q = p + 48 + 32 * (s / 2);
-      const int shift = 4 * (s & 1);
-      VECTOR
-      for (int i = 0; i < 32; i++) {
-        values[i] = scale * (float)((q[i] >> shift & 15) | (high[i] >> s & 1) << 4) - minimum;
-      }
+LINKAGE void DECODER(q5_K)(const void *restrict row, int64_t first, int64_t count, void *restrict out) {
+  float *restrict values = out;
+  for (int64_t sub = first / 32; sub < (first + count) / 32; sub++, values += 32) {
+    const uint8_t *restrict p = (const uint8_t *)row + sub / 8 * 176;
+    const int s = (int)(sub & 7);
+    const pk_k_scale k = pk_k_scale_of(p, s);
+    const uint8_t *restrict high = p + 16, *restrict q = p + 48 + 32 * (s / 2);
+    const int shift = 4 * (s & 1);
+    VECTOR
+    for (int i = 0; i < 32; i++) {
+      values[i] = k.scale * (float)((q[i] >> shift & 15) | (high[i] >> s & 1) << 4) - k.minimum;
     }
   }
 }
 
 /* { u8 low[128]; u8 high[64]; i8 scales[16]; f16 d }: (d·scale)·(q − 32), a scale for 16 values. In each half of 128
  * values the 64 low bytes hold the low nibbles of values 0…63 and 64…127, the 32 high bytes two bits each of the four 32s. */
-LINKAGE void DECODER(q6_K)(const void *restrict blocks, float *restrict values, size_t count) {
-  const uint8_t *restrict p = blocks;
-  for (size_t b = 0; b < count / 256; b++, p += 210) {
+LINKAGE void DECODER(q6_K)(const void *restrict row, int64_t first, int64_t count, void *restrict out) {
+  float *restrict values = out;
+  for (int64_t sub = first / 32; sub < (first + count) / 32; sub++, values += 32) {
+    const uint8_t *restrict p = (const uint8_t *)row + sub / 8 * 210;
+    const int half = (int)(sub >> 2 & 1), quarter = (int)(sub & 3);
     const float d = pk_f16_to_f32(pk_load16(p + 208));
-    for (int s = 0; s < 8; s++, values += 32) {
-      const int half = s / 4, quarter = s & 3;
-      const uint8_t *low = p + 64 * half + 32 * (quarter & 1), *high = p + 128 + 32 * half;
-      const int8_t *scales = (const int8_t *)p + 192 + 2 * s;
-      const float scale[2] = {d * (float)scales[0], d * (float)scales[1]};
-      VECTOR
-      for (int i = 0; i < 32; i++) {
-        const int q = (low[i] >> 4 * (quarter >> 1) & 15) | (high[i] >> 2 * quarter & 3) << 4;
-        values[i] = scale[i / 16] * (float)(q - 32);
-      }
+    const uint8_t *restrict low = p + 64 * half + 32 * (quarter & 1), *restrict high = p + 128 + 32 * half;
+    const int8_t *scales = (const int8_t *)p + 192 + 2 * (sub & 7);
+    const float scale[2] = {d * (float)scales[0], d * (float)scales[1]};
+    VECTOR
+    for (int i = 0; i < 32; i++) {
+      const int q = (low[i] >> 4 * (quarter >> 1) & 15) | (high[i] >> 2 * quarter & 3) << 4;
+      values[i] = scale[i / 16] * (float)(q - 32);
     }
   }
 }

@@ -28,6 +28,9 @@ typedef struct pk_tile {
   const void *panel;
   int64_t steps;
   int32_t rows, columns, vectors;
+  float *sums;         /* [rows][vectors·lanes] of the kernel's full tile: where the sums wait between two blocks of k */
+  int32_t continues;   /* the sums so far are there */
+  int32_t ends;        /* 1: the tile is finished into y; 0: the sums go back there */
   void *y; /* first element, row stride ldy values of y_type */
   int64_t ldy;
   int32_t y_type, accumulate;
@@ -43,13 +46,10 @@ typedef struct pk_tile_kernel {
   int32_t vectors; /* in a full panel */
   /* Multiplies a tile: at most `rows` rows. */
   void (*multiply)(const pk_tile *tile);
-  /* `columns` f32 rows of `k` values (stride ld, zero-padded to a multiple of 32) become columns of the panel. */
-  void (*pack_columns)(const float *from, int64_t ld, int32_t columns, int64_t k, void *panel, int32_t vectors);
-  /* Two f32 rows of `columns` values (f32 kernels: one, `odd` unused; odd NULL: zeros) become a step. */
-  void (*pack_step)(const float *even, const float *odd, int32_t columns, void *panel, int32_t vectors);
-  /* The same straight from bf16 rows (stride ld values); NULL in f32 kernels. */
-  void (*pack_columns_bf16)(const uint16_t *from, int64_t ld, int32_t columns, int64_t k, void *panel, int32_t vectors);
-  void (*pack_step_bf16)(const uint16_t *even, const uint16_t *odd, int32_t columns, void *panel, int32_t vectors);
+  /* `columns` rows of `k` values (of `type`, stride ld) become columns of the panel. */
+  void (*pack_columns)(const void *from, int64_t ld, int32_t columns, int64_t k, void *panel, int32_t vectors);
+  /* Two rows of `columns` values (f32 kernels: one, `odd` unused; odd NULL: zeros) become a step. */
+  void (*pack_step)(const void *even, const void *odd, int32_t columns, void *panel, int32_t vectors);
 } pk_tile_kernel;
 
 /* NULL on processors of another family. */
@@ -82,7 +82,6 @@ void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each);
 void pk_reference_scratch(const pk_matmul *op, size_t *shared, size_t *each);
 void pk_reference_run(const pk_matmul *op, int32_t part, int32_t parts, void *each);
 
-static inline size_t pk_type_bytes(int32_t type) { return type == PK_F32 ? 4 : 2; }
-static inline size_t pk_round_up(size_t size, size_t multiple) { return (size + multiple - 1) / multiple * multiple; }
+static inline int64_t pk_type_bytes(int32_t type) { return type == PK_F32 ? 4 : 2; }
 
 #endif

@@ -11,8 +11,17 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Y = alpha·sum + bias (+ Y) for one vector of a tile; by the element at the right edge. */
-INLINE void store_sums(const pk_tile *tile, __m256 sum, int row, int64_t column) {
+/* The sums of a vector of a tile begin at 0, or where the block of k before left them. */
+INLINE __m256 begin_sums(const pk_tile *tile, int row, int column) {
+  return tile->continues ? _mm256_load_ps(tile->sums + row * 16 + column) : _mm256_setzero_ps();
+}
+
+/* They wait for the next block of k, or Y = alpha·sum + bias (+ Y); by the element at the right edge. */
+INLINE void end_sums(const pk_tile *tile, __m256 sum, int row, int column) {
+  if (!tile->ends) {
+    _mm256_store_ps(tile->sums + row * 16 + column, sum);
+    return;
+  }
   const int64_t at = row * tile->ldy + column;
   __m256 y = _mm256_mul_ps(sum, _mm256_set1_ps(tile->alpha));
   if (tile->columns - column >= 8 && tile->y_type == PK_F32) {
@@ -42,7 +51,7 @@ INLINE void multiply_tile(const pk_tile *tile, int rows, int vectors) {
 #pragma unroll
   for (int r = 0; r < rows; r++) {
 #pragma unroll
-    for (int v = 0; v < vectors; v++) sum[r][v] = _mm256_setzero_ps();
+    for (int v = 0; v < vectors; v++) sum[r][v] = begin_sums(tile, r, 8 * v);
   }
   const float *a = tile->a, *panel = tile->panel;
   const int64_t lda = tile->lda, steps = tile->steps;
@@ -60,7 +69,7 @@ INLINE void multiply_tile(const pk_tile *tile, int rows, int vectors) {
 #pragma unroll
   for (int r = 0; r < rows; r++) {
 #pragma unroll
-    for (int v = 0; v < vectors; v++) store_sums(tile, sum[r][v], r, 8 * v);
+    for (int v = 0; v < vectors; v++) end_sums(tile, sum[r][v], r, 8 * v);
   }
 }
 
@@ -98,11 +107,12 @@ INLINE void transpose8(__m256 r[8]) {
   }
 }
 
-static void pack_columns(const float *from, int64_t ld, int32_t columns, int64_t k, void *panel, int32_t vectors) {
+static void pack_columns(const void *from, int64_t ld, int32_t columns, int64_t k, void *panel, int32_t vectors) {
   for (int64_t s = 0; s < k; s += 8) {
+    const __m256i use = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(k - s)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     __m256 r[8];
 #pragma unroll
-    for (int i = 0; i < 8; i++) r[i] = i < columns ? _mm256_loadu_ps(from + i * ld + s) : _mm256_setzero_ps();
+    for (int i = 0; i < 8; i++) r[i] = i < columns ? _mm256_maskload_ps((const float *)from + i * ld + s, use) : _mm256_setzero_ps();
     transpose8(r);
     float *to = (float *)panel + s * vectors * 8;
 #pragma unroll
@@ -112,19 +122,20 @@ static void pack_columns(const float *from, int64_t ld, int32_t columns, int64_t
   }
 }
 
-static void pack_step(const float *even, const float *odd, int32_t columns, void *panel, int32_t vectors) {
+static void pack_step(const void *even, const void *odd, int32_t columns, void *panel, int32_t vectors) {
   (void)odd;
+  const float *values = even;
   float *to = panel;
   const int32_t width = 8 * vectors;
   if (columns >= width) {
-    for (int32_t v = 0; v < vectors; v++) _mm256_store_ps(to + 8 * v, _mm256_loadu_ps(even + 8 * v));
+    for (int32_t v = 0; v < vectors; v++) _mm256_store_ps(to + 8 * v, _mm256_loadu_ps(values + 8 * v));
     return;
   }
-  for (int32_t c = 0; c < width; c++) to[c] = c < columns ? even[c] : 0;
+  for (int32_t c = 0; c < width; c++) to[c] = c < columns ? values[c] : 0;
 }
 
 const pk_tile_kernel *pk_kernel_avx2_f32(void) {
-  static const pk_tile_kernel kernel = {PK_F32, 6, 8, 2, multiply, pack_columns, pack_step, NULL, NULL};
+  static const pk_tile_kernel kernel = {PK_F32, 6, 8, 2, multiply, pack_columns, pack_step};
   return &kernel;
 }
 

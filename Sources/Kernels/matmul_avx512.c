@@ -14,7 +14,7 @@ INLINE void multiply_tile(const pk_tile *tile, int rows, int vectors) {
 #pragma unroll
   for (int r = 0; r < rows; r++) {
 #pragma unroll
-    for (int v = 0; v < vectors; v++) sum[r][v] = _mm512_setzero_ps();
+    for (int v = 0; v < vectors; v++) sum[r][v] = begin_sums(tile, r, 16 * v);
   }
   const float *a = tile->a, *panel = tile->panel;
   const int64_t lda = tile->lda, steps = tile->steps;
@@ -32,17 +32,17 @@ INLINE void multiply_tile(const pk_tile *tile, int rows, int vectors) {
 #pragma unroll
   for (int r = 0; r < rows; r++) {
 #pragma unroll
-    for (int v = 0; v < vectors; v++) store_sums(tile, sum[r][v], r, 16 * v);
+    for (int v = 0; v < vectors; v++) end_sums(tile, sum[r][v], r, 16 * v);
   }
 }
 
 static void multiply(const pk_tile *tile) { EACH_SHAPE(tile) }
 
-static void pack_columns(const float *from, int64_t ld, int32_t columns, int64_t k, void *panel, int32_t vectors) {
+static void pack_columns(const void *from, int64_t ld, int32_t columns, int64_t k, void *panel, int32_t vectors) {
   for (int64_t s = 0; s < k; s += 16) {
     __m512i r[16];
 #pragma unroll
-    for (int i = 0; i < 16; i++) r[i] = i < columns ? _mm512_loadu_si512(from + i * ld + s) : _mm512_setzero_si512();
+    for (int i = 0; i < 16; i++) r[i] = i < columns ? _mm512_maskz_loadu_epi32(first_lanes(k - s), (const float *)from + i * ld + s) : _mm512_setzero_si512();
     transpose16(r);
     float *to = (float *)panel + s * vectors * 16;
 #pragma unroll
@@ -52,15 +52,15 @@ static void pack_columns(const float *from, int64_t ld, int32_t columns, int64_t
   }
 }
 
-static void pack_step(const float *even, const float *odd, int32_t columns, void *panel, int32_t vectors) {
+static void pack_step(const void *even, const void *odd, int32_t columns, void *panel, int32_t vectors) {
   (void)odd;
   for (int32_t v = 0; v < vectors; v++) {
-    _mm512_store_ps((float *)panel + 16 * v, _mm512_maskz_loadu_ps(first_lanes(columns - 16 * v), even + 16 * v));
+    _mm512_store_ps((float *)panel + 16 * v, _mm512_maskz_loadu_ps(first_lanes(columns - 16 * v), (const float *)even + 16 * v));
   }
 }
 
 const pk_tile_kernel *pk_kernel_avx512_f32(void) {
-  static const pk_tile_kernel kernel = {PK_F32, 8, 16, 3, multiply, pack_columns, pack_step, NULL, NULL};
+  static const pk_tile_kernel kernel = {PK_F32, 8, 16, 3, multiply, pack_columns, pack_step};
   return &kernel;
 }
 

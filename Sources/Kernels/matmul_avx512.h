@@ -40,18 +40,31 @@ INLINE void transpose16(__m512i r[16]) {
 
 INLINE __m512 widen_bf16(__m256i h) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); }
 
-/* Round to nearest even with integers (AVX512-BF16's instruction is not there at every level). */
+/* Round to nearest even: by instruction (subnormals become 0) where the including file says HAS_BF16, else with integers. */
 INLINE __m256i narrow_bf16(__m512 x) {
+#ifdef HAS_BF16
+  return (__m256i)_mm512_cvtneps_pbh(x);
+#else
   const __m512i u = _mm512_castps_si512(x);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
   __m512i r = _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(u, odd), _mm512_set1_epi32(0x7fff)), 16);
   const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
   r = _mm512_mask_or_epi32(r, nan, _mm512_srli_epi32(u, 16), _mm512_set1_epi32(64));
   return _mm512_cvtepi32_epi16(r);
+#endif
 }
 
-/* Y = alpha·sum + bias (+ Y) for one vector of a tile. */
-INLINE void store_sums(const pk_tile *tile, __m512 sum, int row, int64_t column) {
+/* The sums of a vector of a tile begin at 0, or where the block of k before left them. */
+INLINE __m512 begin_sums(const pk_tile *tile, int row, int column) {
+  return tile->continues ? _mm512_load_ps(tile->sums + row * 48 + column) : _mm512_setzero_ps();
+}
+
+/* They wait for the next block of k, or Y = alpha·sum + bias (+ Y). */
+INLINE void end_sums(const pk_tile *tile, __m512 sum, int row, int column) {
+  if (!tile->ends) {
+    _mm512_store_ps(tile->sums + row * 48 + column, sum);
+    return;
+  }
   const __mmask16 lanes = first_lanes(tile->columns - column);
   __m512 y = _mm512_mul_ps(sum, _mm512_set1_ps(tile->alpha));
   if (tile->bias) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(lanes, tile->bias + column));

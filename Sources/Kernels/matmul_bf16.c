@@ -7,6 +7,7 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni,avx2,fma,f16c"))), apply_to = function)
+#define HAS_BF16
 #include "matmul_avx512.h"
 
 INLINE void multiply_tile(const pk_tile *tile, int rows, int vectors) {
@@ -14,7 +15,7 @@ INLINE void multiply_tile(const pk_tile *tile, int rows, int vectors) {
 #pragma unroll
   for (int r = 0; r < rows; r++) {
 #pragma unroll
-    for (int v = 0; v < vectors; v++) sum[r][v] = _mm512_setzero_ps();
+    for (int v = 0; v < vectors; v++) sum[r][v] = begin_sums(tile, r, 16 * v);
   }
   const uint16_t *a = tile->a;
   const int64_t lda = tile->lda, steps = tile->steps;
@@ -35,32 +36,14 @@ INLINE void multiply_tile(const pk_tile *tile, int rows, int vectors) {
 #pragma unroll
   for (int r = 0; r < rows; r++) {
 #pragma unroll
-    for (int v = 0; v < vectors; v++) store_sums(tile, sum[r][v], r, 16 * v);
+    for (int v = 0; v < vectors; v++) end_sums(tile, sum[r][v], r, 16 * v);
   }
 }
 
 static void multiply(const pk_tile *tile) { EACH_SHAPE(tile) }
 
 /* Sixteen rows × 16 pairs at a time. */
-static void pack_columns(const float *from, int64_t ld, int32_t columns, int64_t k, void *panel, int32_t vectors) {
-  const int64_t pairs = (k + 1) / 2;
-  for (int64_t p = 0; p < pairs; p += 16) {
-    __m512i r[16];
-#pragma unroll
-    for (int i = 0; i < 16; i++) {
-      const float *row = from + i * ld + 2 * p;
-      r[i] = i < columns ? (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(row + 16), _mm512_loadu_ps(row)) : _mm512_setzero_si512();
-    }
-    transpose16(r);
-    uint8_t *to = (uint8_t *)panel + (size_t)(p * vectors) * 64;
-#pragma unroll
-    for (int i = 0; i < 16; i++) {
-      if (p + i < pairs) _mm512_store_si512(to + (size_t)(i * vectors) * 64, r[i]);
-    }
-  }
-}
-
-static void pack_columns_bf16(const uint16_t *from, int64_t ld, int32_t columns, int64_t k, void *panel, int32_t vectors) {
+static void pack_columns(const void *from, int64_t ld, int32_t columns, int64_t k, void *panel, int32_t vectors) {
   const int64_t pairs = (k + 1) / 2;
   for (int64_t p = 0; p < pairs; p += 16) {
     const int64_t left = k - 2 * p;
@@ -68,7 +51,7 @@ static void pack_columns_bf16(const uint16_t *from, int64_t ld, int32_t columns,
     __m512i r[16];
 #pragma unroll
     for (int i = 0; i < 16; i++) {
-      r[i] = i < columns ? _mm512_maskz_loadu_epi16(values, from + i * ld + 2 * p) : _mm512_setzero_si512();
+      r[i] = i < columns ? _mm512_maskz_loadu_epi16(values, (const uint16_t *)from + i * ld + 2 * p) : _mm512_setzero_si512();
     }
     transpose16(r);
     uint8_t *to = (uint8_t *)panel + (size_t)(p * vectors) * 64;
@@ -86,26 +69,17 @@ INLINE __m512i interleave(__m512i rows) {
   return _mm512_permutexvar_epi16(order, rows);
 }
 
-static void pack_step(const float *even, const float *odd, int32_t columns, void *panel, int32_t vectors) {
+static void pack_step(const void *even, const void *odd, int32_t columns, void *panel, int32_t vectors) {
   for (int32_t v = 0; v < vectors; v++) {
     const __mmask16 lanes = first_lanes(columns - 16 * v);
-    const __m512 low = _mm512_maskz_loadu_ps(lanes, even + 16 * v);
-    const __m512 high = odd ? _mm512_maskz_loadu_ps(lanes, odd + 16 * v) : _mm512_setzero_ps();
-    _mm512_store_si512((uint8_t *)panel + 64 * v, interleave((__m512i)_mm512_cvtne2ps_pbh(high, low)));
-  }
-}
-
-static void pack_step_bf16(const uint16_t *even, const uint16_t *odd, int32_t columns, void *panel, int32_t vectors) {
-  for (int32_t v = 0; v < vectors; v++) {
-    const __mmask16 lanes = first_lanes(columns - 16 * v);
-    const __m256i low = _mm256_maskz_loadu_epi16(lanes, even + 16 * v);
-    const __m256i high = odd ? _mm256_maskz_loadu_epi16(lanes, odd + 16 * v) : _mm256_setzero_si256();
+    const __m256i low = _mm256_maskz_loadu_epi16(lanes, (const uint16_t *)even + 16 * v);
+    const __m256i high = odd ? _mm256_maskz_loadu_epi16(lanes, (const uint16_t *)odd + 16 * v) : _mm256_setzero_si256();
     _mm512_store_si512((uint8_t *)panel + 64 * v, interleave(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1)));
   }
 }
 
 const pk_tile_kernel *pk_kernel_bf16(void) {
-  static const pk_tile_kernel kernel = {PK_BF16, 8, 16, 3, multiply, pack_columns, pack_step, pack_columns_bf16, pack_step_bf16};
+  static const pk_tile_kernel kernel = {PK_BF16, 8, 16, 3, multiply, pack_columns, pack_step};
   return &kernel;
 }
 

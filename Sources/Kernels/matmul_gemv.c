@@ -69,14 +69,13 @@ static void finish(const pk_matmul *op, int64_t row, int64_t column, int64_t cou
 
 /* sums[m][4] of four rows of W in a format without a kernel: chunk after chunk. */
 static void multiply_decoded(const pk_matmul *op, const gemv *g, const uint8_t *const w[w_rows], const uint8_t *x, int32_t count, float *decoded, float *sums) {
-  const pk_format *format = pk_format_of(op->w_type);
   for (int32_t i = 0; i < count * w_rows; i++) sums[i] = 0;
   for (int64_t k = 0; k < op->k; k += chunk) {
     const int64_t values = op->k - k < chunk ? op->k - k : chunk;
     const uint8_t *rows[w_rows];
     float part[w_rows * w_rows];
     for (int32_t r = 0; r < w_rows; r++) {
-      g->decode(w[r] + k / format->block_values * format->block_bytes, decoded + r * chunk, (size_t)values);
+      g->decode(w[r], k, values, decoded + r * chunk);
       rows[r] = (const uint8_t *)(decoded + r * chunk);
     }
     g->kernel->multiply(rows, x + (size_t)k * 4, g->x_bytes, count, values, part);
@@ -88,9 +87,8 @@ void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
   const gemv g = make_gemv(op);
   uint8_t *x = each;
   float *row = (float *)(x + (size_t)op->m * g.x_bytes), *decoded = row + g.padded_k;
-  int64_t first, end;
-  pk_share((op->n + w_rows - 1) / w_rows, part, parts, &first, &end);
-  if (first == end) return;
+  const pk_range share = pk_share((op->n + w_rows - 1) / w_rows, 1, part, parts);
+  if (share.begin == share.end) return;
 
   for (int64_t i = op->k; i < g.padded_k; i++) row[i] = 0;
   for (int64_t i = 0; i < op->m; i++) {
@@ -99,7 +97,7 @@ void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
     g.kernel->prepare(row, g.decode ? g.padded_k : op->k, x + (size_t)i * g.x_bytes);
   }
 
-  for (int64_t group = first; group < end; group++) {
+  for (int64_t group = share.begin; group < share.end; group++) {
     const int64_t column = group * w_rows, left = op->n - column, columns = left < w_rows ? left : w_rows;
     const uint8_t *w[w_rows]; /* beyond the last row: that row again, its sums unused */
     for (int64_t r = 0; r < w_rows; r++) {

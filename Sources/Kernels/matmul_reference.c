@@ -59,18 +59,17 @@ static void add_scaled(float *y, float a, const float *x, int64_t count) {
 void pk_reference_scratch(const pk_matmul *op, size_t *shared, size_t *each) {
   const int64_t w_row = op->mode == PK_NT ? op->k : op->n;
   *shared = 0;
-  *each = 2 * pk_round_up((size_t)w_row * 4, 64);
+  *each = (size_t)(2 * pk_round_up(w_row * 4, 64));
 }
 
 /* Rows of W (NT) or rows of Y (NN, TN) are divided over the parts. */
 void pk_reference_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
-  int64_t first, end;
   const int64_t w_row = op->mode == PK_NT ? op->k : op->n;
-  float *w = each, *other = w + pk_round_up((size_t)w_row * 4, 64) / 4;
+  float *w = each, *other = w + pk_round_up(w_row * 4, 64) / 4;
 
   if (op->mode == PK_NT) {
-    pk_share(op->n, part, parts, &first, &end);
-    for (int64_t j = first; j < end; j++) {
+    const pk_range share = pk_share(op->n, 1, part, parts);
+    for (int64_t j = share.begin; j < share.end; j++) {
       load_w(op, j, op->k, w);
       for (int64_t i = 0; i < op->m; i++) {
         load_x(op, i, 0, 1, op->k, other);
@@ -80,8 +79,8 @@ void pk_reference_run(const pk_matmul *op, int32_t part, int32_t parts, void *ea
     return;
   }
 
-  pk_share(op->m, part, parts, &first, &end);
-  for (int64_t i = first; i < end; i++) {
+  const pk_range share = pk_share(op->m, 1, part, parts);
+  for (int64_t i = share.begin; i < share.end; i++) {
     for (int64_t j = 0; j < op->n; j++) other[j] = 0;
     for (int64_t l = 0; l < op->k; l++) {
       float x;

@@ -1,79 +1,111 @@
 /* The blocked product around the tile kernels: divides C into panels of columns (and rows, when there are few panels),
  * decodes a panel into this part's scratch, and sweeps the rows over it. See matmul.h for the roles of A and B.
  *
- * Blocking: a panel keeps all of k. At 48 columns it is 96 bytes (bf16) per k: 55 kB at k = 576, 147 kB at 1536, read
- * from L2 at 8 bytes a cycle while A (a few rows at a time) stays in L1; so k needs no blocking and sums need no
- * memory. Decoding costs once per panel and row group: its share falls with 1/rows. */
+ * Blocking: a panel of 48 columns is 96 bytes (bf16) per k: 55 kB at k = 576, 147 kB at 1536. It is read from L2 at 8 bytes
+ * a cycle while A (a few rows at a time) stays in L1. Panels that would not stay in L2 are cut along k; the sums then wait
+ * in f32 between two blocks, so the chain of additions is the same. Decoding costs once per panel and row group: its share
+ * falls with 1/rows, 2–4 % at 512.
+ *
+ * Share of the peak (Zen 4, one thread, 512 rows): see Benchmarks/LOG.md. */
 #include "half.h"
 #include "matmul.h"
 
 enum {
-  chunk = 256,       /* values of k decoded at a time while packing columns: a multiple of every block size */
-  padded_chunk = 256 /* … and of 32, as pack_columns wants */
+  panel_limit = 400 << 10, /* bytes of the panels packed together; L2 is 1 MB */
+  chunk = 256,             /* values of k decoded at a time while packing columns */
+  ahead = 16,              /* rows fetched in advance while packing steps */
 };
 
 typedef struct plan {
   const pk_tile_kernel *kernel;
+  int64_t bytes; /* of a value of A and of the panels */
   int64_t rows, columns, k;
-  int64_t padded_k; /* k rounded up to whole steps */
   int32_t swapped;
-  int32_t copies_a;               /* A lives in the shared scratch */
-  const void *a, *b;              /* source matrices */
+  int32_t copies_a; /* A lives in the shared scratch */
+  const void *a, *b; /* source matrices */
   int32_t a_type, b_type;
-  int64_t a_ld, b_row_bytes;      /* a_ld in values */
-  int32_t rounds;                 /* operands are rounded to bf16 and multiplied as f32 */
-  int64_t panel_columns, group;   /* columns of a panel, panels decoded together */
-  size_t panel_bytes;
+  int64_t a_ld, b_row_bytes;    /* a_ld in values */
+  int64_t copy_ld;              /* of the copy of A */
+  int32_t rounds;               /* operands are rounded to bf16 and multiplied as f32 */
+  int32_t direct;               /* B is packed without being decoded */
+  pk_decode_fn *decode;         /* of B, to the kernel's type */
+  int64_t panel_columns, group; /* columns of a panel, panels packed together */
+  int64_t k_block;              /* steps of k packed together */
 } plan;
 
 static int32_t is_half(const plan *p) { return p->kernel->type == PK_BF16; }
 
 static plan make_plan(const pk_matmul *op, const pk_tile_kernel *kernel) {
-  plan p = {.kernel = kernel, .rows = op->m, .columns = op->n, .k = op->k};
+  plan p = {.kernel = kernel, .bytes = pk_type_bytes(kernel->type), .rows = op->m, .columns = op->n, .k = op->k};
   p.a = op->x, p.a_type = op->x_type, p.a_ld = op->ldx;
   p.b = op->w, p.b_type = op->w_type, p.b_row_bytes = op->w_row_bytes;
   if (op->mode == PK_TN && op->n < op->m) {
     p.swapped = 1, p.rows = op->n, p.columns = op->m;
-    p.a = op->w, p.a_type = op->w_type, p.a_ld = op->w_row_bytes / (int64_t)pk_type_bytes(op->w_type);
-    p.b = op->x, p.b_type = op->x_type, p.b_row_bytes = op->ldx * (int64_t)pk_type_bytes(op->x_type);
+    p.a = op->w, p.a_type = op->w_type, p.a_ld = op->w_row_bytes / pk_type_bytes(op->w_type);
+    p.b = op->x, p.b_type = op->x_type, p.b_row_bytes = op->ldx * pk_type_bytes(op->x_type);
   }
   p.rounds = op->compute == PK_COMPUTE_BF16 && kernel->type == PK_F32;
-  p.padded_k = is_half(&p) ? (op->k + 1) / 2 * 2 : op->k;
-  p.copies_a = op->mode == PK_TN || p.a_type != kernel->type || p.rounds || p.padded_k != op->k;
+  p.direct = p.b_type == kernel->type && !p.rounds;
+  p.decode = is_half(&p) ? pk_decoder_bf16(p.b_type) : pk_decoder(op->level, p.b_type);
+  const int32_t odd = is_half(&p) && op->k % 2;
+  p.copies_a = op->mode == PK_TN || p.a_type != kernel->type || p.rounds || odd;
+  /* Rows of the copy do not lie a multiple of 4 kB apart: those would compete for the same lines of L1. */
+  p.copy_ld = pk_round_up(op->k, 32) + 32;
   p.panel_columns = (int64_t)kernel->lanes * kernel->vectors;
-  const int32_t block = pk_format_of(p.b_type)->block_values;
-  p.group = op->mode != PK_NT && block > 1 && p.panel_columns % block ? 2 : 1;
-  p.panel_bytes = (size_t)(p.padded_k * p.panel_columns) * pk_type_bytes(kernel->type);
+  const int32_t is_blocks = pk_format_of(p.b_type)->block_values > 1; /* runs of 32 */
+  p.group = op->mode != PK_NT && is_blocks && p.panel_columns % 32 ? 2 : 1;
+  const int64_t most = panel_limit / (p.group * p.panel_columns * p.bytes) / chunk * chunk;
+  const int64_t blocks = pk_max(1, (op->k + most - 1) / most);
+  p.k_block = pk_max(chunk, pk_round_up((op->k + blocks - 1) / blocks, chunk));
   return p;
 }
 
-/* Values decoded at a time: `lanes` columns of a chunk (NT), or two rows across the group widened to whole blocks. */
-static size_t decoded_values(const pk_matmul *op, const plan *p) {
-  if (op->mode == PK_NT) return (size_t)p->kernel->lanes * padded_chunk;
-  const int64_t block = pk_format_of(p->b_type)->block_values;
-  return 2 * (size_t)(p->group * p->panel_columns + 2 * block);
+static int64_t panel_bytes(const plan *p) { return pk_min(p->k_block, pk_round_up(p->k, 2)) * p->panel_columns * p->bytes; }
+
+/* Values decoded at a time: `lanes` columns of a chunk (NT), or two rows across the group. */
+static int64_t decoded_bytes(const pk_matmul *op, const plan *p) {
+  if (p->direct) return 0;
+  return (op->mode == PK_NT ? (int64_t)p->kernel->lanes * chunk : 2 * p->group * p->panel_columns) * p->bytes;
+}
+
+static int64_t tile_values(const plan *p) { return p->kernel->rows * p->panel_columns; }
+static int64_t tiles_of(const plan *p) { return (p->rows + p->kernel->rows - 1) / p->kernel->rows; }
+
+/* A part's scratch. */
+typedef struct pieces {
+  uint8_t *panels;
+  void *decoded;
+  float *transposed; /* a tile of Cᵀ */
+  float *sums;       /* [tiles][group] tiles between two blocks of k */
+} pieces;
+
+static int64_t cut(const pk_matmul *op, const plan *p, uint8_t *base, pieces *out) {
+  const int64_t panels = pk_round_up(p->group * panel_bytes(p), 64), decoded = pk_round_up(decoded_bytes(op, p), 64);
+  const int64_t transposed = p->swapped ? tile_values(p) * 4 : 0, sums = p->k > p->k_block ? tiles_of(p) * p->group * tile_values(p) * 4 : 0;
+  if (out) {
+    *out = (pieces){base, base + panels, (float *)(base + panels + decoded), (float *)(base + panels + decoded + transposed)};
+  }
+  return panels + decoded + transposed + sums;
 }
 
 void pk_tiled_scratch(const pk_matmul *op, const pk_tile_kernel *kernel, size_t *shared, size_t *each) {
   const plan p = make_plan(op, kernel);
-  *shared = p.copies_a ? pk_round_up((size_t)(p.rows * p.padded_k) * pk_type_bytes(kernel->type), 64) : 0;
-  const size_t tile = (size_t)kernel->rows * (size_t)p.panel_columns * 4;
-  *each = (size_t)p.group * pk_round_up(p.panel_bytes, 64) + pk_round_up(decoded_values(op, &p) * 4, 64) + tile;
+  *shared = p.copies_a ? (size_t)(p.rows * p.copy_ld * p.bytes) : 0;
+  *each = (size_t)cut(op, &p, NULL, NULL);
 }
 
 /* ---- phase 0: A as the kernel reads it ---- */
 
-static void copy_rows(const plan *p, int32_t level, uint8_t *out, int64_t first, int64_t end) {
-  const size_t bytes = pk_type_bytes(p->kernel->type);
-  for (int64_t i = first; i < end; i++) {
-    const uint8_t *from = (const uint8_t *)p->a + (size_t)(i * p->a_ld) * pk_type_bytes(p->a_type);
-    uint8_t *to = out + (size_t)(i * p->padded_k) * bytes;
+static void copy_rows(const plan *p, int32_t level, uint8_t *out, pk_range share) {
+  for (int64_t i = share.begin; i < share.end; i++) {
+    const uint8_t *from = (const uint8_t *)p->a + i * p->a_ld * pk_type_bytes(p->a_type);
+    uint8_t *to = out + i * p->copy_ld * p->bytes;
     pk_convert(level, from, p->a_type, to, p->kernel->type, (size_t)p->k, 0, 1);
     if (p->rounds) {
       float *values = (float *)to;
       for (int64_t l = 0; l < p->k; l++) values[l] = pk_round_bf16(values[l]);
     }
-    if (p->padded_k > p->k) memset(to + (size_t)p->k * bytes, 0, bytes);
+    if (is_half(p) && p->k % 2) ((uint16_t *)to)[p->k] = 0;
   }
 }
 
@@ -82,16 +114,17 @@ static float load(const void *p, int32_t type, int64_t i) {
 }
 
 /* A = the transpose of a [k, rows] matrix; in squares, so that both sides stay in L1. */
-static void transpose_rows(const plan *p, uint8_t *out, int64_t first, int64_t end) {
+static void transpose_rows(const plan *p, uint8_t *out, pk_range share) {
   enum { side = 32 };
-  for (int64_t i0 = first; i0 < end; i0 += side) {
-    const int64_t i1 = i0 + side < end ? i0 + side : end;
-    for (int64_t l0 = 0; l0 < p->padded_k; l0 += side) {
-      const int64_t l1 = l0 + side < p->padded_k ? l0 + side : p->padded_k;
+  const int64_t padded_k = is_half(p) ? pk_round_up(p->k, 2) : p->k;
+  for (int64_t i0 = share.begin; i0 < share.end; i0 += side) {
+    const int64_t i1 = pk_min(i0 + side, share.end);
+    for (int64_t l0 = 0; l0 < padded_k; l0 += side) {
+      const int64_t l1 = pk_min(l0 + side, padded_k);
       for (int64_t l = l0; l < l1; l++) {
         for (int64_t i = i0; i < i1; i++) {
           const float x = l < p->k ? load(p->a, p->a_type, l * p->a_ld + i) : 0;
-          const int64_t at = i * p->padded_k + l;
+          const int64_t at = i * p->copy_ld + l;
           if (is_half(p)) {
             ((uint16_t *)out)[at] = pk_f32_to_bf16(x);
           } else {
@@ -115,70 +148,50 @@ static int32_t vectors_at(const plan *p, int64_t column) {
   return left >= p->panel_columns ? p->kernel->vectors : (int32_t)((left + p->kernel->lanes - 1) / p->kernel->lanes);
 }
 
-static uint8_t *step_at(const plan *p, uint8_t *panel, int32_t vectors, int64_t k) {
-  return panel + (size_t)(k * vectors * p->kernel->lanes) * pk_type_bytes(p->kernel->type);
+/* A run of row `row` of B in the kernel's type: where it is, or decoded to `out`. */
+static const void *run_of(const plan *p, int64_t row, int64_t first, int64_t count, void *out) {
+  const uint8_t *from = (const uint8_t *)p->b + row * p->b_row_bytes;
+  if (p->direct) return from + first * p->bytes;
+  p->decode(from, first, count, out);
+  if (p->rounds) round_all(out, count);
+  return out;
 }
 
-/* NT: rows of W become the columns of one panel. */
-static void pack_columns(const plan *p, pk_decode_fn *decode, int64_t column, uint8_t *panel, float *decoded) {
-  const pk_format *format = pk_format_of(p->b_type);
+/* NT: rows of W, from k to k_end, become the columns of one panel. */
+static void pack_columns(const plan *p, int64_t column, int64_t k, int64_t k_end, uint8_t *panel, uint8_t *decoded) {
   const int32_t lanes = p->kernel->lanes, vectors = vectors_at(p, column);
-  const size_t vector_bytes = (size_t)lanes * 4; /* a lane is one f32 or a pair of bf16 */
   for (int32_t v = 0; v < vectors; v++) {
-    const int64_t first = column + v * lanes, left = p->columns - first;
-    const int32_t count = left < lanes ? (int32_t)left : lanes;
-    const uint8_t *rows = (const uint8_t *)p->b + first * p->b_row_bytes;
-    uint8_t *to = panel + (size_t)v * vector_bytes;
-    if (p->b_type == PK_BF16 && p->kernel->pack_columns_bf16) {
-      p->kernel->pack_columns_bf16((const uint16_t *)rows, p->b_row_bytes / 2, count, p->k, to, vectors);
+    const int64_t first = column + v * lanes;
+    const int32_t count = (int32_t)pk_min(lanes, p->columns - first);
+    uint8_t *to = panel + v * lanes * 4; /* a lane is one f32 or a pair of bf16 */
+    if (p->direct) {
+      p->kernel->pack_columns(run_of(p, first, k, k_end - k, NULL), p->b_row_bytes / p->bytes, count, k_end - k, to, vectors);
       continue;
     }
-    for (int64_t k = 0; k < p->k; k += chunk) {
-      const int64_t values = p->k - k < chunk ? p->k - k : chunk;
-      const int64_t padded = (values + 31) / 32 * 32;
-      for (int32_t r = 0; r < count; r++) {
-        float *row = decoded + r * padded_chunk;
-        decode(rows + r * p->b_row_bytes + k / format->block_values * format->block_bytes, row, (size_t)values);
-        if (p->rounds) round_all(row, values);
-        for (int64_t i = values; i < padded; i++) row[i] = 0;
-      }
-      p->kernel->pack_columns(decoded, padded_chunk, count, values, step_at(p, to, vectors, k), vectors);
+    for (int64_t at = k; at < k_end; at += chunk) {
+      const int64_t values = pk_min(chunk, k_end - at);
+      for (int32_t r = 0; r < count; r++) run_of(p, first + r, at, values, decoded + r * chunk * p->bytes);
+      p->kernel->pack_columns(decoded, chunk, count, values, to + (at - k) * vectors * lanes * p->bytes, vectors);
     }
   }
 }
 
-/* NN and TN: rows of the [k, columns] matrix become the steps of `group` panels. */
-static void pack_steps(const plan *p, pk_decode_fn *decode, int64_t column, uint8_t *panels, float *decoded) {
+/* NN and TN: rows k to k_end of the [k, columns] matrix become the steps of `group` panels. */
+static void pack_steps(const plan *p, int64_t column, int64_t k, int64_t k_end, uint8_t *panels, uint8_t *decoded) {
+  const int64_t width = pk_min(p->group * p->panel_columns, p->columns - column), per_step = is_half(p) ? 2 : 1;
   const pk_format *format = pk_format_of(p->b_type);
-  const int64_t block = format->block_values, width = p->group * p->panel_columns;
-  const int64_t end = column + width < p->columns ? column + width : p->columns;
-  const int64_t from = column / block * block, to = (end + block - 1) / block * block;
-  const int32_t per_step = is_half(p) ? 2 : 1;
-  const size_t stride = pk_round_up(p->panel_bytes, 64);
-  const int direct = p->b_type == PK_BF16 && p->kernel->pack_step_bf16;
-
-  for (int64_t k = 0; k < p->k; k += per_step) {
-    const uint8_t *row[2];
-    float *values[2];
-    const int32_t have = p->k - k < per_step ? 1 : per_step;
-    for (int32_t r = 0; r < have; r++) {
-      row[r] = (const uint8_t *)p->b + (k + r) * p->b_row_bytes + from / block * format->block_bytes;
-      values[r] = decoded + r * (width + 2 * block);
-      if (direct) continue;
-      decode(row[r], values[r], (size_t)(to - from));
-      if (p->rounds) round_all(values[r], to - from);
+  const int64_t run = column / format->block_values * format->block_bytes, run_bytes = width * format->block_bytes / format->block_values;
+  uint8_t *other = decoded + p->group * p->panel_columns * p->bytes;
+  for (int64_t row = k; row < k_end; row += per_step) {
+    for (int64_t r = row + ahead; r < row + ahead + per_step && r < k_end; r++) { /* each row is another page or nearly so */
+      for (int64_t at = 0; at < run_bytes + 63; at += 64) __builtin_prefetch((const uint8_t *)p->b + r * p->b_row_bytes + run + at);
     }
-    for (int64_t g = 0; g < p->group && column + g * p->panel_columns < end; g++) {
-      const int64_t at = column + g * p->panel_columns;
-      const int32_t vectors = vectors_at(p, at);
-      const int32_t count = (int32_t)(end - at < p->panel_columns ? end - at : p->panel_columns);
-      uint8_t *step = step_at(p, panels + (size_t)g * stride, vectors, k);
-      if (direct) {
-        const uint16_t *even = (const uint16_t *)row[0] + (at - from);
-        p->kernel->pack_step_bf16(even, have == 2 ? (const uint16_t *)row[1] + (at - from) : NULL, count, step, vectors);
-      } else {
-        p->kernel->pack_step(values[0] + (at - from), have == 2 ? values[1] + (at - from) : NULL, count, step, vectors);
-      }
+    const uint8_t *even = run_of(p, row, column, width, decoded);
+    const uint8_t *odd = row + 1 < k_end && per_step == 2 ? run_of(p, row + 1, column, width, other) : NULL;
+    for (int64_t at = 0; at < width; at += p->panel_columns) {
+      const int32_t vectors = vectors_at(p, column + at);
+      uint8_t *step = panels + at / p->panel_columns * panel_bytes(p) + (row - k) * vectors * p->kernel->lanes * p->bytes;
+      p->kernel->pack_step(even + at * p->bytes, odd ? odd + at * p->bytes : NULL, (int32_t)pk_min(p->panel_columns, width - at), step, vectors);
     }
   }
 }
@@ -201,38 +214,45 @@ static void store_transposed(const pk_matmul *op, const float *from, int64_t ld,
   }
 }
 
-/* Rows [first, end) of C against one panel. */
-static void sweep(const pk_matmul *op, const plan *p, const void *a, int64_t lda, int64_t column, const void *panel,
-                  int64_t first, int64_t end, float *transposed) {
-  const int64_t left = p->columns - column;
-  pk_tile tile = {
-      .lda = lda,
-      .panel = panel,
-      .steps = p->padded_k / (is_half(p) ? 2 : 1),
-      .columns = (int32_t)(left < p->panel_columns ? left : p->panel_columns),
-      .vectors = vectors_at(p, column),
-      .ldy = op->ldy,
-      .y_type = op->y_type,
-      .accumulate = op->accumulate,
-      .alpha = op->alpha,
-      .bias = op->bias ? op->bias + column : NULL,
-  };
-  if (p->swapped) {
-    tile.ldy = p->panel_columns, tile.y_type = PK_F32, tile.accumulate = 0, tile.alpha = 1, tile.bias = NULL;
-  }
-  for (int64_t i = first; i < end; i += p->kernel->rows) {
-    tile.rows = (int32_t)(end - i < p->kernel->rows ? end - i : p->kernel->rows);
-    tile.a = (const uint8_t *)a + (size_t)(i * lda) * pk_type_bytes(p->kernel->type);
-    tile.y = p->swapped ? (void *)transposed
-                        : (void *)((uint8_t *)op->y + (size_t)(i * op->ldy + column) * pk_type_bytes(op->y_type));
-    p->kernel->multiply(&tile);
-    if (p->swapped) store_transposed(op, transposed, p->panel_columns, i, column, tile.rows, tile.columns);
+/* Tile rows [first, end) of C against the `panels` of one group and one block of k. */
+static void sweep(const pk_matmul *op, const plan *p, const void *a, int64_t lda, int64_t column, int64_t k, int64_t k_end, int64_t first, int64_t end,
+                  const pieces *own) {
+  const int64_t height = p->kernel->rows;
+  for (int64_t t = first; t < end; t++) {
+    const int64_t row = t * height;
+    for (int64_t g = 0; g < p->group && column + g * p->panel_columns < p->columns; g++) {
+      const int64_t at = column + g * p->panel_columns;
+      pk_tile tile = {
+          .a = (const uint8_t *)a + (row * lda + k) * p->bytes,
+          .lda = lda,
+          .panel = own->panels + g * panel_bytes(p),
+          .steps = is_half(p) ? (k_end - k + 1) / 2 : k_end - k,
+          .rows = (int32_t)pk_min(height, p->rows - row),
+          .columns = (int32_t)pk_min(p->panel_columns, p->columns - at),
+          .vectors = vectors_at(p, at),
+          .sums = own->sums + (t * p->group + g) * tile_values(p),
+          .continues = k > 0,
+          .ends = k_end == p->k,
+          .ldy = op->ldy,
+          .y_type = op->y_type,
+          .accumulate = op->accumulate,
+          .alpha = op->alpha,
+          .bias = op->bias ? op->bias + at : NULL,
+      };
+      if (p->swapped) {
+        tile.y = own->transposed, tile.ldy = p->panel_columns, tile.y_type = PK_F32, tile.accumulate = 0, tile.alpha = 1, tile.bias = NULL;
+      } else {
+        tile.y = (uint8_t *)op->y + (row * op->ldy + at) * pk_type_bytes(op->y_type);
+      }
+      p->kernel->multiply(&tile);
+      if (p->swapped && tile.ends) store_transposed(op, own->transposed, p->panel_columns, row, at, tile.rows, tile.columns);
+    }
   }
 }
 
 /* Into how many row groups the sweep of a panel is cut so that the parts have equal shares. */
 static int64_t row_groups(const plan *p, int64_t units, int32_t parts) {
-  const int64_t tiles = (p->rows + p->kernel->rows - 1) / p->kernel->rows;
+  const int64_t tiles = tiles_of(p);
   int64_t groups = 1;
   while (groups < tiles && groups < parts && units * groups % parts != 0 && units * groups < 8 * (int64_t)parts) groups++;
   return groups;
@@ -240,43 +260,39 @@ static int64_t row_groups(const plan *p, int64_t units, int32_t parts) {
 
 void pk_tiled_run(const pk_matmul *op, const pk_tile_kernel *kernel, int32_t phase, int32_t part, int32_t parts, void *shared, void *each) {
   const plan p = make_plan(op, kernel);
-  int64_t first, end;
   if (phase == 0) {
+    const pk_range share = pk_share(p.rows, 1, part, parts);
     if (!p.copies_a) return;
-    pk_share(p.rows, part, parts, &first, &end);
     if (op->mode == PK_TN) {
-      transpose_rows(&p, shared, first, end);
+      transpose_rows(&p, shared, share);
     } else {
-      copy_rows(&p, op->level, shared, first, end);
+      copy_rows(&p, op->level, shared, share);
     }
     return;
   }
 
   const void *a = p.copies_a ? shared : p.a;
-  const int64_t lda = p.copies_a ? p.padded_k : p.a_ld;
-  const size_t stride = pk_round_up(p.panel_bytes, 64);
-  uint8_t *panels = each;
-  float *decoded = (float *)(panels + (size_t)p.group * stride);
-  float *transposed = decoded + pk_round_up(decoded_values(op, &p) * 4, 64) / 4;
-  pk_decode_fn *decode = pk_decoder(op->level, p.b_type);
+  const int64_t lda = p.copies_a ? p.copy_ld : p.a_ld;
+  pieces own;
+  cut(op, &p, each, &own);
 
   const int64_t width = p.group * p.panel_columns, units = (p.columns + width - 1) / width;
-  const int64_t groups = row_groups(&p, units, parts), tiles = (p.rows + kernel->rows - 1) / kernel->rows;
-  int64_t packed = -1;
-  pk_share(units * groups, part, parts, &first, &end);
-  for (int64_t item = first; item < end; item++) {
+  const int64_t groups = row_groups(&p, units, parts), tiles = tiles_of(&p);
+  int64_t packed = -1; /* the unit whose only block of k is packed */
+  const pk_range share = pk_share(units * groups, 1, part, parts);
+  for (int64_t item = share.begin; item < share.end; item++) {
     const int64_t unit = item / groups, group = item % groups, column = unit * width;
-    if (unit != packed) {
-      if (op->mode == PK_NT) {
-        pack_columns(&p, decode, column, panels, decoded);
-      } else {
-        pack_steps(&p, decode, column, panels, decoded);
+    for (int64_t k = 0; k == 0 || k < p.k; k += p.k_block) {
+      const int64_t k_end = pk_min(k + p.k_block, p.k);
+      if (unit != packed) {
+        if (op->mode == PK_NT) {
+          pack_columns(&p, column, k, k_end, own.panels, own.decoded);
+        } else {
+          pack_steps(&p, column, k, k_end, own.panels, own.decoded);
+        }
       }
-      packed = unit;
+      sweep(op, &p, a, lda, column, k, k_end, tiles * group / groups, tiles * (group + 1) / groups, &own);
     }
-    const int64_t from = tiles * group / groups * kernel->rows, to = tiles * (group + 1) / groups * kernel->rows;
-    for (int64_t g = 0; g < p.group && column + g * p.panel_columns < p.columns; g++) {
-      sweep(op, &p, a, lda, column + g * p.panel_columns, panels + (size_t)g * stride, from, to < p.rows ? to : p.rows, transposed);
-    }
+    packed = p.k <= p.k_block ? unit : -1;
   }
 }

@@ -3,18 +3,16 @@
 
 void pk_row_sumsq(int32_t level, int32_t w_type, const void *w, int64_t w_row_bytes, int64_t rows, int64_t k, float *out, int32_t part, int32_t parts) {
   enum { box = 256, chains = 8 };
-  const pk_format *format = pk_format_of(w_type);
-  if (!format) return;
   pk_decode_fn *decode = pk_decoder(level, w_type);
+  if (!decode) return;
   float values[box];
-  int64_t first, end;
-  pk_share(rows, part, parts, &first, &end);
-  for (int64_t row = first; row < end; row++) {
+  const pk_range share = pk_share(rows, 1, part, parts);
+  for (int64_t row = share.begin; row < share.end; row++) {
     const uint8_t *p = (const uint8_t *)w + row * w_row_bytes;
     double total = 0;
     for (int64_t at = 0; at < k; at += box) {
       const int64_t count = k - at < box ? k - at : box;
-      decode(p + at / format->block_values * format->block_bytes, values, (size_t)count);
+      decode(p, at, count, values);
       for (int64_t i = count; i < box; i++) values[i] = 0;
       float sum[chains] = {0};
       for (int64_t i = 0; i < box; i += chains) {

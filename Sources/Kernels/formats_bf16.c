@@ -1,0 +1,158 @@
+/* Decoders straight to bf16, for products of bf16: what the f32 decoders give, rounded to nearest even (subnormals to 0,
+ * as the processor's conversion does).
+ *
+ * A block of q4 or q5 has 16 or 32 different values. They are computed once, rounded, and then looked up by the quanta: 32
+ * values cost one word permute instead of two conversions, two multiply-adds and a rounding. q8_0 and q6_K have too many
+ * values for that and are computed. About 0.3 cycles a value. */
+#include "formats.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c,bmi,bmi2"))), apply_to = function)
+#pragma STDC FP_CONTRACT OFF
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE __m512i round_two(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
+
+/* 0, 1, … 15 */
+INLINE __m512 count_up(void) { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+
+/* Two bytes of f16 in all lanes. */
+INLINE __m512 half_at(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_set1_epi16((short)pk_load16(p))); }
+
+/* 16 bytes of nibbles: words 0 … 15 the low ones, 16 … 31 the high ones. */
+INLINE __m512i nibbles_at(const uint8_t *p) {
+  const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p));
+  return _mm512_and_si512(_mm512_inserti64x4(_mm512_castsi256_si512(bytes), _mm256_srli_epi16(bytes, 4), 1), _mm512_set1_epi16(15));
+}
+
+/* 32 bytes as words. */
+INLINE __m512i words_at(const uint8_t *p) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)p)); }
+
+INLINE __m512i with_fifth_bits(__m512i quanta, __mmask32 set) { return _mm512_or_si512(quanta, _mm512_maskz_set1_epi16(set, 16)); }
+
+/* d·(q − zero) + m for q = 0 … 15. */
+INLINE __m512i table16(__m512 d, float zero, __m512 m) {
+  const __m512 low = _mm512_add_ps(_mm512_mul_ps(d, _mm512_sub_ps(count_up(), _mm512_set1_ps(zero))), m);
+  return _mm512_castsi256_si512((__m256i)_mm512_cvtneps_pbh(low));
+}
+
+/* The same for q = 0 … 31. */
+INLINE __m512i table32(__m512 d, float zero, __m512 m) {
+  const __m512 from = _mm512_sub_ps(count_up(), _mm512_set1_ps(zero));
+  const __m512 low = _mm512_add_ps(_mm512_mul_ps(d, from), m);
+  const __m512 high = _mm512_add_ps(_mm512_mul_ps(d, _mm512_add_ps(from, _mm512_set1_ps(16))), m);
+  return round_two(low, high);
+}
+
+INLINE void look_up(__m512i table, __m512i quanta, uint16_t *to) { _mm512_storeu_si512(to, _mm512_permutexvar_epi16(quanta, table)); }
+
+static void decode_f32(const void *row, int64_t first, int64_t count, void *out) {
+  const float *from = (const float *)row + first;
+  uint16_t *to = out;
+  for (int64_t i = 0; i < count; i += 32, from += 32, to += 32) {
+    const int64_t left = count - i;
+    const __mmask32 use = left >= 32 ? 0xffffffffu : (1u << left) - 1;
+    _mm512_mask_storeu_epi16(to, use, round_two(_mm512_maskz_loadu_ps((__mmask16)use, from), _mm512_maskz_loadu_ps((__mmask16)(use >> 16), from + 16)));
+  }
+}
+
+static void decode_f16(const void *row, int64_t first, int64_t count, void *out) {
+  const uint16_t *from = (const uint16_t *)row + first;
+  uint16_t *to = out;
+  for (int64_t i = 0; i < count; i += 32, from += 32, to += 32) {
+    const int64_t left = count - i;
+    const __mmask32 use = left >= 32 ? 0xffffffffu : (1u << left) - 1;
+    const __m512i halves = _mm512_maskz_loadu_epi16(use, from);
+    const __m512 low = _mm512_cvtph_ps(_mm512_castsi512_si256(halves)), high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
+    _mm512_mask_storeu_epi16(to, use, round_two(low, high));
+  }
+}
+
+static void decode_bf16(const void *row, int64_t first, int64_t count, void *out) { memcpy(out, (const uint16_t *)row + first, (size_t)count * 2); }
+
+/* The formats of 32 values: `size` bytes a block, and how to store one block at p. */
+#define BLOCKS(name, size, store)                                                               \
+  static void decode_##name(const void *row, int64_t first, int64_t count, void *out) {         \
+    const uint8_t *p = (const uint8_t *)row + first / 32 * size;                                \
+    uint16_t *to = out;                                                                         \
+    for (int64_t i = 0; i < count; i += 32, p += size, to += 32) { store; }                     \
+  }
+BLOCKS(q4_0, 18, look_up(table16(half_at(p), 8, _mm512_setzero_ps()), nibbles_at(p + 2), to))
+BLOCKS(q4_1, 20, look_up(table16(half_at(p), 0, half_at(p + 2)), nibbles_at(p + 4), to))
+BLOCKS(q5_0, 22, look_up(table32(half_at(p), 16, _mm512_setzero_ps()), with_fifth_bits(nibbles_at(p + 6), pk_load32(p + 2)), to))
+BLOCKS(q5_1, 24, look_up(table32(half_at(p), 0, half_at(p + 2)), with_fifth_bits(nibbles_at(p + 8), pk_load32(p + 4)), to))
+
+INLINE void store_q8_0(const uint8_t *p, uint16_t *to) {
+  const __m512 d = half_at(p);
+  const __m512i low = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p + 2)));
+  const __m512i high = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p + 18)));
+  _mm512_storeu_si512(to, round_two(_mm512_mul_ps(d, _mm512_cvtepi32_ps(low)), _mm512_mul_ps(d, _mm512_cvtepi32_ps(high))));
+}
+BLOCKS(q8_0, 34, store_q8_0(p, to))
+
+/* The super-blocks: sub-block s of the one at p. */
+#define SUPERBLOCKS(name, size)                                                                 \
+  static void decode_##name(const void *row, int64_t first, int64_t count, void *out) {         \
+    uint16_t *to = out;                                                                         \
+    for (int64_t sub = first / 32; sub < (first + count) / 32; sub++, to += 32) {               \
+      store_##name((const uint8_t *)row + sub / 8 * size, (int)(sub & 7), to);                  \
+    }                                                                                           \
+  }
+
+/* Nibbles of sub-block s among 128 bytes: 2j and 2j+1 are the low and the high ones of bytes 32j …. */
+INLINE __m512i k_nibbles(const uint8_t *p, int s) {
+  return _mm512_and_si512(_mm512_srl_epi16(words_at(p + 32 * (s / 2)), _mm_cvtsi32_si128(4 * (s & 1))), _mm512_set1_epi16(15));
+}
+
+INLINE void store_q4_K(const uint8_t *p, int s, uint16_t *to) {
+  const pk_k_scale k = pk_k_scale_of(p, s);
+  look_up(table16(_mm512_set1_ps(k.scale), 0, _mm512_set1_ps(-k.minimum)), k_nibbles(p + 16, s), to);
+}
+SUPERBLOCKS(q4_K, 144)
+
+INLINE void store_q5_K(const uint8_t *p, int s, uint16_t *to) {
+  const pk_k_scale k = pk_k_scale_of(p, s);
+  const __mmask32 fifth = _mm512_test_epi16_mask(words_at(p + 16), _mm512_set1_epi16((short)(1 << s)));
+  look_up(table32(_mm512_set1_ps(k.scale), 0, _mm512_set1_ps(-k.minimum)), with_fifth_bits(k_nibbles(p + 48, s), fifth), to);
+}
+SUPERBLOCKS(q5_K, 176)
+
+INLINE void store_q6_K(const uint8_t *p, int s, uint16_t *to) {
+  const int half = s / 4, quarter = s & 3;
+  const __m256i low = _mm256_loadu_si256((const __m256i *)(p + 64 * half + 32 * (quarter & 1)));
+  const __m256i high = _mm256_loadu_si256((const __m256i *)(p + 128 + 32 * half));
+  const __m256i nibbles = _mm256_and_si256(_mm256_srl_epi16(low, _mm_cvtsi32_si128(4 * (quarter >> 1))), _mm256_set1_epi8(15));
+  const __m256i bits = _mm256_and_si256(_mm256_srl_epi16(high, _mm_cvtsi32_si128(2 * quarter)), _mm256_set1_epi8(3));
+  const __m256i q = _mm256_sub_epi8(_mm256_or_si256(nibbles, _mm256_slli_epi16(bits, 4)), _mm256_set1_epi8(32));
+  const float d = pk_f16_to_f32(pk_load16(p + 208));
+  const int8_t *scales = (const int8_t *)p + 192 + 2 * s;
+  const __m512 low_values = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(q)));
+  const __m512 high_values = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(q, 1)));
+  _mm512_storeu_si512(to, round_two(_mm512_mul_ps(_mm512_set1_ps(d * (float)scales[0]), low_values),
+                                    _mm512_mul_ps(_mm512_set1_ps(d * (float)scales[1]), high_values)));
+}
+SUPERBLOCKS(q6_K, 210)
+
+pk_decode_fn *pk_decoder_bf16(int32_t type) {
+  switch (type) {
+    case PK_F32: return decode_f32;
+    case PK_F16: return decode_f16;
+    case PK_BF16: return decode_bf16;
+    case PK_Q4_0: return decode_q4_0;
+    case PK_Q4_1: return decode_q4_1;
+    case PK_Q5_0: return decode_q5_0;
+    case PK_Q5_1: return decode_q5_1;
+    case PK_Q8_0: return decode_q8_0;
+    case PK_Q4_K: return decode_q4_K;
+    case PK_Q5_K: return decode_q5_K;
+    case PK_Q6_K: return decode_q6_K;
+    default: return NULL;
+  }
+}
+
+#pragma clang attribute pop
+#else
+pk_decode_fn *pk_decoder_bf16(int32_t type) { (void)type; return NULL; }
+#endif
