@@ -72,8 +72,11 @@ static void drop(product *p) { free((void *)p->op.x), free((void *)p->op.w), fre
 
 static const char *mode_names[] = {"NT", "NN", "TN"};
 
+static int32_t accumulates;
+
 static double row(const bench_options *o, int32_t compute, int32_t mode, int32_t x_type, int32_t w_type, int32_t y_type, int64_t m, int64_t n, int64_t k) {
   product p = make(o, compute, mode, x_type, w_type, y_type, m, n, k);
+  p.op.accumulate = accumulates;
   const double seconds = bench_best(o->budget, run, &p);
   char name[128];
   snprintf(name, sizeof name, "%s %-4s×%-4s→%-4s m=%-5lld n=%-5lld k=%-5lld", mode_names[mode], pk_format_of(x_type)->name, pk_format_of(w_type)->name,
@@ -135,12 +138,14 @@ void bench_products(const bench_options *o) {
     static const shape two[] = {{576, 576}, {1536, 576}, {576, 1536}};
     for (int s = 0; s < 3; s++) {
       const int64_t out = two[s].out, in = two[s].in;
+      accumulates = 0;
       row(o, compute, PK_NT, act, PK_F32, act, 512, 8, in);   /* H = X·Aᵀ */
-      row(o, compute, PK_NT, act, PK_F32, act, 512, out, 8);  /* Y += H·Bᵀ */
-      row(o, compute, PK_TN, act, act, PK_F32, out, 8, 512);  /* dB = dYᵀ·H */
       row(o, compute, PK_NN, act, PK_F32, act, 512, 8, out);  /* dH = dY·B */
-      row(o, compute, PK_TN, act, act, PK_F32, 8, in, 512);   /* dA = dHᵀ·X */
+      accumulates = 1;
+      row(o, compute, PK_NT, act, PK_F32, act, 512, out, 8);  /* Y += H·Bᵀ */
       row(o, compute, PK_NN, act, PK_F32, act, 512, in, 8);   /* dX += dH·A */
+      row(o, compute, PK_TN, act, act, PK_F32, out, 8, 512);  /* dB += dYᵀ·H */
+      row(o, compute, PK_TN, act, act, PK_F32, 8, in, 512);   /* dA += dHᵀ·X */
     }
   }
   if (bench_table(o, "decoding")) {

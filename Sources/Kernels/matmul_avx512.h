@@ -59,16 +59,21 @@ INLINE __m512 begin_sums(const pk_tile *tile, int row, int column) {
   return tile->continues ? _mm512_load_ps(tile->sums + row * 48 + column) : _mm512_setzero_ps();
 }
 
-/* They wait for the next block of k, or Y = alpha·sum + bias (+ Y). */
-INLINE void end_sums(const pk_tile *tile, __m512 sum, int row, int column) {
-  if (!tile->ends) {
-    _mm512_store_ps(tile->sums + row * 48 + column, sum);
-    return;
+INLINE void store_whole(const pk_tile *tile, __m512 y, int64_t at, int column) {
+  if (tile->bias) y = _mm512_add_ps(y, _mm512_loadu_ps(tile->bias + column));
+  if (tile->y_type == PK_F32) {
+    float *p = (float *)tile->y + at;
+    if (tile->accumulate) y = _mm512_add_ps(y, _mm512_loadu_ps(p));
+    _mm512_storeu_ps(p, y);
+  } else {
+    __m256i *p = (__m256i *)((uint16_t *)tile->y + at);
+    if (tile->accumulate) y = _mm512_add_ps(y, widen_bf16(_mm256_loadu_si256(p)));
+    _mm256_storeu_si256(p, narrow_bf16(y));
   }
-  const __mmask16 lanes = first_lanes(tile->columns - column);
-  __m512 y = _mm512_mul_ps(sum, _mm512_set1_ps(tile->alpha));
+}
+
+INLINE void store_masked(const pk_tile *tile, __m512 y, int64_t at, int column, __mmask16 lanes) {
   if (tile->bias) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(lanes, tile->bias + column));
-  const int64_t at = row * tile->ldy + column;
   if (tile->y_type == PK_F32) {
     float *p = (float *)tile->y + at;
     if (tile->accumulate) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(lanes, p));
@@ -77,6 +82,21 @@ INLINE void end_sums(const pk_tile *tile, __m512 sum, int row, int column) {
     uint16_t *p = (uint16_t *)tile->y + at;
     if (tile->accumulate) y = _mm512_add_ps(y, widen_bf16(_mm256_maskz_loadu_epi16(lanes, p)));
     _mm256_mask_storeu_epi16(p, lanes, narrow_bf16(y));
+  }
+}
+
+/* They wait for the next block of k, or Y = alpha·sum + bias (+ Y). */
+INLINE void end_sums(const pk_tile *tile, __m512 sum, int row, int column) {
+  if (!tile->ends) {
+    _mm512_store_ps(tile->sums + row * 48 + column, sum);
+    return;
+  }
+  const __m512 product = _mm512_mul_ps(sum, _mm512_set1_ps(tile->alpha));
+  const int64_t at = row * tile->ldy + column;
+  if (tile->columns - column >= 16) { /* masked stores are slow: only at the right edge */
+    store_whole(tile, product, at, column);
+  } else {
+    store_masked(tile, product, at, column, first_lanes(tile->columns - column));
   }
 }
 
