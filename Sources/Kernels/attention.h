@@ -137,13 +137,6 @@ static inline int64_t pk_sums_size(const pk_attention *op) {
 
 /* ---- scratch ---- */
 
-/* Takes `bytes` (64-byte aligned) from a piece of memory; with base 0 it only counts. */
-static inline void *pk_take(uintptr_t base, size_t *used, int64_t bytes) {
-  void *piece = (void *)(base + *used);
-  *used += (size_t)pk_round_up(bytes, 64);
-  return piece;
-}
-
 /* attention_few.c */
 size_t pk_attention_few_scratch(const pk_attention *op);
 void pk_attention_few(const pk_attention *op, int32_t part, int32_t parts, void *each);

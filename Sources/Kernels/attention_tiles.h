@@ -1,32 +1,7 @@
 /* Small products and rearrangements for attention, in the vectors of the level being compiled. Included after vector.h
  * by the attention kernels, once per level: no guard. `pairs` is a constant at every call: 1 = words of two bf16. */
 
-/* acc + a·b per lane; in pairs acc + a₀·b₀ + a₁·b₁. */
-#define multiply_words NAME(multiply_words)
-INLINE vf multiply_words(int pairs, vf acc, vu a, vu b) {
-#if LEVEL == 3
-  if (pairs) {
-    return __builtin_bit_cast(vf, _mm512_dpbf16_ps(__builtin_bit_cast(__m512, acc), __builtin_bit_cast(__m512bh, a),
-                                                   __builtin_bit_cast(__m512bh, b)));
-  }
-#else
-  (void)pairs;
-#endif
-  return vfloat(a) * vfloat(b) + acc;
-}
-
-/* Rounds to bf16: a in the low halves, b in the high ones. */
-#define pack_pair NAME(pack_pair)
-INLINE vu pack_pair(vf a, vf b) {
-#if LEVEL == 3
-  typedef uint16_t halves __attribute__((ext_vector_type(32)));
-  const halves both = __builtin_bit_cast(halves, _mm512_cvtne2ps_pbh(__builtin_bit_cast(__m512, b), __builtin_bit_cast(__m512, a)));
-  return __builtin_bit_cast(vu, __builtin_shufflevector(both, both, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24,
-                                                        9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
-#else
-  return __builtin_convertvector(vround(a), vu) | __builtin_convertvector(vround(b), vu) << 16;
-#endif
-}
+#include "pairs.h"
 
 /* ---- C[m,n] (+)= A[m,depth] · B[depth,n], all in words along `depth` ---- */
 
@@ -87,37 +62,6 @@ static inline void multiply(int pairs, const void *a, int64_t a_bytes, const uin
 }
 
 /* ---- rearranging ---- */
-
-/* WIDTH × WIDTH words in place: at each step s, 2×2 squares of s×s sub-squares swap their off-diagonal. */
-#define LOW_(lane, s) (((lane) & (s)) ? (lane) - (s) + WIDTH : (lane))
-#define HIGH_(lane, s) (((lane) & (s)) ? (lane) + WIDTH : (lane) + (s))
-#define LANES4_(f, s, o) f(o, s), f(o + 1, s), f(o + 2, s), f(o + 3, s)
-#undef LANES_
-#if WIDTH == 4
-#define LANES_(f, s) LANES4_(f, s, 0)
-#elif WIDTH == 8
-#define LANES_(f, s) LANES4_(f, s, 0), LANES4_(f, s, 4)
-#else
-#define LANES_(f, s) LANES4_(f, s, 0), LANES4_(f, s, 4), LANES4_(f, s, 8), LANES4_(f, s, 12)
-#endif
-#define TRANSPOSE_STEP_(x, s)                                                        \
-  for (int i = 0; i < WIDTH; i++) {                                                  \
-    if (i & (s)) continue;                                                           \
-    const vu low = __builtin_shufflevector(x[i], x[i + (s)], LANES_(LOW_, s));       \
-    x[i + (s)] = __builtin_shufflevector(x[i], x[i + (s)], LANES_(HIGH_, s));        \
-    x[i] = low;                                                                      \
-  }
-#define transpose_square NAME(transpose_square)
-INLINE void transpose_square(vu x[WIDTH]) {
-  TRANSPOSE_STEP_(x, 1)
-  TRANSPOSE_STEP_(x, 2)
-#if WIDTH >= 8
-  TRANSPOSE_STEP_(x, 4)
-#endif
-#if WIDTH >= 16
-  TRANSPOSE_STEP_(x, 8)
-#endif
-}
 
 /* to[word][row] = word `word` of row `row`; columns count … BLOCK−1 become 0. Rows are row_bytes apart. */
 #define transpose_words NAME(transpose_words)

@@ -15,6 +15,10 @@ void pk_matmul_scratch(const pk_matmul *op, size_t *shared, size_t *each) {
   if (op->m <= 0 || op->n <= 0 || !pk_format_of(op->w_type)) return;
   if (pk_gemv_serves(op)) {
     pk_gemv_scratch(op, each);
+  } else if (pk_dot_serves(op)) {
+    pk_dot_scratch(op, each);
+  } else if (pk_outer_serves(op)) {
+    pk_outer_scratch(op, each);
   } else if (kernel) {
     pk_tiled_scratch(op, kernel, shared, each);
   } else {
@@ -25,11 +29,18 @@ void pk_matmul_scratch(const pk_matmul *op, size_t *shared, size_t *each) {
 void pk_matmul_run(const pk_matmul *op, int32_t phase, int32_t part, int32_t parts, void *shared, void *each) {
   const pk_tile_kernel *kernel = kernel_of(op);
   if (op->m <= 0 || op->n <= 0 || !pk_format_of(op->w_type)) return;
-  if (pk_gemv_serves(op)) {
-    if (phase == 1) pk_gemv_run(op, part, parts, each);
-  } else if (kernel) {
+  const int32_t is_few = pk_gemv_serves(op), is_dot = pk_dot_serves(op), is_outer = pk_outer_serves(op);
+  if (kernel && !is_few && !is_dot && !is_outer) { /* the only one with a phase 0 */
     pk_tiled_run(op, kernel, phase, part, parts, shared, each);
-  } else if (phase == 1) {
+  } else if (phase == 0) {
+    return;
+  } else if (is_few) {
+    pk_gemv_run(op, part, parts, each);
+  } else if (is_dot) {
+    pk_dot_run(op, part, parts, each);
+  } else if (is_outer) {
+    pk_outer_run(op, part, parts, each);
+  } else {
     pk_reference_run(op, part, parts, each);
   }
 }

@@ -79,6 +79,14 @@ int32_t pk_gemv_serves(const pk_matmul *op);
 void pk_gemv_scratch(const pk_matmul *op, size_t *each);
 void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each);
 
+/* Products with a narrow side: matmul_dot.c (few columns), matmul_outer.c (gradients of low-rank factors). */
+int32_t pk_dot_serves(const pk_matmul *op);
+void pk_dot_scratch(const pk_matmul *op, size_t *each);
+void pk_dot_run(const pk_matmul *op, int32_t part, int32_t parts, void *each);
+int32_t pk_outer_serves(const pk_matmul *op);
+void pk_outer_scratch(const pk_matmul *op, size_t *each);
+void pk_outer_run(const pk_matmul *op, int32_t part, int32_t parts, void *each);
+
 void pk_reference_scratch(const pk_matmul *op, size_t *shared, size_t *each);
 void pk_reference_run(const pk_matmul *op, int32_t part, int32_t parts, void *each);
 

@@ -1,7 +1,8 @@
-/* Dividing work among parts. */
+/* Dividing work among parts, and scratch among its uses. */
 #ifndef PK_SHARE_H
 #define PK_SHARE_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 typedef struct pk_range {
@@ -24,5 +25,12 @@ static inline pk_range pk_share(int64_t count, int64_t grain, int32_t part, int3
 static inline int64_t pk_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t pk_max(int64_t a, int64_t b) { return a > b ? a : b; }
 static inline int64_t pk_round_up(int64_t a, int64_t to) { return (a + to - 1) / to * to; }
+
+/* Takes `bytes` (64-byte aligned) from a piece of memory; with base 0 it only counts. */
+static inline void *pk_take(uintptr_t base, size_t *used, int64_t bytes) {
+  void *piece = (void *)(base + *used);
+  *used += (size_t)pk_round_up(bytes, 64);
+  return piece;
+}
 
 #endif

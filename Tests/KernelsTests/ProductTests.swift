@@ -52,6 +52,23 @@ import Testing
         }
     }
 
+    @Test("narrow sides, as adapters of low rank have them", arguments: [PK_NT, PK_NN, PK_TN], computes)
+    func narrow(_ mode: Int32, _ compute: Int32) {
+        let sizes = [(9, 1, 64), (20, 4, 65), (50, 8, 97), (49, 8, 160), (33, 13, 100), (100, 16, 128), (7, 17, 70)]
+        for (turn, (rows, rank, long)) in sizes.enumerated() {
+            for (index, type) in (mode == PK_TN ? [PK_F32, PK_BF16] : plainFormats + [PK_Q8_0]).enumerated() {
+                // NT, NN: rank columns of sums over `long`; TN: a side of `rank`, on the left or on the right, summed over `rows`.
+                let block = Int(format(type).block_values)
+                guard mode == PK_NT || block == 1 else { continue }
+                let k = mode == PK_TN ? rows : (long + block - 1) / block * block
+                let (m, n) = mode != PK_TN ? (rows, rank) : turn % 2 == 0 ? (rank, long) : (long, rank)
+                var p = vary(Product(m, n, k, seed: UInt64(turn + 200)), turn + index)
+                (p.mode, p.compute, p.types.w) = (mode, compute, type)
+                p.check()
+            }
+        }
+    }
+
     @Test("a layer's own sizes", arguments: computes)
     func layers(_ compute: Int32) {
         for (turn, (mode, type, m, n, k)) in [
