@@ -56,7 +56,7 @@ void pk_attention_forward(const pk_attention *op, int32_t part, int32_t parts, v
 #if LEVEL == 0
 /* Scratch of one part. An element is 2 bytes in pairs, else 4. */
 typedef struct pk_forward_pieces {
-  void *values;      /* [head_dim][padded k_len] elements: V of one kv head, transposed block by block when first seen */
+  void *values;      /* [key blocks][head_dim][BLOCK] elements: V of one kv head, transposed block by block when first seen */
   uint8_t *ready;    /* [key blocks] is that block transposed? */
   uint32_t *queries; /* [words][BLOCK] Qᵀ */
   float *scores;     /* [BLOCK keys][BLOCK queries] */
@@ -80,43 +80,48 @@ static size_t pk_forward_pieces_of(const pk_attention *op, uintptr_t base, pk_fo
 #endif
 
 /* Scores of a block pair → weights P = e^(s − top); top and total are the running maximum and Σ P of each query, and
- * what was summed before must be multiplied by `fade` = e^(old top − new top). */
-INLINE void NAME(softmax_block)(const pk_attention *op, int pairs, int masked, const uint8_t *mask, const pk_queries *queries,
-                                int64_t first, int64_t count, float *scores, uint32_t *weights, float *top, float *total, float *fade) {
+ * what was summed before must be multiplied by `fade` = e^(old top − new top). plain: everything is seen and nothing capped,
+ * so the scale goes into the exponent. */
+INLINE void NAME(softmax_block)(const pk_attention *op, int pairs, int plain, const uint8_t *mask, const pk_queries *queries, const pk_quarters *quarters,
+                                int64_t first, float *scores, uint32_t *weights, float *top, float *total, float *fade) {
+  const float unit = EXPONENT_UNIT(pairs), factor = plain ? op->scale * unit : unit;
   for (int64_t lane = 0; lane < BLOCK; lane += WIDTH) {
+    const pk_range keys = quarters->keys[2 * lane / BLOCK];
     const vf before = vget(top + lane);
-    vf now = before;
-    for (int64_t k = 0; k < count; k++) {
+    vf now = plain ? (vf)-INFINITY : before;
+    for (int64_t k = keys.begin; k < keys.end; k++) {
       float *at = scores + k * BLOCK + lane;
-      vf slope;
-      const vf s = score_of(op, vget(at), masked, queries, lane, first + k, !mask || mask[k], &slope);
-      vput(at, s);
+      vf s = vget(at), slope;
+      if (!plain) {
+        s = score_of(op, s, queries, lane, first + k, !mask || mask[k], &slope);
+        vput(at, s);
+      }
       now = vmax(now, s);
     }
-    const vf shift = now == -INFINITY ? 0.0f : now; /* a query that has seen no key yet */
-    const vf factor = probability(pairs, before, shift);
-    vf sum = vget(total + lane) * factor;
-    for (int64_t k = 0; k < count; k += pairs ? 2 : 1) {
-      const vf p = probability(pairs, vget(scores + k * BLOCK + lane), shift);
-      sum += p;
+    if (plain) now = vmax(before, now * op->scale);
+    const vf shift = (now == -INFINITY ? 0.0f : now) * unit; /* −∞: a query that has seen no key yet */
+    const vf old = probability(pairs, before, unit, shift);
+    vf sums[2] = {vget(total + lane) * old, 0};
+    for (int64_t k = keys.begin; k < keys.end; k += pairs ? 2 : 1) {
+      const vf p = probability(pairs, vget(scores + k * BLOCK + lane), factor, shift);
+      sums[0] += p;
       vu word = vbits(p);
       if (pairs) {
         vf next = 0;
-        if (k + 1 < count) next = probability(pairs, vget(scores + (k + 1) * BLOCK + lane), shift);
-        sum += next;
+        if (k + 1 < keys.end) next = probability(pairs, vget(scores + (k + 1) * BLOCK + lane), factor, shift);
+        sums[1] += next;
         word = pack_pair(p, next);
       }
       memcpy(weights + (pairs ? k / 2 : k) * BLOCK + lane, &word, sizeof word);
     }
     vput(top + lane, now);
-    vput(total + lane, sum);
-    vput(fade + lane, factor);
+    vput(total + lane, sums[0] + sums[1]);
+    vput(fade + lane, old);
   }
 }
 
 INLINE void NAME(forward_block_as)(int pairs, const pk_attention *op, int64_t b, int64_t h, int64_t kv, int64_t block, pk_forward_pieces *pieces) {
   const int64_t n = op->head_dim, words = pairs ? n / 2 : n, element = pairs ? 2 : 4;
-  const int64_t key_blocks = pk_blocks(op->k_len), values_row = key_blocks * BLOCK;
   pk_queries queries;
   pk_queries_of(op, b, block, &queries);
 
@@ -137,26 +142,43 @@ INLINE void NAME(forward_block_as)(int pairs, const pk_attention *op, int64_t b,
     const int sees = pk_sees(op, b, &queries, first, count);
     if (sees == PK_NOTHING) continue;
 
-    uint8_t *values = (uint8_t *)pieces->values + first * element;
+    uint8_t *values = (uint8_t *)pieces->values + first * n * element;
     if (!pieces->ready[j]) {
       const int64_t v_at = b * op->v_batch + first * op->v_token + kv * n;
       const rows_view v = operand_rows(pairs, op->act, op->v, v_at, op->v_token, count, n, pieces->rows);
       /* `rows` is free as scratch here: pairs are never widened */
-      transpose_elements(pairs, v.rows, v.row_bytes, count, n, (uint32_t *)pieces->rows, values, values_row);
+      transpose_elements(pairs, v.rows, v.row_bytes, count, n, (uint32_t *)pieces->rows, values, BLOCK);
       pieces->ready[j] = 1;
     }
 
     const int64_t k_at = b * op->k_batch + first * op->k_token + kv * n;
     const rows_view k = operand_rows(pairs, op->act, op->k, k_at, op->k_token, count, n, pieces->rows);
-    multiply(pairs, k.rows, k.row_bytes, pieces->queries, BLOCK, pieces->scores, BLOCK, count, BLOCK, words, 0, NULL);
-
     const uint8_t *mask = op->key_mask ? op->key_mask + b * op->k_len + first : NULL;
+    const pk_quarters quarters = pk_quarters_of(&queries, sees, first, count);
     if (sees == PK_EVERYTHING) {
-      NAME(softmax_block)(op, pairs, 0, NULL, &queries, first, count, pieces->scores, pieces->weights, top, total, fade);
+      multiply(pairs, k.rows, k.row_bytes, pieces->queries, BLOCK, pieces->scores, BLOCK, count, BLOCK, words, 0, NULL);
     } else {
-      NAME(softmax_block)(op, pairs, 1, mask, &queries, first, count, pieces->scores, pieces->weights, top, total, fade);
+      for (int half = 0; half < 2; half++) {
+        const pk_range seen = quarters.keys[half];
+        multiply(pairs, (const uint8_t *)k.rows + seen.begin * k.row_bytes, k.row_bytes, pieces->queries + half * BLOCK / 2, BLOCK,
+                 pieces->scores + seen.begin * BLOCK + half * BLOCK / 2, BLOCK, seen.end - seen.begin, BLOCK / 2, words, 0, NULL);
+      }
     }
-    multiply(pairs, values, values_row * element, pieces->weights, BLOCK, pieces->sums, BLOCK, n, BLOCK, pairs ? (count + 1) / 2 : count, 1, fade);
+    if (sees == PK_EVERYTHING && op->softcap == 0 && op->scale > 0) {
+      NAME(softmax_block)(op, pairs, 1, NULL, &queries, &quarters, first, pieces->scores, pieces->weights, top, total, fade);
+    } else {
+      NAME(softmax_block)(op, pairs, 0, mask, &queries, &quarters, first, pieces->scores, pieces->weights, top, total, fade);
+    }
+    if (sees == PK_EVERYTHING) {
+      multiply(pairs, values, BLOCK * element, pieces->weights, BLOCK, pieces->sums, BLOCK, n, BLOCK, pairs ? (count + 1) / 2 : count, 1, fade);
+    } else {
+      for (int half = 0; half < 2; half++) {
+        const pk_range seen = quarters.keys[half];
+        const int64_t words_before = pairs ? seen.begin / 2 : seen.begin, words_end = pairs ? (seen.end + 1) / 2 : seen.end;
+        multiply(pairs, values + seen.begin * element, BLOCK * element, pieces->weights + words_before * BLOCK + half * BLOCK / 2, BLOCK,
+                 pieces->sums + half * BLOCK / 2, BLOCK, n, BLOCK / 2, words_end - words_before, 1, fade + half * BLOCK / 2);
+      }
+    }
   }
 
   for (int64_t i = 0; i < BLOCK; i++) inverse[i] = total[i] != 0 ? 1.0f / total[i] : 0.0f; /* no key at all: zeros; NaN stays */

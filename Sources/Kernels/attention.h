@@ -73,6 +73,34 @@ static inline int pk_sees(const pk_attention *op, int64_t b, const pk_queries *q
   return kept == count && first >= queries->every.begin && first + count <= queries->every.end ? PK_EVERYTHING : PK_SOME;
 }
 
+/* What halves of a query block see of halves of a key block: of the four quarters of 32 × 32, those that nobody sees are
+ * not computed (two of eight on the diagonal, which is all there is in short sequences). */
+typedef struct pk_quarters {
+  pk_range keys[2];    /* what each half of the queries sees, whole halves of `count` keys */
+  pk_range queries[2]; /* who sees each half of the keys */
+} pk_quarters;
+
+static inline pk_quarters pk_quarters_of(const pk_queries *queries, int sees, int64_t first, int64_t count) {
+  enum { half = BLOCK / 2 };
+  pk_quarters q = {{{0, count}, {0, count}}, {{0, BLOCK}, {0, BLOCK}}};
+  if (sees == PK_EVERYTHING) return q;
+  for (int l = 0; l < 2; l++) {
+    int64_t begin = count, end = 0;
+    for (int64_t i = l * half; i < (l + 1) * half; i++) {
+      const int64_t from = pk_max(queries->begin[i] - first, 0), to = pk_min(queries->end[i] - first, count);
+      if (from >= to) continue;
+      begin = pk_min(begin, from), end = pk_max(end, to);
+    }
+    q.keys[l] = begin < end ? (pk_range){begin / half * half, pk_min(count, pk_round_up(end, half))} : (pk_range){0, 0};
+  }
+  for (int k = 0; k < 2; k++) {
+    const int64_t from = k * half, to = from + half;
+    const int low = q.keys[0].begin < to && q.keys[0].end > from, high = q.keys[1].begin < to && q.keys[1].end > from;
+    q.queries[k] = (pk_range){low ? 0 : half, high ? BLOCK : half};
+  }
+  return q;
+}
+
 /* Key blocks that causality and the window leave to a query block; masks and packing may leave fewer. */
 static inline pk_range pk_key_blocks(const pk_attention *op, int64_t query_block) {
   const int64_t first = query_block * BLOCK + op->q_offset;

@@ -39,7 +39,7 @@ void pk_attention_backward(const pk_attention *op, int32_t phase, int32_t part, 
 
 #if LEVEL == 0
 typedef struct pk_backward_pieces {
-  void *keys;                     /* [head_dim][padded k_len] elements: Kᵀ of one kv head */
+  void *keys;                     /* [key blocks][head_dim][BLOCK] elements: Kᵀ of one kv head */
   uint8_t *ready;                 /* [key blocks] is that block transposed? */
   uint32_t *q_columns, *o_columns; /* [words][BLOCK] Qᵀ and dOᵀ */
   uint32_t *q_rows, *o_rows;      /* [words of queries][padded head_dim] Q and dO */
@@ -72,28 +72,42 @@ static size_t pk_backward_pieces_of(const pk_attention *op, uintptr_t base, pk_b
 }
 #endif
 
-/* Element `key` of a row of left operands, 64 lanes of queries. */
-INLINE void NAME(put_row)(int pairs, void *rows, int64_t key, int64_t lane, vf x) {
-  vstore(pairs ? PK_BF16 : PK_F32, rows, key * BLOCK + lane, WIDTH, x);
+/* Rows `key` and, in pairs, key + 1 of the left operands, 64 lanes of queries. Returns the pair rounded, if it is one. */
+INLINE vu NAME(put_rows)(int pairs, void *rows, int64_t key, int64_t lane, const vf x[2]) {
+#if LEVEL == 3
+  if (pairs) {
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(__builtin_bit_cast(__m512, x[1]), __builtin_bit_cast(__m512, x[0]));
+    uint16_t *to = (uint16_t *)rows + key * BLOCK + lane;
+    _mm256_storeu_si256((__m256i *)to, _mm512_castsi512_si256(both));
+    _mm256_storeu_si256((__m256i *)(to + BLOCK), _mm512_extracti64x4_epi64(both, 1));
+    return __builtin_bit_cast(vu, both);
+  }
+#else
+  (void)pairs;
+#endif
+  vput((float *)rows + key * BLOCK + lane, x[0]);
+  return vbits(x[0]);
 }
 
-/* S and dO Vᵀ of a block pair → P and dS as operands. lse is +∞ where there is no query: P = 0. */
-INLINE void NAME(slopes_block)(const pk_attention *op, int pairs, int masked, const uint8_t *mask, const pk_queries *queries, int64_t first,
-                               int64_t count, const float *lse, const float *delta, pk_backward_pieces *pieces) {
-  for (int64_t k = 0; k < count; k += pairs ? 2 : 1) {
-    for (int64_t lane = 0; lane < BLOCK; lane += WIDTH) {
-      vf d[2] = {0, 0};
-      for (int64_t i = 0; i < (pairs ? 2 : 1); i++) {
-        const int64_t key = k + i;
-        if (key >= count) continue;
-        vf slope;
-        const vf s = score_of(op, vget(pieces->scores + key * BLOCK + lane), masked, queries, lane, first + key, !mask || mask[key], &slope);
-        const vf p = probability(pairs, s, vget(lse + lane));
-        d[i] = p * (vget(pieces->slopes + key * BLOCK + lane) - vget(delta + lane)) * (slope * op->scale);
-        NAME(put_row)(pairs, pieces->p_rows, key, lane, p);
-        NAME(put_row)(pairs, pieces->s_rows, key, lane, d[i]);
+/* S and dO Vᵀ of a block pair → P and dS / scale as operands. lse is +∞ where there is no query: P = 0. */
+INLINE void NAME(slopes_block)(const pk_attention *op, int pairs, int plain, const uint8_t *mask, const pk_queries *queries, const pk_quarters *quarters,
+                               int64_t first, const float *lse, const float *delta, pk_backward_pieces *pieces) {
+  const float unit = EXPONENT_UNIT(pairs), factor = plain ? op->scale * unit : unit;
+  for (int64_t lane = 0; lane < BLOCK; lane += WIDTH) {
+    const pk_range keys = quarters->keys[2 * lane / BLOCK];
+    const vf shift = vget(lse + lane) * unit, mean = vget(delta + lane);
+    for (int64_t k = keys.begin; k < keys.end; k += pairs ? 2 : 1) {
+      vf p[2] = {0, 0}, d[2] = {0, 0};
+      for (int64_t i = 0; i < (pairs ? 2 : 1) && k + i < keys.end; i++) {
+        vf s = vget(pieces->scores + (k + i) * BLOCK + lane), slope = 1;
+        if (!plain) s = score_of(op, s, queries, lane, first + k + i, !mask || mask[k + i], &slope);
+        p[i] = probability(pairs, s, factor, shift);
+        d[i] = p[i] * (vget(pieces->slopes + (k + i) * BLOCK + lane) - mean);
+        if (!plain) d[i] *= slope;
       }
-      const vu word = pairs ? pack_pair(d[0], d[1]) : vbits(d[0]);
+      NAME(put_rows)(pairs, pieces->p_rows, k, lane, p);
+      vu word = NAME(put_rows)(pairs, pieces->s_rows, k, lane, d);
+      if (pairs) word = alternate(word);
       memcpy(pieces->s_panel + (pairs ? k / 2 : k) * BLOCK + lane, &word, sizeof word);
     }
   }
@@ -103,7 +117,6 @@ INLINE void NAME(slopes_block)(const pk_attention *op, int pairs, int masked, co
 INLINE void NAME(backward_block)(int pairs, const pk_attention *op, int64_t b, int64_t h, int64_t kv, int64_t block, float *dk, float *dv,
                                  pk_backward_pieces *pieces) {
   const int64_t n = op->head_dim, words = pairs ? n / 2 : n, element = pairs ? 2 : 4, padded = pk_padded(n);
-  const int64_t keys_row = pk_blocks(op->k_len) * BLOCK;
   pk_queries queries;
   pk_queries_of(op, b, block, &queries);
   const int64_t query_words = pairs ? (queries.count + 1) / 2 : queries.count;
@@ -117,12 +130,12 @@ INLINE void NAME(backward_block)(int pairs, const pk_attention *op, int64_t b, i
   transpose_words(o.rows, o.row_bytes, queries.count, words, pieces->o_columns, BLOCK);
   panel_of_rows(pairs, o.rows, o.row_bytes, queries.count, n, pieces->o_rows, padded);
 
-  float lse[BLOCK], delta[BLOCK], ones[BLOCK];
+  float lse[BLOCK], delta[BLOCK], scales[BLOCK];
   const float *lse_of = op->lse + (b * op->heads + h) * op->q_len + queries.first;
   for (int64_t i = 0; i < BLOCK; i++) {
     lse[i] = INFINITY;
     delta[i] = 0;
-    ones[i] = 1;
+    scales[i] = op->scale;
     if (i >= queries.count || lse_of[i] == -INFINITY) continue;
     lse[i] = lse_of[i];
     vf sum = 0;
@@ -143,26 +156,41 @@ INLINE void NAME(backward_block)(int pairs, const pk_attention *op, int64_t b, i
     const int64_t k_at = b * op->k_batch + first * op->k_token + kv * n, v_at = b * op->v_batch + first * op->v_token + kv * n;
     const rows_view k = operand_rows(pairs, op->act, op->k, k_at, op->k_token, count, n, pieces->rows);
     const rows_view v = operand_rows(pairs, op->act, op->v, v_at, op->v_token, count, n, pieces->value_rows);
-    uint8_t *key_columns = (uint8_t *)pieces->keys + first * element;
+    uint8_t *key_columns = (uint8_t *)pieces->keys + first * n * element;
     if (!pieces->ready[j]) {
-      transpose_elements(pairs, k.rows, k.row_bytes, count, n, (uint32_t *)pieces->rows, key_columns, keys_row);
+      transpose_elements(pairs, k.rows, k.row_bytes, count, n, (uint32_t *)pieces->rows, key_columns, BLOCK);
       pieces->ready[j] = 1;
     }
-    multiply(pairs, k.rows, k.row_bytes, pieces->q_columns, BLOCK, pieces->scores, BLOCK, count, BLOCK, words, 0, NULL);
-    multiply(pairs, v.rows, v.row_bytes, pieces->o_columns, BLOCK, pieces->slopes, BLOCK, count, BLOCK, words, 0, NULL);
-
     const uint8_t *mask = op->key_mask ? op->key_mask + b * op->k_len + first : NULL;
-    if (sees == PK_EVERYTHING) {
-      NAME(slopes_block)(op, pairs, 0, NULL, &queries, first, count, lse, delta, pieces);
-    } else {
-      NAME(slopes_block)(op, pairs, 1, mask, &queries, first, count, lse, delta, pieces);
+    const pk_quarters quarters = pk_quarters_of(&queries, sees, first, count);
+    const int halves = sees == PK_EVERYTHING ? 1 : 2;
+    const int64_t wide = BLOCK / halves; /* queries, and keys, taken together */
+    for (int half = 0; half < halves; half++) {
+      const pk_range seen = quarters.keys[half];
+      const int64_t lane = half * wide, at = seen.begin * BLOCK + lane, m = seen.end - seen.begin;
+      multiply(pairs, (const uint8_t *)k.rows + seen.begin * k.row_bytes, k.row_bytes, pieces->q_columns + lane, BLOCK, pieces->scores + at, BLOCK, m, wide, words, 0, NULL);
+      multiply(pairs, (const uint8_t *)v.rows + seen.begin * v.row_bytes, v.row_bytes, pieces->o_columns + lane, BLOCK, pieces->slopes + at, BLOCK, m, wide, words, 0, NULL);
     }
-    const int64_t key_words = pairs ? (count + 1) / 2 : count;
-    multiply(pairs, pieces->p_rows, BLOCK * element, pieces->o_rows, padded, dv + first * padded, padded, count, padded, query_words, 1, NULL);
-    multiply(pairs, pieces->s_rows, BLOCK * element, pieces->q_rows, padded, dk + first * padded, padded, count, padded, query_words, 1, NULL);
-    multiply(pairs, key_columns, keys_row * element, pieces->s_panel, BLOCK, pieces->sums, BLOCK, n, BLOCK, key_words, 1, NULL);
+    if (sees == PK_EVERYTHING && op->softcap == 0) {
+      NAME(slopes_block)(op, pairs, 1, NULL, &queries, &quarters, first, lse, delta, pieces);
+    } else {
+      NAME(slopes_block)(op, pairs, 0, mask, &queries, &quarters, first, lse, delta, pieces);
+    }
+    for (int half = 0; half < halves; half++) {
+      const int64_t key = half * wide, m = pk_min(wide, count - key), per_word = pairs ? 2 : 1;
+      const pk_range asking = quarters.queries[half], seen = quarters.keys[half];
+      const int64_t word = asking.begin / per_word, depth = pk_min(asking.end / per_word, query_words) - word;
+      if (m > 0 && depth > 0) {
+        const int64_t at = (key * BLOCK + asking.begin) * element, to = (first + key) * padded;
+        multiply(pairs, (const uint8_t *)pieces->p_rows + at, BLOCK * element, pieces->o_rows + word * padded, padded, dv + to, padded, m, padded, depth, 1, NULL);
+        multiply(pairs, (const uint8_t *)pieces->s_rows + at, BLOCK * element, pieces->q_rows + word * padded, padded, dk + to, padded, m, padded, depth, 1, NULL);
+      }
+      const int64_t lane = half * wide, from = seen.begin / per_word, to = (seen.end + per_word - 1) / per_word;
+      multiply(pairs, key_columns + seen.begin * element, BLOCK * element, pieces->s_panel + from * BLOCK + lane, BLOCK, pieces->sums + lane, BLOCK, n, wide,
+               to - from, 1, NULL);
+    }
   }
-  store_transposed(pieces->sums, n, ones, pieces->rows, op->act, op->d_q, q_at, op->q_token, queries.count);
+  store_transposed(pieces->sums, n, scales, pieces->rows, op->act, op->d_q, q_at, op->q_token, queries.count);
 }
 
 INLINE void NAME(backward_chunk_as)(int pairs, const pk_attention *op, int64_t b, int64_t kv, int64_t chunk, float *sums, pk_backward_pieces *pieces) {
@@ -204,7 +232,7 @@ static void NAME(add_chunks)(const pk_attention *op, int64_t b, int64_t kv, int6
         dk += vload(PK_F32, from, 0, m);
         dv += vload(PK_F32, from + size / 2, 0, m);
       }
-      vstore(op->act, op->d_k, k_at + d, m, dk);
+      vstore(op->act, op->d_k, k_at + d, m, dk * op->scale);
       vstore(op->act, op->d_v, v_at + d, m, dv);
     }
   }

@@ -40,28 +40,39 @@ static inline void multiply(int pairs, const void *a, int64_t a_bytes, const uin
                             int64_t m, int64_t n, int64_t depth, int keep, const float *factor) {
   const uint8_t *rows = a;
   for (int64_t j = 0; j < n;) {
-    const int wide = n - j >= TILE_VECTORS * WIDTH;
+    const int vectors = n - j >= TILE_VECTORS * WIDTH ? TILE_VECTORS : n - j >= 2 * WIDTH ? 2 : 1;
     const float *scale = factor ? factor + j : NULL;
-    int64_t i = 0;
-    for (; i + TILE_ROWS <= m; i += TILE_ROWS) {
-      if (wide) {
-        tile(pairs, TILE_ROWS, TILE_VECTORS, rows + i * a_bytes, a_bytes, b + j, ldb, c + i * ldc + j, ldc, depth, keep, scale);
+    for (int64_t i = 0; i < m;) {
+      const int height = m - i >= TILE_ROWS ? TILE_ROWS : 1;
+#define TILE_(r, v) tile(pairs, r, v, rows + i * a_bytes, a_bytes, b + j, ldb, c + i * ldc + j, ldc, depth, keep, scale)
+      if (height == TILE_ROWS) {
+        if (vectors == TILE_VECTORS) TILE_(TILE_ROWS, TILE_VECTORS);
+        else if (vectors == 2) TILE_(TILE_ROWS, 2);
+        else TILE_(TILE_ROWS, 1);
       } else {
-        tile(pairs, TILE_ROWS, 1, rows + i * a_bytes, a_bytes, b + j, ldb, c + i * ldc + j, ldc, depth, keep, scale);
+        if (vectors == TILE_VECTORS) TILE_(1, TILE_VECTORS);
+        else if (vectors == 2) TILE_(1, 2);
+        else TILE_(1, 1);
       }
+#undef TILE_
+      i += height;
     }
-    for (; i < m; i++) {
-      if (wide) {
-        tile(pairs, 1, TILE_VECTORS, rows + i * a_bytes, a_bytes, b + j, ldb, c + i * ldc + j, ldc, depth, keep, scale);
-      } else {
-        tile(pairs, 1, 1, rows + i * a_bytes, a_bytes, b + j, ldb, c + i * ldc + j, ldc, depth, keep, scale);
-      }
-    }
-    j += wide ? TILE_VECTORS * WIDTH : WIDTH;
+    j += vectors * WIDTH;
   }
 }
 
 /* ---- rearranging ---- */
+
+/* The square at `from` (rows row_bytes apart), turned, to `to`. All of it in registers. */
+#define transpose_whole NAME(transpose_whole)
+INLINE void transpose_whole(const uint8_t *from, int64_t row_bytes, uint32_t *to, int64_t ldt) {
+  vu square[WIDTH];
+#pragma unroll
+  for (int i = 0; i < WIDTH; i++) memcpy(&square[i], from + i * row_bytes, sizeof(vu));
+  transpose_square(square);
+#pragma unroll
+  for (int i = 0; i < WIDTH; i++) memcpy(to + i * ldt, &square[i], sizeof(vu));
+}
 
 /* to[word][row] = word `word` of row `row`; columns count … BLOCK−1 become 0. Rows are row_bytes apart. */
 #define transpose_words NAME(transpose_words)
@@ -69,21 +80,15 @@ static inline void transpose_words(const void *rows, int64_t row_bytes, int64_t 
   const uint8_t *from = rows;
   for (int64_t r = 0; r < BLOCK; r += WIDTH) {
     for (int64_t w = 0; w < words; w += WIDTH) {
-      vu square[WIDTH];
-      const int64_t use = pk_min(WIDTH, words - w);
-      for (int i = 0; i < WIDTH; i++) {
-        square[i] = 0;
-        if (r + i >= count) continue;
-        if (use == WIDTH) {
-          memcpy(&square[i], from + (r + i) * row_bytes + 4 * w, sizeof(vu));
-        } else {
-          uint32_t part[WIDTH] = {0};
-          memcpy(part, from + (r + i) * row_bytes + 4 * w, 4 * (size_t)use);
-          memcpy(&square[i], part, sizeof(vu));
-        }
+      if (r + WIDTH <= count && w + WIDTH <= words) {
+        transpose_whole(from + r * row_bytes + 4 * w, row_bytes, to + w * ldt + r, ldt);
+        continue;
       }
-      transpose_square(square);
-      for (int64_t i = 0; i < use; i++) memcpy(to + (w + i) * ldt + r, &square[i], sizeof(vu));
+      uint32_t edge[WIDTH * WIDTH] = {0}, turned[WIDTH * WIDTH];
+      const int64_t use = pk_min(WIDTH, words - w);
+      for (int64_t i = 0; i < WIDTH && r + i < count; i++) memcpy(edge + i * WIDTH, from + (r + i) * row_bytes + 4 * w, 4 * (size_t)use);
+      transpose_whole((const uint8_t *)edge, 4 * WIDTH, turned, WIDTH);
+      for (int64_t i = 0; i < use; i++) memcpy(to + (w + i) * ldt + r, turned + i * WIDTH, sizeof(vu));
     }
   }
 }
@@ -164,7 +169,7 @@ static inline void store_transposed(const float *sums, int64_t head_dim, const f
 
 /* The score of a key for the WIDTH queries from `lane` on: scaled, capped, −∞ where invisible. slope: d score / d (q·k) / scale. */
 #define score_of NAME(score_of)
-INLINE vf score_of(const pk_attention *op, vf product, int masked, const pk_queries *queries, int64_t lane, int64_t key, int kept, vf *slope) {
+INLINE vf score_of(const pk_attention *op, vf product, const pk_queries *queries, int64_t lane, int64_t key, int kept, vf *slope) {
   vf s = product * op->scale;
   *slope = 1;
   if (op->softcap > 0) {
@@ -172,18 +177,19 @@ INLINE vf score_of(const pk_attention *op, vf product, int masked, const pk_quer
     s = op->softcap * t;
     *slope = 1.0f - t * t;
   }
-  if (masked) {
-    vi begin, end;
-    memcpy(&begin, queries->begin + lane, sizeof begin);
-    memcpy(&end, queries->end + lane, sizeof end);
-    const vi k = (int32_t)key;
-    s = (((begin <= k) & (k < end)) & (vi)(kept ? -1 : 0)) ? s : -INFINITY;
-  }
-  return s;
+  vi begin, end;
+  memcpy(&begin, queries->begin + lane, sizeof begin);
+  memcpy(&end, queries->end + lane, sizeof end);
+  const vi k = (int32_t)key;
+  return (((begin <= k) & (k < end)) & (vi)(kept ? -1 : 0)) ? s : -INFINITY;
 }
 
-/* e^(s − shift) ≤ 1; coarser where the result is rounded to bf16 anyway. */
+/* Exponents are in powers of 2 where probabilities are rounded to bf16 anyway: a coarser function does. */
+#define EXPONENT_UNIT(pairs) ((pairs) ? 1.44269504f : 1.0f)
+
+/* e^(s·factor − shift) ≤ 1; factor and shift in that unit. */
 #define probability NAME(probability)
-INLINE vf probability(int pairs, vf s, vf shift) {
-  return pairs ? vexp2_coarse((s - shift) * 1.44269504f) : vexp(s - shift);
+INLINE vf probability(int pairs, vf s, float factor, vf shift) {
+  const vf t = s * factor - shift;
+  return pairs ? vexp2_coarse(t) : vexp(t);
 }

@@ -15,14 +15,24 @@ INLINE vf multiply_words(int pairs, vf acc, vu a, vu b) {
   return vfloat(a) * vfloat(b) + acc;
 }
 
+/* Sixteen bf16 of one row and sixteen of the next → sixteen pairs. (Only the highest level has pairs.) */
+#define alternate NAME(alternate)
+INLINE vu alternate(vu rows) {
+#if LEVEL == 3
+  typedef uint16_t halves __attribute__((ext_vector_type(32)));
+  const halves both = __builtin_bit_cast(halves, rows);
+  return __builtin_bit_cast(vu, __builtin_shufflevector(both, both, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24,
+                                                        9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+#else
+  return rows;
+#endif
+}
+
 /* Rounds to bf16: a in the low halves, b in the high ones. */
 #define pack_pair NAME(pack_pair)
 INLINE vu pack_pair(vf a, vf b) {
 #if LEVEL == 3
-  typedef uint16_t halves __attribute__((ext_vector_type(32)));
-  const halves both = __builtin_bit_cast(halves, _mm512_cvtne2ps_pbh(__builtin_bit_cast(__m512, b), __builtin_bit_cast(__m512, a)));
-  return __builtin_bit_cast(vu, __builtin_shufflevector(both, both, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24,
-                                                        9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31));
+  return alternate(__builtin_bit_cast(vu, _mm512_cvtne2ps_pbh(__builtin_bit_cast(__m512, b), __builtin_bit_cast(__m512, a))));
 #else
   return __builtin_convertvector(vround(a), vu) | __builtin_convertvector(vround(b), vu) << 16;
 #endif
@@ -41,7 +51,7 @@ INLINE vu pack_pair(vf a, vf b) {
 #define LANES_(f, s) LANES4_(f, s, 0), LANES4_(f, s, 4), LANES4_(f, s, 8), LANES4_(f, s, 12)
 #endif
 #define TRANSPOSE_STEP_(x, s)                                                        \
-  for (int i = 0; i < WIDTH; i++) {                                                  \
+  _Pragma("unroll") for (int i = 0; i < WIDTH; i++) {                                                  \
     if (i & (s)) continue;                                                           \
     const vu low = __builtin_shufflevector(x[i], x[i + (s)], LANES_(LOW_, s));       \
     x[i + (s)] = __builtin_shufflevector(x[i], x[i + (s)], LANES_(HIGH_, s));        \

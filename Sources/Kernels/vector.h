@@ -164,17 +164,25 @@ INLINE vf vexp(vf x) {
   return (p * (r * r) + r + 1.0f) * vpow2(z);
 }
 
-/* 2ᵗ for t ≤ 0, relative error 3e-6 (far below bf16's 4e-3); 0 below −126.5. For probabilities that become bf16. */
+/* 2ᵗ for t ≤ 0, relative error 3e-6 (far below bf16's 4e-3); 0 for −∞. For probabilities that become bf16. */
 #define vexp2_coarse NAME(vexp2_coarse)
 INLINE vf vexp2_coarse(vf t) {
-  t = t < -127.0f ? -127.0f : t;
+#if LEVEL >= 2
+  const vf f = __builtin_bit_cast(vf, _mm512_reduce_ps(__builtin_bit_cast(__m512, t), 0)); /* t − the nearest integer */
+#else
+  t = t < -127.0f ? -127.0f : t; /* 0 below −126.5 */
   const vf z = t + VMAGIC;
   const vf f = t - (z - VMAGIC);
+#endif
   vf p = 0.0095701011f * f + 0.055917859f;
   p = p * f + 0.240247443f;
   p = p * f + 0.693121791f;
   p = p * f + 0.999999285f;
+#if LEVEL >= 2
+  return __builtin_bit_cast(vf, _mm512_scalef_ps(__builtin_bit_cast(__m512, p), __builtin_bit_cast(__m512, t - f)));
+#else
   return p * vpow2(z);
+#endif
 }
 
 #define vsigmoid NAME(vsigmoid)
