@@ -340,14 +340,16 @@ int32_t peft_adapter_set_state(peft_model *model, const char *name, const peft_t
  * Quantised weights are quantised again, and the report says how much of the change survived:
  * {"layers": [{"name", "kept"}, …], "kept"}, "kept" being the share of the change's norm that is in the new weight.
  * The report's three parameters may be NULL, 0, NULL: peft_adapter_status has it too.
- * `options_json`: {"safe": false} (true: a result that is not finite is PEFT_ERROR_NUMERIC).
+ * `options_json`: {"safe": false (true: a result that is not finite is PEFT_ERROR_NUMERIC), "dtype": null (a weight
+ * format of peft_features: what quantised weights become; four bits keep little of an adapter, "q8_0" nearly all)}.
  * Errors: PEFT_ERROR_NOT_FOUND; PEFT_ERROR_STATE when there is nothing to merge; PEFT_ERROR_UNSUPPORTED. Nothing has
  * changed then. */
 int32_t peft_model_merge(char *report, size_t capacity, size_t *needed, peft_model *model, const char *const *names,
                          int64_t count, const char *options_json, peft_error *error);
 /* Gives back the exact weights from before all merges. Errors: PEFT_ERROR_STATE when nothing is merged. */
 int32_t peft_model_unmerge(peft_model *model, peft_error *error);
-/* Merges the active adapters for good and removes all adapters; modules trained in full take the originals' place. */
+/* Merges the active adapters for good and removes all adapters; modules trained in full take the originals' place, and
+ * quantised weights that change become q8_0. */
 int32_t peft_model_merge_and_unload(peft_model *model, peft_error *error);
 
 /* ------------------------------------------------------------------------------------------------ tokenizers */

@@ -2,21 +2,30 @@ internal import Autograd
 internal import Models
 package import Platform
 internal import Synchronization
-internal import Tensors
+package import Tensors
 
 // Adapters in the base weights. Merged ones act through the weights of every computation over the model; the tensors from
 // before are kept (views of a mapped file cost nothing), so taking them out again is exact.
 extension AdapterSet {
     /// Folds adapters (nil: the active ones) into the base weights, layer by layer. Those that are merged already stay as they are.
+    ///
+    /// Weights that lie on a grid of few bits and are changed by less than its steps come back to the same grid points: four
+    /// bits keep little of an adapter. `dtype` gives quantised weights a format with room for the change.
+    /// - Parameter dtype: what quantised weights become; nil: what they are.
     /// - Returns: as `peft_model_merge` reports it.
     /// - Throws: `.state` when there is nothing to merge, `.unsupported`, `.numeric` (`safe`); nothing has changed then.
-    package func merge(_ names: [String]?, safe: Bool) throws(PEFTError) -> JSONObject {
-        try model.lock.write { () throws(PEFTError) in
+    package func merge(_ names: [String]?, safe: Bool, as dtype: DType? = nil) throws(PEFTError) -> JSONObject {
+        if let dtype, !dtype.isWeightFormat { throw PEFTError(.argument, "weights cannot be \(dtype.name)") }
+        return try model.lock.write { () throws(PEFTError) in
             let (chosen, originals) = try table.withLock { (table) throws(PEFTError) in (try table.toMerge(names), table.originals) }
             if chosen.isEmpty { engine.warn("all adapters that were to be merged are merged already") }
-            let merge = try WeightMerge(chosen.map { ($0.adapter, $0.scale) }, originals: originals, isSafe: safe, model)
+            let merge = try WeightMerge(chosen.map { ($0.adapter, $0.scale) }, originals: originals, isSafe: safe, as: dtype, model)
             let before = try apply(merge.changes)
             table.withLock { $0.didMerge(chosen.map(\.name), before) }
+            if merge.kept < 0.5 {
+                let percent = Int(merge.kept * 100)
+                engine.warn("only \(percent) % of what the adapter changes is in the merged weights: their format has no room for more (see dtype; q8_0, bf16 …)")
+            }
             return merge.report
         }
     }
@@ -28,13 +37,14 @@ extension AdapterSet {
         }
     }
 
-    /// Merges the active adapters for good and removes all; modules trained in full take the place of the originals.
+    /// Merges the active adapters for good and removes all; modules trained in full take the place of the originals. Quantised
+    /// weights that are changed become q8_0, so that the adapters are in them.
     package func mergeAndUnload() throws(PEFTError) {
         try model.lock.write { () throws(PEFTError) in
             let (chosen, active, originals) = try table.withLock { (table) throws(PEFTError) in
                 (try table.toMerge(nil), try table.active.map { (item) throws(PEFTError) in try table.entry(item.name).adapter }, table.originals)
             }
-            let merge = try WeightMerge(chosen.map { ($0.adapter, $0.scale) }, originals: originals, isSafe: true, model)
+            let merge = try WeightMerge(chosen.map { ($0.adapter, $0.scale) }, originals: originals, isSafe: true, as: .q8_0, model)
             let own = try active.flatMap(\.replacements).filter { $0.reason == .savedModule }.map { (own) throws(PEFTError) in try change(for: own) }
             _ = try apply(merge.changes + own)
             table.withLock { $0.removeAll() }

@@ -7,8 +7,8 @@ internal import Tensors
 /// How the factors of a linear layer begin (`init_lora_weights`).
 ///
 /// PiSSA and OLoRA take a part of W out of the layer and into the adapter: `W' = W − s·B·A`. As in PEFT the residual is
-/// written into the base model; where the weights are quantised it is quantised again, so that the model stays as small as it
-/// was (QPiSSA, arXiv:2404.02948 §4; at the price of one more rounding of what is left of W).
+/// written into the base model. Where the weights are quantised it is stored as q8_0: four bits would not keep it (the model
+/// would answer differently from the start), and eight are twice as large at most.
 enum LoRAStart: Sendable, Equatable {
     /// A uniform within ±1/√in, B zero; of an embedding A zero, B standard normal.
     case standard
@@ -63,7 +63,7 @@ enum LoRAStart: Sendable, Equatable {
 
 extension LinearLoRA {
     /// Sets A and B.
-    /// - Returns: the residual of the layer's weight in its own format, where the start takes one.
+    /// - Returns: the residual of the layer's weight, where the start takes one.
     func start(_ random: RandomStream) throws(PEFTError) -> Tensor? {
         var random = random
         switch start {
@@ -124,11 +124,11 @@ extension LinearLoRA {
         return try residual()
     }
 
-    /// W − s·B·A, in the format of W.
+    /// W − s·B·A, in the format of W or, where that has few bits, in q8_0.
     private func residual() throws(PEFTError) -> Tensor {
         let left = try linear.weight.converted(to: .f32, engine, .scratch)
         try addProduct(to: left, scale: -Float(factor))
-        return try left.encoded(as: linear.weight.dtype, engine, .weights)
+        return try left.encoded(as: linear.weight.dtype.isQuantized ? .q8_0 : linear.weight.dtype, engine, .weights)
     }
 
     /// The r largest singular values by power iterations on a random subspace (Halko, Martinsson, Tropp, arXiv:0909.4061,

@@ -23,14 +23,16 @@ struct WeightMerge {
     private let model: Model
     private let originals: [Int: [String: Tensor]]
     private let isSafe: Bool
+    private let dtype: DType?
 
     /// - Parameters:
     ///   - adapters: with the scale each acts with, in the order they act.
     ///   - originals: by layer, what it had before adapters that are merged already.
     ///   - isSafe: values that are not finite are an error. They always are where weights are quantised again.
+    ///   - dtype: what quantised weights become; nil: what they are.
     /// - Throws: `.numeric`, `.unsupported` naming the layer.
-    init(_ adapters: [(adapter: Adapter, scale: Float)], originals: [Int: [String: Tensor]], isSafe: Bool, _ model: Model) throws(PEFTError) {
-        (self.model, self.originals, self.isSafe) = (model, originals, isSafe)
+    init(_ adapters: [(adapter: Adapter, scale: Float)], originals: [Int: [String: Tensor]], isSafe: Bool, as dtype: DType?, _ model: Model) throws(PEFTError) {
+        (self.model, self.originals, self.isSafe, self.dtype) = (model, originals, isSafe, dtype)
         if adapters.contains(where: { $0.adapter.replication != nil }) {
             throw PEFTError(.unsupported, "an adapter with layer_replication cannot be merged: its copies share the base weights")
         }
@@ -38,11 +40,17 @@ struct WeightMerge {
     }
 
     var report: JSONObject {
-        let (product, square) = reports.reduce((0.0, 0.0)) { ($0.0 + $1.product, $0.1 + $1.square) }
-        return [
-            "layers": .array(reports.map { .object(["name": .string($0.name), "kept": .number($0.kept)]) }),
-            "kept": .number(square > 0 ? min(max(product / square, 0), 1) : 1),
-        ]
+        ["layers": .array(reports.map { .object(["name": .string($0.name), "kept": .number($0.kept)]) }), "kept": .number(kept)]
+    }
+
+    /// Of all layers together.
+    var kept: Double {
+        var all = Report(name: "")
+        for report in reports {
+            all.product += report.product
+            all.square += report.square
+        }
+        return all.kept
     }
 
     private mutating func merge(_ adapters: [(adapter: Adapter, scale: Float)], into layer: any Layer) throws(PEFTError) {
@@ -83,7 +91,7 @@ struct WeightMerge {
     private func encoded(_ folded: Tensor, like present: Tensor, _ name: String, _ report: inout Report) throws(PEFTError) -> Tensor {
         let engine = model.engine
         let before = try present.converted(to: .f32, engine, .scratch)
-        let after = try folded.encoded(as: present.dtype, engine, .weights)
+        let after = try folded.encoded(as: present.dtype.isQuantized ? dtype ?? present.dtype : present.dtype, engine, .weights)
         let made = try after.converted(to: .f32, engine, .scratch)
         let isFinite = unsafe before.withFloats { before in
             unsafe folded.withFloats { folded in
@@ -99,8 +107,8 @@ struct WeightMerge {
                 }
             }
         }
-        guard isFinite || (!isSafe && !present.dtype.isQuantized) else {
-            throw PEFTError(.numeric, "merging '\(name)' gives values that are not finite (NaN or beyond the range of \(present.dtype.name)); nothing was merged")
+        guard isFinite || (!isSafe && !after.dtype.isQuantized) else {
+            throw PEFTError(.numeric, "merging '\(name)' gives values that are not finite (NaN or beyond the range of \(after.dtype.name)); nothing was merged")
         }
         return after
     }

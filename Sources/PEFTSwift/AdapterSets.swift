@@ -3,6 +3,7 @@ internal import Adapters
 internal import Autograd
 internal import Models
 internal import Platform
+internal import Quantization
 internal import Synchronization
 internal import Tensors
 
@@ -165,8 +166,10 @@ public func peft_model_merge(
     unsafe guarded(report, capacity, needed, error) { () throws(PEFTError) -> String in
         let object = unsafe try handles.model(model)
         let names = unsafe try PEFTSwift.names(names, count, "names")
-        let isSafe = unsafe try options(options_json, "options_json", allowing: ["safe"]).boolean("safe") ?? false
-        let merged = try object.use.alone(.model) { () throws(PEFTError) in try object.adapters.merge(count == 0 ? nil : names, safe: isSafe) }
+        let options = unsafe try options(options_json, "options_json", allowing: ["safe", "dtype"])
+        let isSafe = try options.boolean("safe") ?? false
+        let dtype = try options.text("dtype").map { (name) throws(PEFTError) in try DType.weightFormat(named: name) }
+        let merged = try object.use.alone(.model) { () throws(PEFTError) in try object.adapters.merge(count == 0 ? nil : names, safe: isSafe, as: dtype) }
         object.mergeReport.withLock { $0 = merged }
         return JSONValue.object(merged).text()
     }

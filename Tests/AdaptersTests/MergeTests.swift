@@ -80,6 +80,15 @@ import Testing
         try tiny.randomize("a", scale: 1e-4)
         let kept = try #require(try tiny.set.merge(nil, safe: true)["kept"]?.doubleValue)
         #expect(kept < 0.5, "\(kept)")
+        #expect(tiny.messages.all.contains { $0.contains("q8_0") })
+        // A format with room for it.
+        try tiny.set.unmerge()
+        let roomy = try #require(try tiny.set.merge(nil, safe: true, as: .f32)["kept"]?.doubleValue)
+        #expect(roomy > 0.9 && tiny.network.blocks[0].q.weight.dtype == .f32)
+        try tiny.set.unmerge()
+        #expect(tiny.network.blocks[0].q.weight.dtype == .q4_0)
+        try tiny.set.mergeAndUnload()
+        #expect(tiny.network.blocks[0].q.weight.dtype == .q8_0)
     }
 
     @Test func notFinite() throws {
@@ -164,11 +173,11 @@ import Testing
     }
 
     @Test(arguments: ["pissa", "pissa_niter_8", "olora"]) func residuals(_ name: String) throws {
-        for dtype in [DType.f32, .bf16, .q8_0] {
+        for dtype in [DType.f32, .bf16, .q4_1] {
             let tiny = try TinyModel(dtype: dtype)
             let base = try tiny.logits()
             try tiny.set.add("a", lora(["init_lora_weights": .string(name), "target_modules": names("q_proj", "v_proj", "c_fc")]))
-            #expect(tiny.network.blocks[0].q.weight.dtype == dtype)
+            #expect(tiny.network.blocks[0].q.weight.dtype == (dtype == .q4_1 ? .q8_0 : dtype))
             #expect(difference(try tiny.logits(), base) < (dtype == .f32 ? 1e-4 : 0.05), "\(dtype)")
             #expect(difference(try tiny.logits(.all(tiny.model.unadapted)), base) > 0.05)
             // Saved and loaded into a fresh model, the same residual is taken again.

@@ -202,12 +202,15 @@ class Model(Handle):
         """The trainable parameters of the active adapters, by saved key."""
         return Tensors.make("peft_adapter_parameters", self).arrays()
 
-    def merge_adapter(self, adapter_names=None, safe_merge=False):
-        """Folds adapters into the base weights; returns the report (what survived re-quantising)."""
+    def merge_adapter(self, adapter_names=None, safe_merge=False, dtype=None):
+        """Folds adapters into the base weights; returns the report (what survived re-quantising).
+
+        dtype: what quantised weights become ("q8_0", "bf16" …; None: what they are). Four bits keep little of an adapter.
+        """
         names, count = c_names(adapter_names or [])
         room = c.create_string_buffer(1 << 20)
         needed = c.c_size_t()
-        call("peft_model_merge", room, len(room), c.byref(needed), self, names, count, encoded_json({"safe": bool(safe_merge)}))
+        call("peft_model_merge", room, len(room), c.byref(needed), self, names, count, encoded_json({"safe": bool(safe_merge), "dtype": dtype}))
         return json.loads(room.value) if room.value else None
 
     def unmerge_adapter(self):
