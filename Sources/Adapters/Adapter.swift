@@ -27,33 +27,46 @@ final class Adapter: Sendable {
         var method = try configuration.method.init(&configuration, model, isNew: isNew)
         try SavedModules.addHeads(&configuration)
         replication = try LayerReplication(configuration, model)
-        let targets = try TargetMatching.targets(&configuration, among: replication?.layers(model) ?? model.layers, model)
+        let targets = try TargetMatching.targets(
+            &configuration, among: replication?.layers(model) ?? model.layers, model)
         try method.prepare(for: targets, &configuration, model)
-        var modules = try targets.map { (layer) throws(PEFTError) in try method.module(for: layer, key: Adapter.prefix + layer.name, model) }
+        var modules = try targets.map { (layer) throws(PEFTError) in
+            try method.module(for: layer, key: Adapter.prefix + layer.name, model)
+        }
         modules += try method.twins(of: modules, model)
         if replication != nil, modules.contains(where: \.changesBase) {
-            throw PEFTError(.unsupported, "layer_replication together with an initialisation that changes the base weights, which copies share")
+            throw PEFTError(
+                .unsupported,
+                "layer_replication together with an initialisation that changes the base weights, which copies share")
         }
         modules += try TokenRows.modules(configuration, modules.map(\.layer), model)
         self.modules = modules
         replacements = try SavedModules.replacements(configuration, targets: modules.map(\.layer), model)
         if let replication, let inside = replacements.first(where: { replication.run(of: $0.layer) != nil }) {
-            throw PEFTError(.unsupported, "layer_replication: '\(inside.layer.name).\(inside.tensor)' cannot be trained in full, its copies share it")
+            throw PEFTError(
+                .unsupported,
+                "layer_replication: '\(inside.layer.name).\(inside.tensor)' cannot be trained in full, its copies share it"
+            )
         }
         self.configuration = configuration
-        saved = modules.flatMap { module in module.parameters.map { SavedTensor($0) } + module.views } + replacements.map { SavedTensor($0.parameter, key: $0.key) }
+        saved =
+            modules.flatMap { module in module.parameters.map { SavedTensor($0) } + module.views }
+            + replacements.map { SavedTensor($0.parameter, key: $0.key) }
             + Adapter.savedEmbeddings(configuration, modules.map(\.layer), model)
         trainable = saved.compactMap(\.parameter).filter(\.isTrainable)
     }
 
     /// PEFT saves the base weights of embeddings and heads that `target_modules` names by these names.
-    private static func savedEmbeddings(_ configuration: AdapterConfiguration, _ targets: [any Layer], _ model: Model) -> [SavedTensor] {
+    private static func savedEmbeddings(_ configuration: AdapterConfiguration, _ targets: [any Layer], _ model: Model)
+        -> [SavedTensor]
+    {
         let names = ["embed_tokens", "lm_head"]
-        let isNamed = switch configuration.values["target_modules"] {
-        case .array(let list): list.contains { names.contains($0.stringValue ?? "") }
-        case .string: targets.contains { target in names.contains { target.name.isNamed($0) } }
-        default: false
-        }
+        let isNamed =
+            switch configuration.values["target_modules"] {
+            case .array(let list): list.contains { names.contains($0.stringValue ?? "") }
+            case .string: targets.contains { target in names.contains { target.name.isNamed($0) } }
+            default: false
+            }
         guard isNamed, !configuration.isSet("trainable_token_indices") else { return [] }
         let ends = [model.layers.first { $0 is Embedding }, model.network.head].compactMap { $0 as (any Layer)? }
         return ends.filter { end in targets.contains { $0.index == end.index } }.map { SavedTensor(base: $0, "weight") }
@@ -82,20 +95,29 @@ final class Adapter: Sendable {
     }
 
     /// The adapter with base weights of its own, where its file has others than the model: it was trained over those.
-    func withBase(_ tensors: [(key: String, layer: any Layer, tensor: String, value: Tensor)], _ model: Model) throws(PEFTError) -> Adapter {
+    func withBase(_ tensors: [(key: String, layer: any Layer, tensor: String, value: Tensor)], _ model: Model)
+        throws(PEFTError) -> Adapter
+    {
         var own: [Replacement] = []
         for item in tensors where try !Adapter.isPresent(item.value, item.layer, item.tensor, model.engine) {
-            model.engine.info("the adapter has '\(item.layer.name).\(item.tensor)' of its own, which differs from the model's")
-            let parameter = Parameter(name: item.key, value: try item.value.converted(to: .f32, model.engine, .adapters), isTrainable: false)
-            own.append(Replacement(layer: item.layer, tensor: item.tensor, parameter: parameter, key: item.key, reason: .base))
+            model.engine.info(
+                "the adapter has '\(item.layer.name).\(item.tensor)' of its own, which differs from the model's")
+            let parameter = Parameter(
+                name: item.key, value: try item.value.converted(to: .f32, model.engine, .adapters), isTrainable: false)
+            own.append(
+                Replacement(layer: item.layer, tensor: item.tensor, parameter: parameter, key: item.key, reason: .base))
         }
         return own.isEmpty ? self : Adapter(self, own)
     }
 
     /// Whether the model has these very values (after decoding).
-    static func isPresent(_ value: Tensor, _ layer: any Layer, _ name: String, _ engine: Engine) throws(PEFTError) -> Bool {
+    static func isPresent(_ value: Tensor, _ layer: any Layer, _ name: String, _ engine: Engine) throws(PEFTError)
+        -> Bool
+    {
         guard let present = layer.tensor(name), present.shape == value.shape else { return false }
-        let (a, b) = (try value.converted(to: .f32, engine, .scratch), try present.converted(to: .f32, engine, .scratch))
+        let (a, b) = (
+            try value.converted(to: .f32, engine, .scratch), try present.converted(to: .f32, engine, .scratch)
+        )
         return unsafe a.withFloats { a in unsafe b.withFloats { b in unsafe a.elementsEqual(b) } }
     }
 
@@ -117,8 +139,14 @@ final class Adapter: Sendable {
     func addReplacements(to adaptation: inout Adaptation, isMerged: Bool) throws(PEFTError) {
         for replacement in replacements where !isMerged || replacement.reason == .savedModule {
             let index = replacement.layer.index
-            guard adaptation.layers[index].replacements.updateValue(replacement.parameter, forKey: replacement.tensor) == nil else {
-                throw PEFTError(.state, "two active adapters have a '\(replacement.layer.name).\(replacement.tensor)' of their own; only one can act")
+            guard
+                adaptation.layers[index].replacements.updateValue(replacement.parameter, forKey: replacement.tensor)
+                    == nil
+            else {
+                throw PEFTError(
+                    .state,
+                    "two active adapters have a '\(replacement.layer.name).\(replacement.tensor)' of their own; only one can act"
+                )
             }
         }
     }

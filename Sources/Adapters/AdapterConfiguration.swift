@@ -17,11 +17,14 @@ package struct AdapterConfiguration: Sendable {
     static let peftVersion = "0.21.2"
 
     private static let baseDefaults: JSONObject = [
-        "auto_mapping": .null, "base_model_name_or_path": .null, "inference_mode": .bool(false), "peft_version": .string(peftVersion), "revision": .null,
+        "auto_mapping": .null, "base_model_name_or_path": .null, "inference_mode": .bool(false),
+        "peft_version": .string(peftVersion), "revision": .null,
         "task_type": .null,
     ]
 
-    private static let taskTypes = ["SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"]
+    private static let taskTypes = [
+        "SEQ_CLS", "SEQ_2_SEQ_LM", "CAUSAL_LM", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION",
+    ]
 
     /// - Parameter warn: told of keys nobody knows, which are dropped as in PEFT.
     /// - Throws: `.unsupported` for a peft_type that is not there, `.argument` for a missing one or a wrong task_type.
@@ -41,7 +44,9 @@ package struct AdapterConfiguration: Sendable {
             }
         }
         if let task = taskType, !AdapterConfiguration.taskTypes.contains(task) {
-            throw PEFTError(.argument, "task_type is '\(task)'; it can be \(AdapterConfiguration.taskTypes.joined(separator: ", ")) or null")
+            throw PEFTError(
+                .argument,
+                "task_type is '\(task)'; it can be \(AdapterConfiguration.taskTypes.joined(separator: ", ")) or null")
         }
     }
 
@@ -53,11 +58,17 @@ package struct AdapterConfiguration: Sendable {
     package func saved(for model: Model, baseName: String?) -> JSONObject {
         var json = values
         json["inference_mode"] = .bool(true)
-        if let baseName, (json["base_model_name_or_path"]?.stringValue ?? "").isEmpty { json["base_model_name_or_path"] = .string(baseName) }
+        if let baseName, (json["base_model_name_or_path"]?.stringValue ?? "").isEmpty {
+            json["base_model_name_or_path"] = .string(baseName)
+        }
         // Without a task, AutoPeftModel finds the class of the base model here.
-        if taskType == nil, json["auto_mapping"] == .null, let name = model.configuration["architectures"]?.arrayValue?.first, name.stringValue != nil {
+        if taskType == nil, json["auto_mapping"] == .null,
+            let name = model.configuration["architectures"]?.arrayValue?.first, name.stringValue != nil
+        {
             let family = model.configuration["model_type"]?.stringValue ?? model.architecture
-            json["auto_mapping"] = .object(["base_model_class": name, "parent_library": .string("transformers.models.\(family).modeling_\(family)")])
+            json["auto_mapping"] = .object([
+                "base_model_class": name, "parent_library": .string("transformers.models.\(family).modeling_\(family)"),
+            ])
         }
         return json
     }
@@ -67,12 +78,16 @@ package struct AdapterConfiguration: Sendable {
     package func flag(_ key: String) throws(PEFTError) -> Bool { try values.boolean(key) ?? false }
 
     package func integer(_ key: String) throws(PEFTError) -> Int {
-        guard let value = try values.integer(key) else { throw PEFTError(.argument, "\"\(key)\" is null; an integer is expected") }
+        guard let value = try values.integer(key) else {
+            throw PEFTError(.argument, "\"\(key)\" is null; an integer is expected")
+        }
         return value
     }
 
     package func number(_ key: String) throws(PEFTError) -> Double {
-        guard let value = try values.double(key) else { throw PEFTError(.argument, "\"\(key)\" is null; a number is expected") }
+        guard let value = try values.double(key) else {
+            throw PEFTError(.argument, "\"\(key)\" is null; a number is expected")
+        }
         return value
     }
 

@@ -21,7 +21,8 @@ package protocol AdapterMethod: Sendable {
     init(_ configuration: inout AdapterConfiguration, _ model: Model, isNew: Bool) throws(PEFTError)
 
     /// Told of all targets before the first module is made.
-    mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, _ model: Model) throws(PEFTError)
+    mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, _ model: Model)
+        throws(PEFTError)
 
     /// What the adapter is at one of its targets.
     /// - Parameter key: "base_model.model." and the layer's name: parameters are named `key` + "." + their own.
@@ -33,7 +34,9 @@ package protocol AdapterMethod: Sendable {
 }
 
 extension AdapterMethod {
-    package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, _ model: Model) throws(PEFTError) {}
+    package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, _ model: Model)
+        throws(PEFTError)
+    {}
     package func twins(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule] { [] }
 }
 
@@ -80,7 +83,8 @@ package enum AdapterMethods {
     static func named(_ peftType: String) throws(PEFTError) -> any AdapterMethod.Type {
         guard let method = all.first(where: { $0.peftType == peftType }) else {
             let known = all.map { $0.peftType }.sorted().joined(separator: ", ")
-            throw PEFTError(.unsupported, "there is no adapter method '\(peftType)' in this version; there are \(known)")
+            throw PEFTError(
+                .unsupported, "there is no adapter method '\(peftType)' in this version; there are \(known)")
         }
         return method
     }

@@ -20,10 +20,13 @@ package struct AdapterSelection: Sendable {
     /// - Throws: `.notFound`; `.state` when none is active or none of them may be changed.
     package init(_ set: AdapterSet, _ name: String?) throws(PEFTError) {
         let names = name.map { [$0] } ?? set.table.withLock { $0.active.map(\.name) }
-        guard let first = names.first else { throw PEFTError(.state, "no adapter is active; say which one is to be trained") }
+        guard let first = names.first else {
+            throw PEFTError(.state, "no adapter is active; say which one is to be trained")
+        }
         let adapters = try names.map { (name) throws(PEFTError) in try set.adapter(name) }
         guard adapters.contains(where: \.isTrainable) else {
-            throw PEFTError(.state, "'\(names.joined(separator: "', '"))' was loaded for inference; set it trainable to train it")
+            throw PEFTError(
+                .state, "'\(names.joined(separator: "', '"))' was loaded for inference; set it trainable to train it")
         }
         self.set = set
         self.adapters = adapters
@@ -38,10 +41,14 @@ package struct AdapterSelection: Sendable {
     package func adaptation() throws(PEFTError) -> Adaptation {
         try set.table.withLock { (table) throws(PEFTError) in
             let chosen = try adapters.map { (adapter) throws(PEFTError) in
-                guard let name = table.names.first(where: { table.entries[$0]?.adapter === adapter }), let entry = table.entries[name] else {
+                guard let name = table.names.first(where: { table.entries[$0]?.adapter === adapter }),
+                    let entry = table.entries[name]
+                else {
                     throw PEFTError(.state, "an adapter that is being trained ('\(self.name)') was removed")
                 }
-                if entry.isMerged { throw PEFTError(.state, "'\(name)' is merged into the base weights; unmerge it to train it") }
+                if entry.isMerged {
+                    throw PEFTError(.state, "'\(name)' is merged into the base weights; unmerge it to train it")
+                }
                 return ActiveAdapter(name: name, weight: table.active.first { $0.name == name }?.weight ?? 1)
             }
             return try table.adaptation(of: chosen, set.model)

@@ -19,18 +19,25 @@ extension AdapterSet {
             (adapter, changes) = try model.lock.read { () throws(PEFTError) in try read(files, configuration) }
         } catch {
             // What a host may not say, a file cannot mean.
-            throw PEFTError(error.kind == .argument ? .format : error.kind, "\(files.tensors.origin): \(error.message)", detail: error.detail)
+            throw PEFTError(
+                error.kind == .argument ? .format : error.kind, "\(files.tensors.origin): \(error.message)",
+                detail: error.detail)
         }
         adapter.setTrainable(trainable)
         try insert(adapter, name, changes)
     }
 
-    private func read(_ files: AdapterFiles, _ configuration: AdapterConfiguration) throws(PEFTError) -> (Adapter, [BaseChange]) {
+    private func read(_ files: AdapterFiles, _ configuration: AdapterConfiguration) throws(PEFTError) -> (
+        Adapter, [BaseChange]
+    ) {
         let adapter: Adapter
         do throws(PEFTError) {
             adapter = try Adapter(configuration, model, isNew: false)
-        } catch where error.kind == .notFound {
-            throw PEFTError(.mismatch, "the adapter does not fit this base model (it was made for '\(madeFor(configuration))'): \(error.message)")
+        } catch  where error.kind == .notFound {
+            throw PEFTError(
+                .mismatch,
+                "the adapter does not fit this base model (it was made for '\(madeFor(configuration))'): \(error.message)"
+            )
         }
         let named = AdapterKeys.known(files.tensors.all.map { ($0.name, $0.tensor) }, of: adapter)
         let present = adapter.saved.filter { named.byKey[$0.key] != nil }.compactMap(\.parameter)
@@ -38,14 +45,22 @@ extension AdapterSet {
         let base = AdapterKeys.baseTensors(named.unknown, model)
         guard missing.isEmpty, base.unknown.isEmpty else {
             var parts: [String] = []
-            if !missing.isEmpty { parts.append("\(missing.count) tensors that its configuration asks for are missing: \(TensorSource.list(missing))") }
-            if !base.unknown.isEmpty { parts.append("\(base.unknown.count) tensors belong to nothing: \(TensorSource.list(base.unknown))") }
+            if !missing.isEmpty {
+                parts.append(
+                    "\(missing.count) tensors that its configuration asks for are missing: \(TensorSource.list(missing))"
+                )
+            }
+            if !base.unknown.isEmpty {
+                parts.append("\(base.unknown.count) tensors belong to nothing: \(TensorSource.list(base.unknown))")
+            }
             throw PEFTError(.mismatch, "\(parts.joined(separator: "; ")) (made for '\(madeFor(configuration))')")
         }
         try AdapterKeys.checkShapes(adapter, named.byKey)
         let changes = try adapter.takeFromBase()
         try set(adapter, named.byKey)
-        let kept = adapter.saved.compactMap { item in item.base.flatMap { base in named.byKey[item.key].map { (item.key, base.layer, base.tensor, $0) } } }
+        let kept = adapter.saved.compactMap { item in
+            item.base.flatMap { base in named.byKey[item.key].map { (item.key, base.layer, base.tensor, $0) } }
+        }
         return (try adapter.withBase(kept + base.known, model), changes)
     }
 
@@ -76,12 +91,16 @@ extension AdapterSet {
     package func setState(of name: String, _ tensors: [(name: String, tensor: Tensor)]) throws(PEFTError) {
         let adapter = try adapter(name)
         let named = AdapterKeys.known(tensors, of: adapter)
-        guard named.unknown.isEmpty else { throw PEFTError(.mismatch, "'\(name)' has no \(TensorSource.list(named.unknown.map(\.name)))") }
+        guard named.unknown.isEmpty else {
+            throw PEFTError(.mismatch, "'\(name)' has no \(TensorSource.list(named.unknown.map(\.name)))")
+        }
         try AdapterKeys.checkShapes(adapter, named.byKey)
         for item in adapter.saved {
             guard let base = item.base, let tensor = named.byKey[item.key] else { continue }
             guard try Adapter.isPresent(tensor, base.layer, base.tensor, engine) else {
-                throw PEFTError(.unsupported, "'\(item.key)' is a weight of the base model; setting an adapter's state does not change it")
+                throw PEFTError(
+                    .unsupported,
+                    "'\(item.key)' is a weight of the base model; setting an adapter's state does not change it")
             }
         }
         try model.lock.write { () throws(PEFTError) in try set(adapter, named.byKey) }
@@ -94,7 +113,9 @@ extension AdapterSet {
             guard let parameter = item.parameter, let tensor = byKey[item.key] else { continue }
             values.append((parameter, tensor.dtype == .f32 ? tensor : try tensor.converted(to: .f32, engine, .scratch)))
         }
-        for (parameter, value) in values { engine.axpby(1, try value.reshaped(parameter.value.shape), 0, into: parameter.value) }
+        for (parameter, value) in values {
+            engine.axpby(1, try value.reshaped(parameter.value.shape), 0, into: parameter.value)
+        }
     }
 }
 
@@ -103,14 +124,20 @@ enum AdapterKeys {
     /// Tensors under the adapter's own keys, and those that are none of its.
     ///
     /// Other writers leave the prefix out, and older ones wrote ".weight" behind DoRA's magnitudes.
-    static func known(_ tensors: [(name: String, tensor: Tensor)], of adapter: Adapter) -> (byKey: [String: Tensor], unknown: [(name: String, tensor: Tensor)]) {
+    static func known(_ tensors: [(name: String, tensor: Tensor)], of adapter: Adapter) -> (
+        byKey: [String: Tensor], unknown: [(name: String, tensor: Tensor)]
+    ) {
         let keys = Set(adapter.saved.map(\.key))
         var byKey: [String: Tensor] = [:]
         var unknown: [(name: String, tensor: Tensor)] = []
         for (name, tensor) in tensors {
             let full = full(name)
             let candidates = [full, full.hasSuffix(".weight") ? String(full.dropLast(7)) : full]
-            if let key = candidates.first(where: { keys.contains($0) }), byKey[key] == nil { byKey[key] = tensor } else { unknown.append((name, tensor)) }
+            if let key = candidates.first(where: { keys.contains($0) }), byKey[key] == nil {
+                byKey[key] = tensor
+            } else {
+                unknown.append((name, tensor))
+            }
         }
         return (byKey, unknown)
     }
@@ -124,7 +151,8 @@ enum AdapterKeys {
         for (name, tensor) in tensors {
             let parts = full(name).dropFirst(Adapter.prefix.count).split(separator: ".")
             let last = parts.last.map(String.init) ?? ""
-            if let layer = model.layer(named: parts.dropLast().joined(separator: ".")), layer is Embedding || layer.index == model.network.head?.index,
+            if let layer = model.layer(named: parts.dropLast().joined(separator: ".")),
+                layer is Embedding || layer.index == model.network.head?.index,
                 layer.tensor(last)?.shape == tensor.shape
             {
                 known.append((full(name), layer, last, tensor))
@@ -144,7 +172,8 @@ enum AdapterKeys {
                 throw PEFTError(.mismatch, "'\(item.key)' has the shape \(tensor.shape), \(item.shape) is needed")
             }
             guard tensor.dtype.isWeightFormat else {
-                throw PEFTError(.mismatch, "'\(item.key)' is \(tensor.dtype.name); numbers of a floating-point type are needed")
+                throw PEFTError(
+                    .mismatch, "'\(item.key)' is \(tensor.dtype.name); numbers of a floating-point type are needed")
             }
         }
     }

@@ -17,14 +17,19 @@ extension AdapterSet {
     package func merge(_ names: [String]?, safe: Bool, as dtype: DType? = nil) throws(PEFTError) -> JSONObject {
         if let dtype, !dtype.isWeightFormat { throw PEFTError(.argument, "weights cannot be \(dtype.name)") }
         return try model.lock.write { () throws(PEFTError) in
-            let (chosen, originals) = try table.withLock { (table) throws(PEFTError) in (try table.toMerge(names), table.originals) }
+            let (chosen, originals) = try table.withLock { (table) throws(PEFTError) in
+                (try table.toMerge(names), table.originals)
+            }
             if chosen.isEmpty { engine.warn("all adapters that were to be merged are merged already") }
-            let merge = try WeightMerge(chosen.map { ($0.adapter, $0.scale) }, originals: originals, isSafe: safe, as: dtype, model)
+            let merge = try WeightMerge(
+                chosen.map { ($0.adapter, $0.scale) }, originals: originals, isSafe: safe, as: dtype, model)
             let before = try apply(merge.changes)
             table.withLock { $0.didMerge(chosen.map(\.name), before) }
             if merge.kept < 0.5 {
                 let percent = Int(merge.kept * 100)
-                engine.warn("only \(percent) % of what the adapter changes is in the merged weights: their format has no room for more (see dtype; q8_0, bf16 …)")
+                engine.warn(
+                    "only \(percent) % of what the adapter changes is in the merged weights: their format has no room for more (see dtype; q8_0, bf16 …)"
+                )
             }
             return merge.report
         }
@@ -42,10 +47,17 @@ extension AdapterSet {
     package func mergeAndUnload() throws(PEFTError) {
         try model.lock.write { () throws(PEFTError) in
             let (chosen, active, originals) = try table.withLock { (table) throws(PEFTError) in
-                (try table.toMerge(nil), try table.active.map { (item) throws(PEFTError) in try table.entry(item.name).adapter }, table.originals)
+                (
+                    try table.toMerge(nil),
+                    try table.active.map { (item) throws(PEFTError) in try table.entry(item.name).adapter },
+                    table.originals
+                )
             }
-            let merge = try WeightMerge(chosen.map { ($0.adapter, $0.scale) }, originals: originals, isSafe: true, as: .q8_0, model)
-            let own = try active.flatMap(\.replacements).filter { $0.reason == .savedModule }.map { (own) throws(PEFTError) in try change(for: own) }
+            let merge = try WeightMerge(
+                chosen.map { ($0.adapter, $0.scale) }, originals: originals, isSafe: true, as: .q8_0, model)
+            let own = try active.flatMap(\.replacements).filter { $0.reason == .savedModule }.map {
+                (own) throws(PEFTError) in try change(for: own)
+            }
             _ = try apply(merge.changes + own)
             table.withLock { $0.removeAll() }
         }
@@ -54,7 +66,10 @@ extension AdapterSet {
     /// A module trained in full, in the type of the original; in f32 where that was quantised.
     private func change(for own: Replacement) throws(PEFTError) -> BaseChange {
         if (own.layer as? Linear)?.tiedEmbedding != nil {
-            throw PEFTError(.unsupported, "'\(own.layer.name)' was trained on its own, but shares its matrix with the embedding: it cannot take its place")
+            throw PEFTError(
+                .unsupported,
+                "'\(own.layer.name)' was trained on its own, but shares its matrix with the embedding: it cannot take its place"
+            )
         }
         let dtype = own.layer.tensor(own.tensor)?.dtype ?? .f32
         let value = try own.parameter.value.converted(to: dtype.isFloat ? dtype : .f32, engine, .weights)
@@ -67,7 +82,9 @@ extension AdapterSet {
         var before: [BaseChange] = []
         do throws(PEFTError) {
             for change in changes {
-                guard let present = change.layer.tensor(change.tensor) else { throw PEFTError(.internal, "\(change.layer.name) has no \(change.tensor)") }
+                guard let present = change.layer.tensor(change.tensor) else {
+                    throw PEFTError(.internal, "\(change.layer.name) has no \(change.tensor)")
+                }
                 try change.layer.setTensor(change.tensor, change.value)
                 before.append(BaseChange(layer: change.layer, tensor: change.tensor, value: present))
             }

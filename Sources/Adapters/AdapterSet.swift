@@ -37,21 +37,30 @@ package final class AdapterSet: Sendable {
 
     func checkIsFree(_ name: String) throws(PEFTError) {
         guard !name.isEmpty, name != AdapterSet.base, !name.contains("|") else {
-            throw PEFTError(.argument, "'\(name)' cannot be an adapter's name: it must not be empty or '\(AdapterSet.base)', or have a '|' in it")
+            throw PEFTError(
+                .argument,
+                "'\(name)' cannot be an adapter's name: it must not be empty or '\(AdapterSet.base)', or have a '|' in it"
+            )
         }
         guard table.withLock({ $0.entries[name] == nil }) else { throw AdapterSet.exists(name) }
     }
 
     /// Puts a finished adapter in the table, and what it changes of the base model in place.
     func insert(_ adapter: Adapter, _ name: String, _ changes: [BaseChange]) throws(PEFTError) {
-        guard !changes.isEmpty else { return try table.withLock { (table) throws(PEFTError) in try table.insert(adapter, name) } }
+        guard !changes.isEmpty else {
+            return try table.withLock { (table) throws(PEFTError) in try table.insert(adapter, name) }
+        }
         try model.lock.write { () throws(PEFTError) in
             guard !table.withLock({ $0.hasMerged }) else {
-                throw PEFTError(.state, "'\(name)' takes a part out of the base weights, which hold merged adapters; unmerge them first")
+                throw PEFTError(
+                    .state,
+                    "'\(name)' takes a part out of the base weights, which hold merged adapters; unmerge them first")
             }
             let before = try apply(changes)
             do throws(PEFTError) {
-                try table.withLock { (table) throws(PEFTError) in try table.insert(adapter, name, took: zip(before, changes).map { ($0, $1.value.storage) }) }
+                try table.withLock { (table) throws(PEFTError) in
+                    try table.insert(adapter, name, took: zip(before, changes).map { ($0, $1.value.storage) })
+                }
             } catch {
                 _ = try apply(before)
                 throw error
@@ -65,7 +74,11 @@ package final class AdapterSet: Sendable {
         guard !took.isEmpty else { return }
         try model.lock.write { () throws(PEFTError) in
             let mine = took.filter { $0.before.layer.tensor($0.before.tensor)?.storage === $0.residual }
-            if mine.count < took.count { engine.warn("'\(name)' took a part out of base weights that were changed since; \(took.count - mine.count) of them stay as they are") }
+            if mine.count < took.count {
+                engine.warn(
+                    "'\(name)' took a part out of base weights that were changed since; \(took.count - mine.count) of them stay as they are"
+                )
+            }
             _ = try apply(mine.map(\.before))
         }
     }
@@ -104,7 +117,9 @@ package final class AdapterSet: Sendable {
         guard factor.isFinite else { throw PEFTError(.argument, "a scale of \(factor); a finite number is expected") }
         try table.withLock { (table) throws(PEFTError) in
             try table.change(name) { (entry) throws(PEFTError) in
-                if entry.isMerged { throw PEFTError(.state, "'\(name)' is merged; unmerge it before its scale is changed") }
+                if entry.isMerged {
+                    throw PEFTError(.state, "'\(name)' is merged; unmerge it before its scale is changed")
+                }
                 entry.scale = factor
             }
         }
@@ -118,7 +133,9 @@ package final class AdapterSet: Sendable {
     static func checked(_ adapters: [(name: String, weight: Float)]) throws(PEFTError) -> [ActiveAdapter] {
         var seen: Set<String> = []
         for (name, weight) in adapters {
-            guard weight.isFinite else { throw PEFTError(.argument, "the weight of '\(name)' is \(weight); a finite number is expected") }
+            guard weight.isFinite else {
+                throw PEFTError(.argument, "the weight of '\(name)' is \(weight); a finite number is expected")
+            }
             guard seen.insert(name).inserted else { throw PEFTError(.argument, "'\(name)' is named twice") }
         }
         return adapters.map { ActiveAdapter(name: $0.name, weight: $0.weight) }
@@ -128,7 +145,9 @@ package final class AdapterSet: Sendable {
 
     /// What the active adapters do now (nothing when disabled). Cheap: kept until something changes.
     package func activeAdaptation() throws(PEFTError) -> Adaptation {
-        try table.withLock { (table) throws(PEFTError) in try table.adaptation(of: table.isEnabled ? table.active : [], model) }
+        try table.withLock { (table) throws(PEFTError) in
+            try table.adaptation(of: table.isEnabled ? table.active : [], model)
+        }
     }
 
     /// What these adapters do. Cheap for a list that was asked for before.
@@ -143,7 +162,9 @@ package final class AdapterSet: Sendable {
     /// One adapter per sample of a batch; nil: the base model.
     package func routing(samples: [String?]) throws(PEFTError) -> Routing {
         try table.withLock { (table) throws(PEFTError) in
-            if table.hasMerged { throw PEFTError(.state, "adapters are merged, so samples cannot have different ones; unmerge first") }
+            if table.hasMerged {
+                throw PEFTError(.state, "adapters are merged, so samples cannot have different ones; unmerge first")
+            }
             var groups: [(range: Range<Int>, adaptation: Adaptation)] = []
             var start = 0
             while start < samples.count {
@@ -166,9 +187,13 @@ package final class AdapterSet: Sendable {
 
     /// The trainable parameters of the active adapters, by saved key, "adapter|key" when several are active.
     package func trainableParameters() throws(PEFTError) -> [(key: String, parameter: Parameter)] {
-        let active = table.withLock { table in table.active.compactMap { item in table.entries[item.name].map { (item.name, $0.adapter) } } }
+        let active = table.withLock { table in
+            table.active.compactMap { item in table.entries[item.name].map { (item.name, $0.adapter) } }
+        }
         return active.flatMap { name, adapter in
-            adapter.parameters.filter(\.parameter.isTrainable).map { (active.count > 1 ? "\(name)|\($0.key)" : $0.key, $0.parameter) }
+            adapter.parameters.filter(\.parameter.isTrainable).map {
+                (active.count > 1 ? "\(name)|\($0.key)" : $0.key, $0.parameter)
+            }
         }
     }
 
@@ -176,5 +201,7 @@ package final class AdapterSet: Sendable {
         try table.withLock { (table) throws(PEFTError) in try table.entry(name).adapter }
     }
 
-    static func exists(_ name: String) -> PEFTError { PEFTError(.state, "there is an adapter '\(name)' already; remove it first, or choose another name") }
+    static func exists(_ name: String) -> PEFTError {
+        PEFTError(.state, "there is an adapter '\(name)' already; remove it first, or choose another name")
+    }
 }

@@ -40,7 +40,9 @@ struct AdapterTable: Sendable {
         return entry
     }
 
-    mutating func insert(_ adapter: Adapter, _ name: String, took: [(before: BaseChange, residual: Storage)] = []) throws(PEFTError) {
+    mutating func insert(_ adapter: Adapter, _ name: String, took: [(before: BaseChange, residual: Storage)] = [])
+        throws(PEFTError)
+    {
         guard entries[name] == nil else { throw AdapterSet.exists(name) }
         if adapter.trainsBiases, let other = names.first(where: { entries[$0]?.adapter.trainsBiases == true }) {
             throw PEFTError(.argument, "only one adapter can train biases, and '\(other)' does; set bias to none")
@@ -120,11 +122,18 @@ struct AdapterTable: Sendable {
         if let known = cached[adapters] { return known }
         var adaptation = model.unadapted
         let chosen = try adapters.map { (item) throws(PEFTError) in (entry: try entry(item.name), weight: item.weight) }
-        if let first = chosen.first, chosen.contains(where: { $0.entry.adapter.replication != first.entry.adapter.replication }) {
-            throw PEFTError(.state, "adapters with different layer_replication cannot act together: \(adapters.map(\.name).joined(separator: ", "))")
+        if let first = chosen.first,
+            chosen.contains(where: { $0.entry.adapter.replication != first.entry.adapter.replication })
+        {
+            throw PEFTError(
+                .state,
+                "adapters with different layer_replication cannot act together: \(adapters.map(\.name).joined(separator: ", "))"
+            )
         }
         for (entry, _) in chosen { try entry.adapter.addReplacements(to: &adaptation, isMerged: entry.isMerged) }
-        for (entry, weight) in chosen where !entry.isMerged { entry.adapter.addHooks(to: &adaptation, scale: entry.scale * weight) }
+        for (entry, weight) in chosen where !entry.isMerged {
+            entry.adapter.addHooks(to: &adaptation, scale: entry.scale * weight)
+        }
         if cached.count >= AdapterTable.mostCached { cached.removeAll() }
         cached[adapters] = adaptation
         return adaptation

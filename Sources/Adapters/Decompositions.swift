@@ -86,7 +86,10 @@ struct Decompositions {
             status = unsafe body(room.floats, size)
         }
         guard status == 0 else {
-            throw PEFTError(status > 0 ? .numeric : .internal, "\(name) gives \(status): \(status > 0 ? "the decomposition does not converge; are all weights finite?" : "")")
+            throw PEFTError(
+                status > 0 ? .numeric : .internal,
+                "\(name) gives \(status): \(status > 0 ? "the decomposition does not converge; are all weights finite?" : "")"
+            )
         }
     }
 }
@@ -114,7 +117,10 @@ extension Tensor {
             return kept
         }
         guard let lapack else {
-            throw PEFTError(.unsupported, "this needs LAPACK, and none of \(names.joined(separator: ", ")) can be opened; install OpenBLAS (libopenblas0)")
+            throw PEFTError(
+                .unsupported,
+                "this needs LAPACK, and none of \(names.joined(separator: ", ")) can be opened; install OpenBLAS (libopenblas0)"
+            )
         }
         return lapack
     }
@@ -131,7 +137,9 @@ extension Tensor {
     private init?() {
         for name in LAPACK.names {
             guard let library = unsafe dlopen(name, RTLD_NOW | RTLD_LOCAL) else { continue }
-            if let sgesdd = unsafe dlsym(library, "sgesdd_"), let sgeqrf = unsafe dlsym(library, "sgeqrf_"), let sorgqr = unsafe dlsym(library, "sorgqr_") {
+            if let sgesdd = unsafe dlsym(library, "sgesdd_"), let sgeqrf = unsafe dlsym(library, "sgeqrf_"),
+                let sorgqr = unsafe dlsym(library, "sorgqr_")
+            {
                 unsafe self.sgesdd = unsafeBitCast(sgesdd, to: peft_sgesdd.self)
                 unsafe self.sgeqrf = unsafeBitCast(sgeqrf, to: peft_sgeqrf.self)
                 unsafe self.sorgqr = unsafeBitCast(sorgqr, to: peft_sorgqr.self)

@@ -4,9 +4,13 @@ internal import Platform
 enum DefaultTargets {
     private static let families: [(targets: [String], types: [String])] = [
         (["q", "v"], ["t5", "mt5"]),
-        (["q_proj", "v_proj"], [
-            "bart", "opt", "gptj", "gpt_neo", "llama", "llama4", "mistral", "mixtral", "stablelm", "gemma", "gemma2", "gemma3_text", "qwen2", "qwen3",
-        ]),
+        (
+            ["q_proj", "v_proj"],
+            [
+                "bart", "opt", "gptj", "gpt_neo", "llama", "llama4", "mistral", "mixtral", "stablelm", "gemma",
+                "gemma2", "gemma3_text", "qwen2", "qwen3",
+            ]
+        ),
         (["c_attn"], ["gpt2", "gpt_bigcode"]),
         (["query_key_value"], ["bloom", "gpt_neox", "chatglm", "RefinedWebModel", "RefinedWeb", "falcon"]),
         (["q", "v", "q_proj", "v_proj"], ["blip-2"]),

@@ -15,11 +15,15 @@ final class EmbeddingLoRA: AdapterModule {
     private let start: LoRAStart
     private let engine: Engine
 
-    init(_ embedding: Embedding, key: String, rank: Int, scaling: Double, _ settings: LoRASettings, _ model: Model) throws(PEFTError) {
+    init(_ embedding: Embedding, key: String, rank: Int, scaling: Double, _ settings: LoRASettings, _ model: Model)
+        throws(PEFTError)
+    {
         self.embedding = embedding
         engine = model.engine
-        a = Parameter(name: key + ".lora_embedding_A", value: try .zeros(engine, [rank, embedding.count], .f32, .adapters))
-        b = Parameter(name: key + ".lora_embedding_B", value: try .zeros(engine, [embedding.dimension, rank], .f32, .adapters))
+        a = Parameter(
+            name: key + ".lora_embedding_A", value: try .zeros(engine, [rank, embedding.count], .f32, .adapters))
+        b = Parameter(
+            name: key + ".lora_embedding_B", value: try .zeros(engine, [embedding.dimension, rank], .f32, .adapters))
         magnitude = settings.hasMagnitude ? try Magnitude(key: key, size: embedding.dimension, model) : nil
         factor = scaling
         start = settings.start
@@ -46,7 +50,8 @@ final class EmbeddingLoRA: AdapterModule {
     func fold(into weights: inout FoldedWeights, scale: Float) throws(PEFTError) {
         let scale = Float(factor) * scale
         guard let w = try weights.tensor("weight") else { return }
-        try engine.multiply(.forward, try a.value.transposed(engine), b.value, into: w, compute: .f32, alpha: scale, accumulate: true)
+        try engine.multiply(
+            .forward, try a.value.transposed(engine), b.value, into: w, compute: .f32, alpha: scale, accumulate: true)
         if let magnitude, let original = weights.original("weight") {
             weights.set("weight", try magnitude.scaled(w, original, isTransposed: true, b: b, a: a, scale: scale))
         }
@@ -66,7 +71,9 @@ private final class EmbeddingLoRAHook: LayerHook {
 
     func output(_ y: consuming Variable, ids: Tensor, of layer: Embedding, _ tape: Tape) throws(PEFTError) -> Variable {
         let (a, b) = (tape.variable(module.a), tape.variable(module.b))
-        if let magnitude = module.magnitude { return try magnitude.add(to: y, ids: ids, table?.value ?? layer.weight, a: a, b: b, scale: scale, tape) }
+        if let magnitude = module.magnitude {
+            return try magnitude.add(to: y, ids: ids, table?.value ?? layer.weight, a: a, b: b, scale: scale, tape)
+        }
         return try tape.addLowRankEmbedding(to: y, ids: ids, a: a, b: b, scale: scale)
     }
 }
@@ -90,11 +97,16 @@ final class TiedHeadLoRA: AdapterModule {
     /// PEFT writes the factors under the head's keys too, as it sees them.
     var views: [SavedTensor] {
         let key = Adapter.prefix + head.name
-        return [SavedTensor(transposed: twin.b, key: key + ".lora_A.weight"), SavedTensor(transposed: twin.a, key: key + ".lora_B.weight")]
+        return [
+            SavedTensor(transposed: twin.b, key: key + ".lora_A.weight"),
+            SavedTensor(transposed: twin.a, key: key + ".lora_B.weight"),
+        ]
     }
 
     func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] { [:] }
-    func hook(scale: Float, beside replacements: [String: Parameter]) -> any LayerHook { TiedHeadLoRAHook(twin, scale: Float(twin.factor) * scale) }
+    func hook(scale: Float, beside replacements: [String: Parameter]) -> any LayerHook {
+        TiedHeadLoRAHook(twin, scale: Float(twin.factor) * scale)
+    }
     func fold(into weights: inout FoldedWeights, scale: Float) throws(PEFTError) {}
 }
 
@@ -108,7 +120,8 @@ private final class TiedHeadLoRAHook: LayerHook {
     }
 
     /// x [rows, dimension] · B [dimension, r] · A [r, count]
-    func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable {
+    func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable
+    {
         let inner = try tape.scaled(try tape.linear(x, tape.variable(module.b), transposed: true), by: scale)
         return try tape.add(y, try tape.linear(inner, tape.variable(module.a), transposed: true, as: y.value.dtype))
     }

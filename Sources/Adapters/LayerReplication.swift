@@ -16,16 +16,24 @@ struct LayerReplication: Sendable, Equatable {
 
     /// nil: the configuration does not ask for it.
     init?(_ configuration: AdapterConfiguration, _ model: Model) throws(PEFTError) {
-        guard configuration.isSet("layer_replication"), let value = configuration.values["layer_replication"] else { return nil }
+        guard configuration.isSet("layer_replication"), let value = configuration.values["layer_replication"] else {
+            return nil
+        }
         guard let list = model.network.blockList else {
-            throw PEFTError(.unsupported, "layer_replication: the layers of a \(model.architecture) model run in their own order only")
+            throw PEFTError(
+                .unsupported,
+                "layer_replication: the layers of a \(model.architecture) model run in their own order only")
         }
         var order: [Int] = []
         for range in value.arrayValue ?? [.null] {
-            guard let pair = range.arrayValue, pair.count == 2, let start = pair[0].intValue, let end = pair[1].intValue, start >= 0, start < end, end <= list.count,
+            guard let pair = range.arrayValue, pair.count == 2, let start = pair[0].intValue,
+                let end = pair[1].intValue, start >= 0, start < end, end <= list.count,
                 order.count + end - start <= LayerReplication.mostRuns
             else {
-                throw PEFTError(.argument, "layer_replication has \(range.text()) in it; pairs [start, end] with 0 ≤ start < end ≤ \(list.count) are expected")
+                throw PEFTError(
+                    .argument,
+                    "layer_replication has \(range.text()) in it; pairs [start, end] with 0 ≤ start < end ≤ \(list.count) are expected"
+                )
             }
             order += start..<end
         }
@@ -41,11 +49,13 @@ struct LayerReplication: Sendable, Equatable {
         let copies = order.enumerated().flatMap { run, block in
             model.layers.compactMap { $0 as? Linear }.filter { $0.name.hasPrefix("\(prefix)\(block).") }.map { layer in
                 Linear(
-                    name: "\(prefix)\(run).\(layer.name.dropFirst("\(prefix)\(block).".count))", index: layer.index, weight: layer.weight, bias: layer.bias,
+                    name: "\(prefix)\(run).\(layer.name.dropFirst("\(prefix)\(block).".count))", index: layer.index,
+                    weight: layer.weight, bias: layer.bias,
                     isTransposed: layer.isTransposed) as any Layer
             }
         }
-        return model.layers[..<first].filter { !isInside($0) } + copies + model.layers[first...].filter { !isInside($0) }
+        return model.layers[..<first].filter { !isInside($0) } + copies
+            + model.layers[first...].filter { !isInside($0) }
     }
 
     /// The run that a layer of `layers` belongs to; nil: it is outside.

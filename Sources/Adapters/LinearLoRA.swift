@@ -19,16 +19,24 @@ final class LinearLoRA: AdapterModule {
     let engine: Engine
     private let dropout: Float
 
-    init(_ linear: Linear, key: String, rank: Int, scaling: Double, _ settings: LoRASettings, _ model: Model) throws(PEFTError) {
+    init(_ linear: Linear, key: String, rank: Int, scaling: Double, _ settings: LoRASettings, _ model: Model)
+        throws(PEFTError)
+    {
         self.linear = linear
         self.rank = rank
         factor = scaling
         start = settings.start
         dropout = settings.dropout
         engine = model.engine
-        a = Parameter(name: key + ".lora_A.weight", value: try .zeros(engine, [rank, linear.inputSize], .f32, .adapters))
-        b = Parameter(name: key + ".lora_B.weight", value: try .zeros(engine, [linear.outputSize, rank], .f32, .adapters), isTrainable: start != .mica)
-        bias = settings.hasBias ? Parameter(name: key + ".lora_B.bias", value: try .zeros(engine, [linear.outputSize], .f32, .adapters)) : nil
+        a = Parameter(
+            name: key + ".lora_A.weight", value: try .zeros(engine, [rank, linear.inputSize], .f32, .adapters))
+        b = Parameter(
+            name: key + ".lora_B.weight", value: try .zeros(engine, [linear.outputSize, rank], .f32, .adapters),
+            isTrainable: start != .mica)
+        bias =
+            settings.hasBias
+            ? Parameter(name: key + ".lora_B.bias", value: try .zeros(engine, [linear.outputSize], .f32, .adapters))
+            : nil
         magnitude = settings.hasMagnitude ? try Magnitude(key: key, size: linear.outputSize, model) : nil
     }
 
@@ -39,7 +47,8 @@ final class LinearLoRA: AdapterModule {
 
     func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] {
         let residual = try start(random)
-        try magnitude?.initialize(residual ?? linear.weight, isTransposed: linear.isTransposed, b: b, a: a, scale: Float(factor))
+        try magnitude?.initialize(
+            residual ?? linear.weight, isTransposed: linear.isTransposed, b: b, a: a, scale: Float(factor))
         return residual.map { ["weight": $0] } ?? [:]
     }
 
@@ -52,7 +61,9 @@ final class LinearLoRA: AdapterModule {
         guard let w = try weights.tensor("weight") else { return }
         try addProduct(to: w, scale: scale)
         if let magnitude, let original = weights.original("weight") {
-            weights.set("weight", try magnitude.scaled(w, original, isTransposed: linear.isTransposed, b: b, a: a, scale: scale))
+            weights.set(
+                "weight", try magnitude.scaled(w, original, isTransposed: linear.isTransposed, b: b, a: a, scale: scale)
+            )
         }
         guard let bias else { return }
         guard let layerBias = try weights.tensor("bias") else {
@@ -64,9 +75,12 @@ final class LinearLoRA: AdapterModule {
     /// `w += scale·B·A`, as the layer stores it.
     func addProduct(to w: Tensor, scale: Float) throws(PEFTError) {
         if linear.isTransposed {  // W [in, out] += s·Aᵀ·Bᵀ
-            try engine.multiply(.forward, try a.value.transposed(engine), b.value, into: w, compute: .f32, alpha: scale, accumulate: true)
+            try engine.multiply(
+                .forward, try a.value.transposed(engine), b.value, into: w, compute: .f32, alpha: scale,
+                accumulate: true)
         } else {  // W [out, in] += s·B·A
-            try engine.multiply(.inputGradient, b.value, a.value, into: w, compute: .f32, alpha: scale, accumulate: true)
+            try engine.multiply(
+                .inputGradient, b.value, a.value, into: w, compute: .f32, alpha: scale, accumulate: true)
         }
     }
 }
@@ -84,13 +98,15 @@ private final class LinearLoRAHook: LayerHook {
         self.replacements = replacements
     }
 
-    func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable {
+    func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable
+    {
         let (a, b) = (tape.variable(module.a), tape.variable(module.b))
         if let magnitude = module.magnitude {
             let weight = replacements["weight"]?.value ?? layer.weight
             let bias = replacements["bias"].map { tape.variable($0) } ?? layer.bias.map { Variable($0) }
             return try magnitude.add(
-                to: y, input: x, weight, bias: bias, isTransposed: layer.isTransposed, a: a, b: b, scale: scale, dropout: dropout, tape)
+                to: y, input: x, weight, bias: bias, isTransposed: layer.isTransposed, a: a, b: b, scale: scale,
+                dropout: dropout, tape)
         }
         let sum = try tape.addLowRank(to: y, input: x, a: a, b: b, scale: scale, dropout: dropout)
         guard let bias = module.bias else { return sum }

@@ -31,7 +31,9 @@ enum LoRAStart: Sendable, Equatable {
         case .bool(true): self = .standard
         case .bool(false): self = .random
         case .string(let name): self = try LoRAStart(named: name, isNew: isNew)
-        case let other: throw PEFTError(.argument, "init_lora_weights is \(other?.text() ?? "null"); true, false or a name is expected")
+        case let other:
+            throw PEFTError(
+                .argument, "init_lora_weights is \(other?.text() ?? "null"); true, false or a name is expected")
         }
     }
 
@@ -43,11 +45,16 @@ enum LoRAStart: Sendable, Equatable {
         case "olora": self = .olora
         case "mica": self = .mica
         case "eva" where !isNew, "lora_ga" where !isNew: self = .standard
-        case "eva", "lora_ga", "corda", "loftq": throw PEFTError(.unsupported, "init_lora_weights '\(name)' is not in this version")
+        case "eva", "lora_ga", "corda", "loftq":
+            throw PEFTError(.unsupported, "init_lora_weights '\(name)' is not in this version")
         default:
-            guard name.hasPrefix("pissa_niter_"), let iterations = Int(name.dropFirst("pissa_niter_".count)), iterations >= 0, iterations <= 1000 else {
+            guard name.hasPrefix("pissa_niter_"), let iterations = Int(name.dropFirst("pissa_niter_".count)),
+                iterations >= 0, iterations <= 1000
+            else {
                 throw PEFTError(
-                    .argument, "there is no initialisation init_lora_weights '\(name)'; there are true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, mica")
+                    .argument,
+                    "there is no initialisation init_lora_weights '\(name)'; there are true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, mica"
+                )
             }
             self = .pissa(iterations: iterations)
         }
@@ -76,7 +83,10 @@ extension LinearLoRA {
         case .orthogonal: try startOrthogonal(&random)
         case .pissa(let iterations):
             try checkRank("pissa")
-            let parts = if let iterations { try largestSingularValues(power: iterations) } else { try Decompositions(engine).singularValues(try weight()) }
+            let parts =
+                if let iterations { try largestSingularValues(power: iterations) } else {
+                    try Decompositions(engine).singularValues(try weight())
+                }
             return try startWithResidual(parts.u, parts.s, parts.vh)
         case .olora:
             try checkRank("olora")
@@ -100,7 +110,11 @@ extension LinearLoRA {
 
     private func checkRank(_ name: String) throws(PEFTError) {
         let most = min(linear.inputSize, linear.outputSize)
-        guard rank <= most else { throw PEFTError(.argument, "init_lora_weights '\(name)': r is \(rank), and '\(linear.name)' has only \(most) singular values") }
+        guard rank <= most else {
+            throw PEFTError(
+                .argument,
+                "init_lora_weights '\(name)': r is \(rank), and '\(linear.name)' has only \(most) singular values")
+        }
     }
 
     /// A = √S·Vᵀ, B = U·√S of the largest r, with S := S/s so that s·B·A is that part of W.
@@ -117,7 +131,9 @@ extension LinearLoRA {
         unsafe u.withFloats { u in
             unsafe b.value.withMutableFloats { b in
                 for row in 0..<linear.outputSize {
-                    for (column, root) in roots.enumerated() { unsafe b[row * rank + column] = root * u[row * k + column] }
+                    for (column, root) in roots.enumerated() {
+                        unsafe b[row * rank + column] = root * u[row * k + column]
+                    }
                 }
             }
         }
@@ -157,7 +173,10 @@ extension LinearLoRA {
 
     /// With Q of a random [r, r] matrix, its odd rows in A and its even rows in B: B·A = 0.
     private func startOrthogonal(_ random: inout RandomStream) throws(PEFTError) {
-        guard rank % 2 == 0 else { throw PEFTError(.argument, "init_lora_weights 'orthogonal' needs an even r; for '\(linear.name)' it is \(rank)") }
+        guard rank % 2 == 0 else {
+            throw PEFTError(
+                .argument, "init_lora_weights 'orthogonal' needs an even r; for '\(linear.name)' it is \(rank)")
+        }
         let half = rank / 2
         let square = try Tensor(engine, [rank, rank], .f32, .scratch)
         square.fillNormal(1, &random)
@@ -167,7 +186,9 @@ extension LinearLoRA {
         let right = try Tensor(engine, [half, linear.outputSize], .f32, .scratch)
         left.fillNormal(0.1, &random)
         right.fillNormal(0.1, &random)
-        let (odd, even) = (try Tensor(engine, [half, rank], .f32, .scratch), try Tensor(engine, [half, rank], .f32, .scratch))
+        let (odd, even) = (
+            try Tensor(engine, [half, rank], .f32, .scratch), try Tensor(engine, [half, rank], .f32, .scratch)
+        )
         pairs.copyColumns(from: 0, to: odd)
         pairs.copyColumns(from: rank, to: even)
         try engine.multiply(.weightGradient, odd, left, into: a.value, compute: .f32)  // Q_oddᵀ·L

@@ -12,12 +12,18 @@ package struct LoRA: AdapterMethod {
     package static let peftType = "LORA"
 
     package static let defaults: JSONObject = [
-        "alora_invocation_tokens": .null, "alpha_pattern": .object([:]), "arrow_config": .null, "bias": .string("none"), "corda_config": .null,
-        "ensure_weight_tying": .bool(false), "eva_config": .null, "exclude_modules": .null, "fan_in_fan_out": .bool(false), "init_lora_weights": .bool(true),
-        "kasa_config": .null, "layer_replication": .null, "layers_pattern": .null, "layers_to_transform": .null, "loftq_config": .object([:]),
-        "lora_alpha": .integer(8), "lora_bias": .bool(false), "lora_dropout": .number(0), "lora_ga_config": .null, "megatron_config": .null,
-        "megatron_core": .string("megatron.core"), "modules_to_save": .null, "monteclora_config": .null, "qalora_group_size": .integer(16), "r": .integer(8),
-        "rank_pattern": .object([:]), "target_modules": .null, "target_parameters": .null, "trainable_token_indices": .null, "use_bdlora": .null,
+        "alora_invocation_tokens": .null, "alpha_pattern": .object([:]), "arrow_config": .null, "bias": .string("none"),
+        "corda_config": .null,
+        "ensure_weight_tying": .bool(false), "eva_config": .null, "exclude_modules": .null,
+        "fan_in_fan_out": .bool(false), "init_lora_weights": .bool(true),
+        "kasa_config": .null, "layer_replication": .null, "layers_pattern": .null, "layers_to_transform": .null,
+        "loftq_config": .object([:]),
+        "lora_alpha": .integer(8), "lora_bias": .bool(false), "lora_dropout": .number(0), "lora_ga_config": .null,
+        "megatron_config": .null,
+        "megatron_core": .string("megatron.core"), "modules_to_save": .null, "monteclora_config": .null,
+        "qalora_group_size": .integer(16), "r": .integer(8),
+        "rank_pattern": .object([:]), "target_modules": .null, "target_parameters": .null,
+        "trainable_token_indices": .null, "use_bdlora": .null,
         "use_dora": .bool(false), "use_qalora": .bool(false), "use_rslora": .bool(false), "velora_config": .null,
     ]
 
@@ -39,24 +45,30 @@ package struct LoRA: AdapterMethod {
         isRankStabilized = try configuration.flag("use_rslora")
         settings = try LoRASettings(configuration, isNew: isNew)
         guard let bias = try configuration.values.text("bias"), ["none", "all", "lora_only"].contains(bias) else {
-            throw PEFTError(.argument, "bias is \(configuration.values["bias"]?.text() ?? "null"); it can be none, all or lora_only")
+            throw PEFTError(
+                .argument, "bias is \(configuration.values["bias"]?.text() ?? "null"); it can be none, all or lora_only"
+            )
         }
         try WeightTying.prepare(&configuration, model)
     }
 
     /// Options that this version does not have yet.
     private static let missing = [
-        "alora_invocation_tokens", "arrow_config", "kasa_config", "megatron_config", "monteclora_config", "target_parameters",
+        "alora_invocation_tokens", "arrow_config", "kasa_config", "megatron_config", "monteclora_config",
+        "target_parameters",
         "use_bdlora", "use_qalora", "velora_config",
     ]
 
     private static func refuseMissing(_ configuration: AdapterConfiguration) throws(PEFTError) {
         for key in missing where configuration.isSet(key) {
-            throw PEFTError(.unsupported, "LORA with \"\(key)\": \(configuration.values[key]?.text() ?? "") is not in this version")
+            throw PEFTError(
+                .unsupported, "LORA with \"\(key)\": \(configuration.values[key]?.text() ?? "") is not in this version")
         }
     }
 
-    package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, _ model: Model) throws(PEFTError) {
+    package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, _ model: Model)
+        throws(PEFTError)
+    {
         let warn = { (message: String) in model.engine.warn(message) }
         let names = targets.map(\.name)
         try ranks.check(names, warn: warn)
@@ -64,22 +76,30 @@ package struct LoRA: AdapterMethod {
         // How a weight is stored is seen from the layer; PEFT corrects the flag too.
         let isTransposed = targets.contains { $0.kind == "Conv1D" }
         if try configuration.flag("fan_in_fan_out") != isTransposed, targets.contains(where: { $0 is Linear }) {
-            warn("fan_in_fan_out is set to \(isTransposed) because the target is \(isTransposed ? "Conv1D" : "a linear layer")")
+            warn(
+                "fan_in_fan_out is set to \(isTransposed) because the target is \(isTransposed ? "Conv1D" : "a linear layer")"
+            )
             configuration.values["fan_in_fan_out"] = .bool(isTransposed)
         }
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
         let rank = try ranks.value(for: layer.name).map { Int(exactly: $0) ?? 0 } ?? self.rank
-        guard rank > 0 else { throw PEFTError(.argument, "`r` must be a positive integer; for '\(layer.name)' it is \(rank)") }
+        guard rank > 0 else {
+            throw PEFTError(.argument, "`r` must be a positive integer; for '\(layer.name)' it is \(rank)")
+        }
         let alpha = try alphas.value(for: layer.name) ?? self.alpha
         let scaling = isRankStabilized ? alpha / Double(rank).squareRoot() : alpha / Double(rank)
         switch layer {
         case let linear as Linear:
-            if settings.hasBias, linear.bias == nil { model.engine.warn("lora_bias: '\(layer.name)' has no bias, so this adapter cannot be merged") }
+            if settings.hasBias, linear.bias == nil {
+                model.engine.warn("lora_bias: '\(layer.name)' has no bias, so this adapter cannot be merged")
+            }
             return try LinearLoRA(linear, key: key, rank: rank, scaling: scaling, settings, model)
         case let embedding as Embedding:
-            if settings.hasBias { throw PEFTError(.argument, "lora_bias is not possible for an embedding, '\(layer.name)'") }
+            if settings.hasBias {
+                throw PEFTError(.argument, "lora_bias is not possible for an embedding, '\(layer.name)'")
+            }
             return try EmbeddingLoRA(embedding, key: key, rank: rank, scaling: scaling, settings, model)
         default:
             throw PEFTError(.unsupported, "'\(layer.name)' is \(layer.kind); LORA adapts Linear, Conv1D and Embedding")
@@ -88,7 +108,9 @@ package struct LoRA: AdapterMethod {
 
     package func twins(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule] {
         guard settings.tiesHead else { return [] }
-        return modules.compactMap { $0 as? EmbeddingLoRA }.flatMap { twin in WeightTying.heads(of: twin.embedding, model).map { TiedHeadLoRA($0, twin) } }
+        return modules.compactMap { $0 as? EmbeddingLoRA }.flatMap { twin in
+            WeightTying.heads(of: twin.embedding, model).map { TiedHeadLoRA($0, twin) }
+        }
     }
 }
 
@@ -105,15 +127,22 @@ struct LoRASettings: Sendable {
 
     init(_ configuration: AdapterConfiguration, isNew: Bool) throws(PEFTError) {
         dropout = Float(try configuration.number("lora_dropout"))
-        guard dropout >= 0, dropout <= 1 else { throw PEFTError(.argument, "lora_dropout is \(dropout); it must be from 0 to 1") }
+        guard dropout >= 0, dropout <= 1 else {
+            throw PEFTError(.argument, "lora_dropout is \(dropout); it must be from 0 to 1")
+        }
         hasBias = try configuration.flag("lora_bias")
         hasMagnitude = try configuration.flag("use_dora")
         start = try LoRAStart(configuration, isNew: isNew)
         tiesHead = try configuration.flag("ensure_weight_tying")
         if hasBias, hasMagnitude { throw PEFTError(.argument, "lora_bias and use_dora do not go together") }
         if hasBias, start != .standard, start != .random {
-            throw PEFTError(.argument, "lora_bias goes with init_lora_weights true or false, not \(configuration.values["init_lora_weights"]?.text() ?? "")")
+            throw PEFTError(
+                .argument,
+                "lora_bias goes with init_lora_weights true or false, not \(configuration.values["init_lora_weights"]?.text() ?? "")"
+            )
         }
-        if hasMagnitude, start == .mica { throw PEFTError(.argument, "use_dora and init_lora_weights 'mica' do not go together") }
+        if hasMagnitude, start == .mica {
+            throw PEFTError(.argument, "use_dora and init_lora_weights 'mica' do not go together")
+        }
     }
 }

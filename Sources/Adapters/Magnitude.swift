@@ -18,13 +18,15 @@ final class Magnitude: Sendable {
     private let known = Mutex<(generation: UInt64, scale: Float, inverse: Tensor)?>(nil)
 
     init(key: String, size: Int, _ model: Model) throws(PEFTError) {
-        parameter = Parameter(name: key + ".lora_magnitude_vector", value: try .zeros(model.engine, [size], .f32, .adapters))
+        parameter = Parameter(
+            name: key + ".lora_magnitude_vector", value: try .zeros(model.engine, [size], .f32, .adapters))
         self.model = model
     }
 
     /// m = n, so that a fresh adapter changes nothing.
     func initialize(_ w: Tensor, isTransposed: Bool, b: Parameter, a: Parameter, scale: Float) throws(PEFTError) {
-        let squares = try model.engine.rowNormsSquared(w: w, plus: b.value, a: a.value, scale: scale, transposed: isTransposed)
+        let squares = try model.engine.rowNormsSquared(
+            w: w, plus: b.value, a: a.value, scale: scale, transposed: isTransposed)
         unsafe squares.withFloats { squares in
             unsafe parameter.value.withMutableFloats { m in
                 for index in 0..<min(squares.count, m.count) { unsafe m[index] = squares[index].squareRoot() }
@@ -33,21 +35,30 @@ final class Magnitude: Sendable {
     }
 
     /// 1/n as the parameters are now; the caller holds the model's lock.
-    func inverseNorms(_ w: Tensor, isTransposed: Bool, b: Tensor, a: Tensor, scale: Float, _ engine: Engine) throws(PEFTError) -> Tensor {
+    func inverseNorms(_ w: Tensor, isTransposed: Bool, b: Tensor, a: Tensor, scale: Float, _ engine: Engine)
+        throws(PEFTError) -> Tensor
+    {
         let generation = model.lock.generation
-        if !engine.isPlanning, let known = known.withLock({ $0 }), known.generation == generation, known.scale == scale { return known.inverse }
+        if !engine.isPlanning, let known = known.withLock({ $0 }), known.generation == generation, known.scale == scale
+        {
+            return known.inverse
+        }
         let inverse = try Magnitude.inverseNorms(w, isTransposed: isTransposed, b: b, a: a, scale: scale, engine)
         if !engine.isPlanning { known.withLock { $0 = (generation, scale, inverse) } }
         return inverse
     }
 
-    private static func inverseNorms(_ w: Tensor, isTransposed: Bool, b: Tensor, a: Tensor, scale: Float, _ engine: Engine) throws(PEFTError) -> Tensor {
+    private static func inverseNorms(
+        _ w: Tensor, isTransposed: Bool, b: Tensor, a: Tensor, scale: Float, _ engine: Engine
+    ) throws(PEFTError) -> Tensor {
         let squares = try engine.rowNormsSquared(w: w, plus: b, a: a, scale: scale, transposed: isTransposed)
         let inverse = try Tensor(engine, [squares.count], .f32, .adapters)
         unsafe squares.withFloats { squares in
             unsafe inverse.withMutableFloats { inverse in
                 // An output without weights has no direction: it stays zero.
-                for index in 0..<min(squares.count, inverse.count) { unsafe inverse[index] = squares[index] > 0 ? 1 / squares[index].squareRoot() : 0 }
+                for index in 0..<min(squares.count, inverse.count) {
+                    unsafe inverse[index] = squares[index] > 0 ? 1 / squares[index].squareRoot() : 0
+                }
             }
         }
         return inverse
@@ -56,7 +67,8 @@ final class Magnitude: Sendable {
     /// What a linear layer's output becomes. With dropout the branch and the change of scale see `drop(x)`, the layer itself x:
     /// `y + (m/n − 1)⊙W·drop(x) + m/n⊙s·B·A·drop(x)`.
     func add(
-        to y: consuming Variable, input x: Variable, _ w: Tensor, bias: Variable?, isTransposed: Bool, a: Variable, b: Variable, scale: Float, dropout: Float,
+        to y: consuming Variable, input x: Variable, _ w: Tensor, bias: Variable?, isTransposed: Bool, a: Variable,
+        b: Variable, scale: Float, dropout: Float,
         _ tape: Tape
     ) throws(PEFTError) -> Variable {
         let inverse = try inverseNorms(w, isTransposed: isTransposed, b: b.value, a: a.value, scale: scale, tape.engine)
@@ -77,18 +89,25 @@ final class Magnitude: Sendable {
     }
 
     /// What the rows of an embedding become: `m/n ⊙ (row + s·B·A[id])`, n over the vocabulary.
-    func add(to y: consuming Variable, ids: Tensor, _ w: Tensor, a: Variable, b: Variable, scale: Float, _ tape: Tape) throws(PEFTError) -> Variable {
+    func add(to y: consuming Variable, ids: Tensor, _ w: Tensor, a: Variable, b: Variable, scale: Float, _ tape: Tape)
+        throws(PEFTError) -> Variable
+    {
         let inverse = try inverseNorms(w, isTransposed: true, b: b.value, a: a.value, scale: scale, tape.engine)
         let ratio = try tape.multiply(tape.variable(parameter), Variable(inverse))
-        return try tape.scaleColumns(try tape.addLowRankEmbedding(to: y, ids: ids, a: a, b: b, scale: scale), scale: ratio)
+        return try tape.scaleColumns(
+            try tape.addLowRankEmbedding(to: y, ids: ids, a: a, b: b, scale: scale), scale: ratio)
     }
 
     /// `m/n ⊙ w`; n of the weight as it was before any adapter was merged.
-    func scaled(_ w: Tensor, _ original: Tensor, isTransposed: Bool, b: Parameter, a: Parameter, scale: Float) throws(PEFTError) -> Tensor {
+    func scaled(_ w: Tensor, _ original: Tensor, isTransposed: Bool, b: Parameter, a: Parameter, scale: Float)
+        throws(PEFTError) -> Tensor
+    {
         let engine = model.engine
-        let inverse = try Magnitude.inverseNorms(original, isTransposed: isTransposed, b: b.value, a: a.value, scale: scale, engine)
+        let inverse = try Magnitude.inverseNorms(
+            original, isTransposed: isTransposed, b: b.value, a: a.value, scale: scale, engine)
         let tape = Tape(engine, .f32)
         let ratio = try tape.multiply(Variable(parameter.value), Variable(inverse))
-        return try isTransposed ? tape.scaleColumns(Variable(w), scale: ratio).value : tape.scaleRows(Variable(w), ratio).value
+        return try isTransposed
+            ? tape.scaleColumns(Variable(w), scale: ratio).value : tape.scaleRows(Variable(w), ratio).value
     }
 }

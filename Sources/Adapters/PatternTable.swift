@@ -9,7 +9,9 @@ struct PatternTable {
     init(_ configuration: AdapterConfiguration, _ key: String) throws(PEFTError) {
         self.key = key
         rows = try (try configuration.values.object(key) ?? JSONObject()).pairs.map { (name, value) throws(PEFTError) in
-            guard let number = value.doubleValue else { throw PEFTError(.argument, "\"\(key)\": '\(name)' is \(value.text()); a number is expected") }
+            guard let number = value.doubleValue else {
+                throw PEFTError(.argument, "\"\(key)\": '\(name)' is \(value.text()); a number is expected")
+            }
             return (name, try Pattern.configured("(?:.*\\.)?(?:\(name))", key), number)
         }
     }
@@ -27,10 +29,18 @@ struct PatternTable {
             var matching: [(name: String, pattern: Pattern, value: Double)] = []
             for row in rows where try row.pattern.matchesWhole(module) { matching.append(row) }
             used.formUnion(matching.map(\.name))
-            if let first = matching.first, let sorted = matching.min(by: { $0.name < $1.name }), first.value != sorted.value { isAmbiguous = true }
+            if let first = matching.first, let sorted = matching.min(by: { $0.name < $1.name }),
+                first.value != sorted.value
+            {
+                isAmbiguous = true
+            }
         }
         let unused = rows.map(\.name).filter { !used.contains($0) }
         if !unused.isEmpty { warn("\(key): no target is named by \(unused.joined(separator: ", "))") }
-        if isAmbiguous { warn("\(key): several keys name the same module; a saved configuration has them sorted, and another may come first") }
+        if isAmbiguous {
+            warn(
+                "\(key): several keys name the same module; a saved configuration has them sorted, and another may come first"
+            )
+        }
     }
 }

@@ -17,11 +17,15 @@ struct TargetMatching {
             case .array(let list):
                 var names: Set<String> = []
                 for element in list {
-                    guard let name = element.stringValue, !name.isEmpty else { throw PEFTError(.argument, "\"\(key)\" has \(element.text()) in it; names are expected") }
+                    guard let name = element.stringValue, !name.isEmpty else {
+                        throw PEFTError(.argument, "\"\(key)\" has \(element.text()) in it; names are expected")
+                    }
                     names.insert(name)
                 }
                 self = .suffixes(names)
-            case .some(let other): throw PEFTError(.argument, "\"\(key)\" is \(other.kindName); a list of names or a regular expression is expected")
+            case .some(let other):
+                throw PEFTError(
+                    .argument, "\"\(key)\" is \(other.kindName); a list of names or a regular expression is expected")
             }
         }
 
@@ -49,7 +53,9 @@ struct TargetMatching {
     /// Finds the targets of `configuration` among a model's layers, and writes those that it decided on (defaults, "all-linear") back.
     /// - Throws: `.argument` for settings that cannot go together; `.notFound` when nothing matches; `.unsupported` when a
     ///   group of layers is targeted.
-    static func targets(_ configuration: inout AdapterConfiguration, among layers: [any Layer], _ model: Model) throws(PEFTError) -> [any Layer] {
+    static func targets(_ configuration: inout AdapterConfiguration, among layers: [any Layer], _ model: Model)
+        throws(PEFTError) -> [any Layer]
+    {
         let modules = ModuleNames(layers)
         try checkTogether(configuration.values)
         try resolve(&configuration, layers, model, modules)
@@ -61,8 +67,11 @@ struct TargetMatching {
         for key in ["layers_to_transform", "layers_pattern"] where isPattern && !(values[key] ?? .null).isNull {
             throw PEFTError(.argument, "\"\(key)\" cannot be used when \"target_modules\" is a string")
         }
-        if values["layers_to_transform"]?.isNull ?? true, let lists = try values.strings("layers_pattern"), lists.contains(where: { !$0.isEmpty }) {
-            throw PEFTError(.argument, "\"layers_pattern\" says where layers are counted; \"layers_to_transform\" must say which")
+        if values["layers_to_transform"]?.isNull ?? true, let lists = try values.strings("layers_pattern"),
+            lists.contains(where: { !$0.isEmpty })
+        {
+            throw PEFTError(
+                .argument, "\"layers_pattern\" says where layers are counted; \"layers_to_transform\" must say which")
         }
     }
 
@@ -74,22 +83,30 @@ struct TargetMatching {
         case nil, .null:
             let family = model.configuration["model_type"]?.stringValue ?? model.architecture
             guard let targets = configuration.method.defaultTargets[family] else {
-                throw PEFTError(.argument, "\"target_modules\" is null, and there is no default for a '\(family)' model: name the layers, or say \"all-linear\"")
+                throw PEFTError(
+                    .argument,
+                    "\"target_modules\" is null, and there is no default for a '\(family)' model: name the layers, or say \"all-linear\""
+                )
             }
             configuration.values["target_modules"] = targets
         case .string(let text) where text.lowercased() == "all-linear":
             let heads = outputHeads(configuration, model)
-            let names = layers.filter { ($0.kind == "Linear" || $0.kind == "Conv1D") && !heads.contains($0.name) }.map(\.name)
+            let names = layers.filter { ($0.kind == "Linear" || $0.kind == "Conv1D") && !heads.contains($0.name) }.map(
+                \.name)
             configuration.values["target_modules"] = .array(names.sorted().map { .string($0) })
         case .array(let list):
             var seen: Set<String> = []
             let names = list.compactMap(\.stringValue).filter { seen.insert($0).inserted }
-            if names.count == list.count { configuration.values["target_modules"] = .array(names.sorted().map { .string($0) }) }
+            if names.count == list.count {
+                configuration.values["target_modules"] = .array(names.sorted().map { .string($0) })
+            }
         default: break
         }
         if case .array(let list) = configuration.values["target_modules"], list.count >= minimumToCondense {
             let shorter = condensed(Set(list.compactMap(\.stringValue)), modules)
-            if shorter.count < list.count { configuration.values["target_modules"] = .array(shorter.sorted().map { .string($0) }) }
+            if shorter.count < list.count {
+                configuration.values["target_modules"] = .array(shorter.sorted().map { .string($0) })
+            }
         }
     }
 
@@ -104,14 +121,17 @@ struct TargetMatching {
 
     private init(_ configuration: AdapterConfiguration, _ modules: ModuleNames) throws(PEFTError) {
         let values = configuration.values
-        guard let targets = try Names(values["target_modules"], "target_modules") else { throw PEFTError(.internal, "target_modules was not resolved") }
+        guard let targets = try Names(values["target_modules"], "target_modules") else {
+            throw PEFTError(.internal, "target_modules was not resolved")
+        }
         self.targets = targets
         excluded = try Names(values["exclude_modules"], "exclude_modules")
         savedModules = try (try values.strings("modules_to_save") ?? []).map { (name) throws(PEFTError) in
             try Pattern.configured("(?:.*\\.)?(?:\(name))(?:\\..*)?", "modules_to_save")
         }
         layerIndices = try TargetMatching.indices(values["layers_to_transform"])
-        layerLists = try (try values.strings("layers_pattern") ?? []).filter { !$0.isEmpty }.map { (name) throws(PEFTError) in
+        layerLists = try (try values.strings("layers_pattern") ?? []).filter { !$0.isEmpty }.map {
+            (name) throws(PEFTError) in
             try Pattern.configured("(?:.*\\.)?(?:\(name))", "layers_pattern")
         }
         tied = configuration.tiedNames
@@ -124,17 +144,26 @@ struct TargetMatching {
         case .array(let list):
             var indices: Set<Int> = []
             for element in list {
-                guard let index = element.intValue else { throw PEFTError(.argument, "\"layers_to_transform\" has \(element.text()) in it; layer numbers are expected") }
+                guard let index = element.intValue else {
+                    throw PEFTError(
+                        .argument, "\"layers_to_transform\" has \(element.text()) in it; layer numbers are expected")
+                }
                 indices.insert(index)
             }
             return indices
         case .some(let value):
-            guard let index = value.intValue else { throw PEFTError(.argument, "\"layers_to_transform\" is \(value.kindName); a layer number or a list of them is expected") }
+            guard let index = value.intValue else {
+                throw PEFTError(
+                    .argument,
+                    "\"layers_to_transform\" is \(value.kindName); a layer number or a list of them is expected")
+            }
             return [index]
         }
     }
 
-    private func targets(_ values: JSONObject, _ warn: (@autoclosure () -> String) -> Void) throws(PEFTError) -> [any Layer] {
+    private func targets(_ values: JSONObject, _ warn: (@autoclosure () -> String) -> Void) throws(PEFTError)
+        -> [any Layer]
+    {
         var found: [any Layer] = []
         var count = (excluded: 0, other: 0)
         for name in modules.all where !tied.contains(name) {
@@ -143,13 +172,17 @@ struct TargetMatching {
             case .other: count.other += 1
             case .target:
                 guard let layer = modules.layer(name) else {
-                    throw PEFTError(.unsupported, "the target module '\(name)' is a group of modules; only single layers can be adapted")
+                    throw PEFTError(
+                        .unsupported,
+                        "the target module '\(name)' is a group of modules; only single layers can be adapted")
                 }
                 found.append(layer)
             }
         }
         if found.isEmpty { throw nothingFound(values, count.excluded, count.other) }
-        if excluded != nil, count.excluded == 0 { warn("exclude_modules \(values["exclude_modules"]?.text() ?? "") excluded nothing") }
+        if excluded != nil, count.excluded == 0 {
+            warn("exclude_modules \(values["exclude_modules"]?.text() ?? "") excluded nothing")
+        }
         return found
     }
 
@@ -166,7 +199,8 @@ struct TargetMatching {
     /// The first number in the name that stands behind one of `layerLists` (any, but not the first part) and before more.
     private func layerIndex(_ name: String) throws(PEFTError) -> Int? {
         let parts = name.split(separator: ".", omittingEmptySubsequences: false)
-        for (position, part) in parts.enumerated().dropLast() where position > 0 && !part.isEmpty && part.allSatisfy(\.isASCIIDigit) {
+        for (position, part) in parts.enumerated().dropLast()
+        where position > 0 && !part.isEmpty && part.allSatisfy(\.isASCIIDigit) {
             if layerLists.isEmpty {
                 if position > 1 { return Int(part) }
             } else {
@@ -179,15 +213,25 @@ struct TargetMatching {
 
     private func nothingFound(_ values: JSONObject, _ excluded: Int, _ other: Int) -> PEFTError {
         let targets = values["target_modules"]?.text() ?? ""
-        if excluded > 0, other == 0 { return PEFTError(.notFound, "all modules are excluded: look at target_modules, exclude_modules and modules_to_save") }
-        var message = excluded > 0 ? "no module is left to adapt: target_modules \(targets) matches only what exclude_modules or modules_to_save take out, or nothing"
+        if excluded > 0, other == 0 {
+            return PEFTError(
+                .notFound, "all modules are excluded: look at target_modules, exclude_modules and modules_to_save")
+        }
+        var message =
+            excluded > 0
+            ? "no module is left to adapt: target_modules \(targets) matches only what exclude_modules or modules_to_save take out, or nothing"
             : "target_modules \(targets) is not found in the base model"
         for key in ["layers_to_transform", "layers_pattern"] {
             if let value = values[key], !value.isNull { message += "; \(key) is \(value.text())" }
         }
-        let names = modules.all.filter { modules.layer($0) != nil }.map { $0.split(separator: ".").last.map(String.init) ?? $0 }
+        let names = modules.all.filter { modules.layer($0) != nil }.map {
+            $0.split(separator: ".").last.map(String.init) ?? $0
+        }
         var seen: Set<String> = []
-        return PEFTError(.notFound, "\(message); its layers are named \(names.filter { seen.insert($0).inserted }.prefix(16).joined(separator: ", "))")
+        return PEFTError(
+            .notFound,
+            "\(message); its layers are named \(names.filter { seen.insert($0).inserted }.prefix(16).joined(separator: ", "))"
+        )
     }
 
     // MARK: Condensing
@@ -208,7 +252,9 @@ struct TargetMatching {
         let ordered = targets.map { suffixes(of: $0) }.sorted { $0.lexicographicallyPrecedes($1) }
         var required: Set<String> = []
         for suffixes in ordered where !suffixes.dropLast().contains(where: { required.contains($0) }) {
-            if let shortest = suffixes.first(where: { !required.contains($0) && !taken.contains($0) }) { required.insert(shortest) }
+            if let shortest = suffixes.first(where: { !required.contains($0) && !taken.contains($0) }) {
+                required.insert(shortest)
+            }
         }
         return required.isEmpty ? targets : required
     }
@@ -217,6 +263,8 @@ struct TargetMatching {
 extension Pattern {
     /// A pattern from a configuration.
     static func configured(_ text: String, _ key: String) throws(PEFTError) -> Pattern {
-        do throws(PEFTError) { return try Pattern(text) } catch { throw PEFTError(.argument, "\"\(key)\": \(error.message)") }
+        do throws(PEFTError) { return try Pattern(text) } catch {
+            throw PEFTError(.argument, "\"\(key)\": \(error.message)")
+        }
     }
 }

@@ -22,31 +22,48 @@ final class TokenRows: AdapterModule {
         self.rows = rows
         self.isTwin = isTwin
         self.engine = engine
-        slots = Dictionary(indices.enumerated().map { ($0.element, Int32(truncatingIfNeeded: $0.offset)) }) { first, _ in first }
+        slots = Dictionary(indices.enumerated().map { ($0.element, Int32(truncatingIfNeeded: $0.offset)) }) {
+            first, _ in first
+        }
     }
 
     /// What `trainable_token_indices` asks for: a list is for the input embedding, an object names the layers.
-    static func modules(_ configuration: AdapterConfiguration, _ targets: [any Layer], _ model: Model) throws(PEFTError) -> [TokenRows] {
-        guard configuration.isSet("trainable_token_indices"), let value = configuration.values["trainable_token_indices"] else { return [] }
-        let wanted: [(layer: any Layer, indices: [Int32])] = try layers(value, model).map { (layer, list) throws(PEFTError) in
+    static func modules(_ configuration: AdapterConfiguration, _ targets: [any Layer], _ model: Model) throws(PEFTError)
+        -> [TokenRows]
+    {
+        guard configuration.isSet("trainable_token_indices"),
+            let value = configuration.values["trainable_token_indices"]
+        else { return [] }
+        let wanted: [(layer: any Layer, indices: [Int32])] = try layers(value, model).map {
+            (layer, list) throws(PEFTError) in
             (layer, try indices(list, of: layer))
         }
         var modules: [TokenRows] = []
         for (layer, indices) in wanted {
             if targets.contains(where: { $0.index == layer.index }) {
-                throw PEFTError(.argument, "'\(layer.name)' is named by target_modules and by trainable_token_indices; it can be one of them")
+                throw PEFTError(
+                    .argument,
+                    "'\(layer.name)' is named by target_modules and by trainable_token_indices; it can be one of them")
             }
             for saved in try configuration.values.strings("modules_to_save") ?? [] where layer.name.hasSuffix(saved) {
-                throw PEFTError(.argument, "'\(layer.name)' is named by modules_to_save and by trainable_token_indices; it can be one of them")
+                throw PEFTError(
+                    .argument,
+                    "'\(layer.name)' is named by modules_to_save and by trainable_token_indices; it can be one of them")
             }
-            if let embedding = (layer as? Linear)?.tiedEmbedding, let own = wanted.first(where: { $0.layer.index == embedding.index }) {
+            if let embedding = (layer as? Linear)?.tiedEmbedding,
+                let own = wanted.first(where: { $0.layer.index == embedding.index })
+            {
                 // The embedding's rows are the head's anyway.
                 if own.indices == indices { continue }
-                throw PEFTError(.argument, "'\(layer.name)' and '\(embedding.name)' are one matrix; trainable_token_indices must name the same rows for both")
+                throw PEFTError(
+                    .argument,
+                    "'\(layer.name)' and '\(embedding.name)' are one matrix; trainable_token_indices must name the same rows for both"
+                )
             }
             let key = "\(Adapter.prefix)\(layer.name).token_adapter.trainable_tokens_delta"
             let dimension = layer.tensor("weight")?.columns ?? 0
-            let rows = Parameter(name: key, value: try .zeros(model.engine, [indices.count, dimension], .f32, .adapters))
+            let rows = Parameter(
+                name: key, value: try .zeros(model.engine, [indices.count, dimension], .f32, .adapters))
             modules.append(TokenRows(layer, indices, rows, isTwin: false, model.engine))
             let heads = model.layers.compactMap { $0 as? Linear }.filter { $0.tiedEmbedding?.index == layer.index }
             modules += heads.map { TokenRows($0, indices, rows, isTwin: true, model.engine) }
@@ -72,12 +89,19 @@ final class TokenRows: AdapterModule {
 
     private static func indices(_ value: JSONValue, of layer: any Layer) throws(PEFTError) -> [Int32] {
         let count = layer.tensor("weight")?.rows ?? 0
-        guard let list = value.arrayValue, !list.isEmpty else { throw PEFTError(.argument, "trainable_token_indices is \(value.text()); a list of token ids is expected") }
+        guard let list = value.arrayValue, !list.isEmpty else {
+            throw PEFTError(.argument, "trainable_token_indices is \(value.text()); a list of token ids is expected")
+        }
         var indices: [Int32] = []
         var seen: Set<Int32> = []
         for element in list {
-            guard let number = element.intValue, number >= 0, number < count, let index = Int32(exactly: number), seen.insert(index).inserted else {
-                throw PEFTError(.argument, "trainable_token_indices has \(element.text()) in it; ids from 0 to \(count - 1), each once, are expected for '\(layer.name)'")
+            guard let number = element.intValue, number >= 0, number < count, let index = Int32(exactly: number),
+                seen.insert(index).inserted
+            else {
+                throw PEFTError(
+                    .argument,
+                    "trainable_token_indices has \(element.text()) in it; ids from 0 to \(count - 1), each once, are expected for '\(layer.name)'"
+                )
             }
             indices.append(index)
         }
@@ -95,7 +119,8 @@ final class TokenRows: AdapterModule {
     /// The layer's own rows, f32.
     fileprivate func present(_ engine: Engine) throws(PEFTError) -> Tensor {
         guard let weight = layer.tensor("weight") else { throw PEFTError(.internal, "'\(layer.name)' has no weight") }
-        return try Tape(engine, .f32).embedding(try Tensor(engine, indices, shape: [indices.count]), frozen: weight).value
+        return try Tape(engine, .f32).embedding(try Tensor(engine, indices, shape: [indices.count]), frozen: weight)
+            .value
     }
 
     /// The scale is LoRA's business, as in PEFT: rows are in place or not.
@@ -125,7 +150,9 @@ private final class TokenRowsHook: LayerHook {
     func output(_ y: consuming Variable, ids: Tensor, of layer: Embedding, _ tape: Tape) throws(PEFTError) -> Variable {
         let engine = tape.engine
         var (slots, isTrained) = module.places(of: ids)
-        if engine.isPlanning { (slots, isTrained) = (Array(repeating: 0, count: ids.count), Array(repeating: 0, count: ids.count)) }
+        if engine.isPlanning {
+            (slots, isTrained) = (Array(repeating: 0, count: ids.count), Array(repeating: 0, count: ids.count))
+        }
         guard engine.isPlanning || isTrained.contains(1) else { return y }
         let own = try tape.embedding(try Tensor(engine, slots, shape: [slots.count]), tape.variable(module.rows))
         let taken = try tape.scaleRows(own, Variable(try Tensor(engine, isTrained, shape: [slots.count])))
@@ -134,13 +161,17 @@ private final class TokenRowsHook: LayerHook {
     }
 
     /// `y[:, index] += x·(row − W[index])ᵀ`: a branch of low rank, B choosing the columns.
-    func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable {
+    func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable
+    {
         let engine = tape.engine
-        let change = try tape.add(try tape.scaled(Variable(try module.present(engine)), by: -1), tape.variable(module.rows))
+        let change = try tape.add(
+            try tape.scaled(Variable(try module.present(engine)), by: -1), tape.variable(module.rows))
         let count = module.indices.count
         let choice = try Tensor.zeros(engine, [layer.outputSize, count])
         unsafe choice.withMutableFloats { choice in
-            for (slot, index) in module.indices.enumerated() where Int(index) * count + slot < choice.count { unsafe choice[Int(index) * count + slot] = 1 }
+            for (slot, index) in module.indices.enumerated() where Int(index) * count + slot < choice.count {
+                unsafe choice[Int(index) * count + slot] = 1
+            }
         }
         return try tape.addLowRank(to: y, input: x, a: change, b: Variable(choice), scale: 1)
     }

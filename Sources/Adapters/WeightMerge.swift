@@ -31,16 +31,23 @@ struct WeightMerge {
     ///   - isSafe: values that are not finite are an error. They always are where weights are quantised again.
     ///   - dtype: what quantised weights become; nil: what they are.
     /// - Throws: `.numeric`, `.unsupported` naming the layer.
-    init(_ adapters: [(adapter: Adapter, scale: Float)], originals: [Int: [String: Tensor]], isSafe: Bool, as dtype: DType?, _ model: Model) throws(PEFTError) {
+    init(
+        _ adapters: [(adapter: Adapter, scale: Float)], originals: [Int: [String: Tensor]], isSafe: Bool,
+        as dtype: DType?, _ model: Model
+    ) throws(PEFTError) {
         (self.model, self.originals, self.isSafe, self.dtype) = (model, originals, isSafe, dtype)
         if adapters.contains(where: { $0.adapter.replication != nil }) {
-            throw PEFTError(.unsupported, "an adapter with layer_replication cannot be merged: its copies share the base weights")
+            throw PEFTError(
+                .unsupported, "an adapter with layer_replication cannot be merged: its copies share the base weights")
         }
         for layer in model.layers { try merge(adapters, into: layer) }
     }
 
     var report: JSONObject {
-        ["layers": .array(reports.map { .object(["name": .string($0.name), "kept": .number($0.kept)]) }), "kept": .number(kept)]
+        [
+            "layers": .array(reports.map { .object(["name": .string($0.name), "kept": .number($0.kept)]) }),
+            "kept": .number(kept),
+        ]
     }
 
     /// Of all layers together.
@@ -53,7 +60,8 @@ struct WeightMerge {
         return all.kept
     }
 
-    private mutating func merge(_ adapters: [(adapter: Adapter, scale: Float)], into layer: any Layer) throws(PEFTError) {
+    private mutating func merge(_ adapters: [(adapter: Adapter, scale: Float)], into layer: any Layer) throws(PEFTError)
+    {
         var start: [String: Tensor] = [:]
         var work: [(module: any AdapterModule, scale: Float)] = []
         for (adapter, scale) in adapters {
@@ -72,7 +80,10 @@ struct WeightMerge {
         var report = Report(name: layer.name)
         for (name, folded) in weights.tensors.sorted(by: { $0.key < $1.key }) {
             guard let present = layer.tensor(name) else { continue }
-            changes.append(BaseChange(layer: layer, tensor: name, value: try encoded(folded, like: present, "\(layer.name).\(name)", &report)))
+            changes.append(
+                BaseChange(
+                    layer: layer, tensor: name,
+                    value: try encoded(folded, like: present, "\(layer.name).\(name)", &report)))
         }
         reports.append(report)
     }
@@ -85,13 +96,18 @@ struct WeightMerge {
         }
         guard let tied, !adapter.modules.contains(where: { $0.isTwin && $0.layer.index == tied.index }) else { return }
         throw PEFTError(
-            .unsupported, "'\(layer.name)' cannot be merged: embedding and head of this model are one matrix, and the adapter acts on one of them (see ensure_weight_tying)")
+            .unsupported,
+            "'\(layer.name)' cannot be merged: embedding and head of this model are one matrix, and the adapter acts on one of them (see ensure_weight_tying)"
+        )
     }
 
-    private func encoded(_ folded: Tensor, like present: Tensor, _ name: String, _ report: inout Report) throws(PEFTError) -> Tensor {
+    private func encoded(_ folded: Tensor, like present: Tensor, _ name: String, _ report: inout Report)
+        throws(PEFTError) -> Tensor
+    {
         let engine = model.engine
         let before = try present.converted(to: .f32, engine, .scratch)
-        let after = try folded.encoded(as: present.dtype.isQuantized ? dtype ?? present.dtype : present.dtype, engine, .weights)
+        let after = try folded.encoded(
+            as: present.dtype.isQuantized ? dtype ?? present.dtype : present.dtype, engine, .weights)
         let made = try after.converted(to: .f32, engine, .scratch)
         let isFinite = unsafe before.withFloats { before in
             unsafe folded.withFloats { folded in
@@ -108,7 +124,10 @@ struct WeightMerge {
             }
         }
         guard isFinite || (!isSafe && !after.dtype.isQuantized) else {
-            throw PEFTError(.numeric, "merging '\(name)' gives values that are not finite (NaN or beyond the range of \(after.dtype.name)); nothing was merged")
+            throw PEFTError(
+                .numeric,
+                "merging '\(name)' gives values that are not finite (NaN or beyond the range of \(after.dtype.name)); nothing was merged"
+            )
         }
         return after
     }

@@ -17,26 +17,34 @@ enum WeightTying {
         let saved = try configuration.values.strings("modules_to_save") ?? []
         let isSaved = saved.contains { isOne($0) }
         let isTarget = try isTarget(configuration.values["target_modules"])
-        guard let embedding = model.layers.compactMap({ $0 as? Embedding }).first(where: { !heads(of: $0, model).isEmpty }) else {
+        guard
+            let embedding = model.layers.compactMap({ $0 as? Embedding }).first(where: { !heads(of: $0, model).isEmpty }
+            )
+        else {
             if isAsked { model.engine.warn("ensure_weight_tying: embedding and head of this model are not tied") }
             return
         }
         guard isAsked else {
             if isSaved || isTarget {
-                model.engine.warn("embedding and head of this model are one matrix, and the adapter is for one of them; with ensure_weight_tying they stay one")
+                model.engine.warn(
+                    "embedding and head of this model are one matrix, and the adapter is for one of them; with ensure_weight_tying they stay one"
+                )
             }
             return
         }
         let tied = heads(of: embedding, model).map(\.name)
         if isSaved {
-            configuration.values["modules_to_save"] = .array(try replaced(saved, embedding.name, tied).map { .string($0) })
+            configuration.values["modules_to_save"] = .array(
+                try replaced(saved, embedding.name, tied).map { .string($0) })
         } else if isTarget {
             configuration.tiedNames = Set(tied)
             switch configuration.values["target_modules"] {
             case .string(let pattern):
-                configuration.values["target_modules"] = .string("(?:\(pattern)|^\(embedding.name.split(separator: ".").joined(separator: "\\."))$)")
+                configuration.values["target_modules"] = .string(
+                    "(?:\(pattern)|^\(embedding.name.split(separator: ".").joined(separator: "\\."))$)")
             case .array(let list):
-                configuration.values["target_modules"] = .array(try replaced(list.compactMap(\.stringValue), embedding.name, tied).map { .string($0) })
+                configuration.values["target_modules"] = .array(
+                    try replaced(list.compactMap(\.stringValue), embedding.name, tied).map { .string($0) })
             default: break
             }
         } else {
@@ -58,10 +66,13 @@ enum WeightTying {
     }
 
     /// With the embedding, without what names its heads.
-    private static func replaced(_ entries: [String], _ embedding: String, _ heads: [String]) throws(PEFTError) -> [String] {
+    private static func replaced(_ entries: [String], _ embedding: String, _ heads: [String]) throws(PEFTError)
+        -> [String]
+    {
         var result = entries.contains(embedding) ? entries : entries + [embedding]
         for head in heads {
-            for (place, entry) in result.enumerated() where try Pattern.configured("(?:.*\\.)?(?:\(entry))(?:\\..*)?", "modules_to_save").matchesWhole(head) {
+            for (place, entry) in result.enumerated()
+            where try Pattern.configured("(?:.*\\.)?(?:\(entry))(?:\\..*)?", "modules_to_save").matchesWhole(head) {
                 result.remove(at: place)
                 break
             }

@@ -25,11 +25,15 @@ extension ForwardContext {
         let runs = commonAdaptation?.runs
         for cache in caches where cache.layerCount != runs?.count ?? blockCount {
             throw PEFTError(
-                .unsupported, "\(runs?.count ?? blockCount) layers are to run now (layer_replication), the session was begun with \(cache.layerCount): start a new session")
+                .unsupported,
+                "\(runs?.count ?? blockCount) layers are to run now (layer_replication), the session was begun with \(cache.layerCount): start a new session"
+            )
         }
         guard let runs else { return (0..<blockCount).map { ($0, self) } }
         return try runs.enumerated().map { (number, run) throws(PEFTError) in
-            guard run.block >= 0, run.block < blockCount else { throw PEFTError(.internal, "run of block \(run.block) of \(blockCount)") }
+            guard run.block >= 0, run.block < blockCount else {
+                throw PEFTError(.internal, "run of block \(run.block) of \(blockCount)")
+            }
             var adaptation = Adaptation(layerCount: 0)
             adaptation.layers = run.layers
             return (run.block, self.run(number, adaptation))

@@ -7,7 +7,9 @@ extension Trainee {
         let selection = try AdapterSelection(set, adapter)
         let parameters = Dictionary(selection.entries) { first, _ in first }
         self.init(
-            name: selection.name, entries: selection.entries, adaptation: { () throws(PEFTError) in try selection.adaptation() },
-            configuration: selection.configuration, scaling: { key in parameters[key].flatMap { selection.scaling(of: $0) } })
+            name: selection.name, entries: selection.entries,
+            adaptation: { () throws(PEFTError) in try selection.adaptation() },
+            configuration: selection.configuration,
+            scaling: { key in parameters[key].flatMap { selection.scaling(of: $0) } })
     }
 }

@@ -8,8 +8,12 @@ import Testing
         let tiny = try TinyModel()
         try tiny.set.add("a", ["peft_type": .string("LORA")])
         let config = try tiny.set.configuration(of: "a")
-        #expect(config.count == 41 && config["r"] == .integer(8) && config["lora_alpha"] == .integer(8) && config["bias"] == .string("none"))
-        #expect(config["inference_mode"] == .bool(true) && config["peft_version"] == .string("0.21.2") && config["base_model_name_or_path"] == .string("tiny"))
+        #expect(
+            config.count == 41 && config["r"] == .integer(8) && config["lora_alpha"] == .integer(8)
+                && config["bias"] == .string("none"))
+        #expect(
+            config["inference_mode"] == .bool(true) && config["peft_version"] == .string("0.21.2")
+                && config["base_model_name_or_path"] == .string("tiny"))
         #expect(config["target_modules"] == names("q_proj", "v_proj"))  // what null means for a Llama
         #expect(config["auto_mapping"]?["base_model_class"] == .string("LlamaForCausalLM"))
         // Read again, it says the same.
@@ -21,46 +25,55 @@ import Testing
     @Test func unknownKeysAreNamedAndDropped() throws {
         let tiny = try TinyModel()
         try tiny.set.add("a", lora(["future_option": .integer(1), "runtime_config": .object([:])]))
-        #expect(tiny.messages.all.contains { $0.contains("future_option") } && tiny.messages.all.contains { $0.contains("runtime_config") })
+        #expect(
+            tiny.messages.all.contains { $0.contains("future_option") }
+                && tiny.messages.all.contains { $0.contains("runtime_config") })
         #expect(try tiny.set.configuration(of: "a")["future_option"] == nil)
     }
 
-    @Test(arguments: [
-        (["peft_type": .null], PEFTError.Kind.argument, "peft_type"),
-        (["peft_type": .string("NO_SUCH")], .unsupported, "LORA"),
-        (["peft_type": .integer(3)], .argument, "peft_type"),
-        (["task_type": .string("CHAT")], .argument, "CAUSAL_LM"),
-        (["r": .integer(0)], .argument, "r"),
-        (["r": .number(2.5)], .argument, "\"r\""),
-        (["r": .null], .argument, "\"r\""),
-        (["rank_pattern": .object(["q_proj": .integer(-1)])], .argument, "q_proj"),
-        (["rank_pattern": .object(["q_proj": .string("x")])], .argument, "q_proj"),
-        (["alpha_pattern": .object(["(": .integer(1)])], .argument, "alpha_pattern"),
-        (["lora_alpha": .string("8")], .argument, "lora_alpha"),
-        (["lora_dropout": .number(1.5)], .argument, "lora_dropout"),
-        (["bias": .string("some")], .argument, "lora_only"),
-        (["use_dora": .string("yes")], .argument, "use_dora"),
-        (["use_dora": .bool(true), "lora_bias": .bool(true)], .argument, "lora_bias"),
-        (["lora_bias": .bool(true), "init_lora_weights": .string("pissa")], .argument, "lora_bias"),
-        (["lora_bias": .bool(true), "target_modules": names("embed_tokens")], .argument, "embed_tokens"),
-        (["init_lora_weights": .string("nonsense")], .argument, "pissa_niter_N"),
-        (["init_lora_weights": .string("pissa_niter_x")], .argument, "pissa_niter_N"),
-        (["init_lora_weights": .string("orthogonal"), "r": .integer(3)], .argument, "even"),
-        (["init_lora_weights": .string("pissa"), "r": .integer(33)], .argument, "33"),
-        (["init_lora_weights": .string("eva")], .unsupported, "eva"),
-        (["alora_invocation_tokens": .array([.integer(1)])], .unsupported, "alora_invocation_tokens"),
-        (["target_parameters": names("x")], .unsupported, "target_parameters"),
-        (["use_qalora": .bool(true)], .unsupported, "use_qalora"),
-        (["target_modules": names("input_layernorm")], .unsupported, "RMSNorm"),
-        (["modules_to_save": names("q_proj")], .notFound, "not found"),
-        (["modules_to_save": names("proj")], .argument, "modules_to_save"),
-        (["modules_to_save": names("layers"), "target_modules": names("c_fc")], .argument, "list of modules"),
-        (["trainable_token_indices": .array([.integer(99)])], .argument, "99"),
-        (["trainable_token_indices": .array([.integer(1), .integer(1)])], .argument, "once"),
-        (["trainable_token_indices": .object(["nowhere": .array([.integer(1)])])], .notFound, "nowhere"),
-        (["trainable_token_indices": .array([.integer(1)]), "target_modules": names("embed_tokens")], .argument, "embed_tokens"),
-        (["trainable_token_indices": .array([.integer(1)]), "modules_to_save": names("embed_tokens")], .argument, "embed_tokens"),
-    ] as [(JSONObject, PEFTError.Kind, String)])
+    @Test(
+        arguments: [
+            (["peft_type": .null], PEFTError.Kind.argument, "peft_type"),
+            (["peft_type": .string("NO_SUCH")], .unsupported, "LORA"),
+            (["peft_type": .integer(3)], .argument, "peft_type"),
+            (["task_type": .string("CHAT")], .argument, "CAUSAL_LM"),
+            (["r": .integer(0)], .argument, "r"),
+            (["r": .number(2.5)], .argument, "\"r\""),
+            (["r": .null], .argument, "\"r\""),
+            (["rank_pattern": .object(["q_proj": .integer(-1)])], .argument, "q_proj"),
+            (["rank_pattern": .object(["q_proj": .string("x")])], .argument, "q_proj"),
+            (["alpha_pattern": .object(["(": .integer(1)])], .argument, "alpha_pattern"),
+            (["lora_alpha": .string("8")], .argument, "lora_alpha"),
+            (["lora_dropout": .number(1.5)], .argument, "lora_dropout"),
+            (["bias": .string("some")], .argument, "lora_only"),
+            (["use_dora": .string("yes")], .argument, "use_dora"),
+            (["use_dora": .bool(true), "lora_bias": .bool(true)], .argument, "lora_bias"),
+            (["lora_bias": .bool(true), "init_lora_weights": .string("pissa")], .argument, "lora_bias"),
+            (["lora_bias": .bool(true), "target_modules": names("embed_tokens")], .argument, "embed_tokens"),
+            (["init_lora_weights": .string("nonsense")], .argument, "pissa_niter_N"),
+            (["init_lora_weights": .string("pissa_niter_x")], .argument, "pissa_niter_N"),
+            (["init_lora_weights": .string("orthogonal"), "r": .integer(3)], .argument, "even"),
+            (["init_lora_weights": .string("pissa"), "r": .integer(33)], .argument, "33"),
+            (["init_lora_weights": .string("eva")], .unsupported, "eva"),
+            (["alora_invocation_tokens": .array([.integer(1)])], .unsupported, "alora_invocation_tokens"),
+            (["target_parameters": names("x")], .unsupported, "target_parameters"),
+            (["use_qalora": .bool(true)], .unsupported, "use_qalora"),
+            (["target_modules": names("input_layernorm")], .unsupported, "RMSNorm"),
+            (["modules_to_save": names("q_proj")], .notFound, "not found"),
+            (["modules_to_save": names("proj")], .argument, "modules_to_save"),
+            (["modules_to_save": names("layers"), "target_modules": names("c_fc")], .argument, "list of modules"),
+            (["trainable_token_indices": .array([.integer(99)])], .argument, "99"),
+            (["trainable_token_indices": .array([.integer(1), .integer(1)])], .argument, "once"),
+            (["trainable_token_indices": .object(["nowhere": .array([.integer(1)])])], .notFound, "nowhere"),
+            (
+                ["trainable_token_indices": .array([.integer(1)]), "target_modules": names("embed_tokens")], .argument,
+                "embed_tokens"
+            ),
+            (
+                ["trainable_token_indices": .array([.integer(1)]), "modules_to_save": names("embed_tokens")], .argument,
+                "embed_tokens"
+            ),
+        ] as [(JSONObject, PEFTError.Kind, String)])
     func refused(_ changes: JSONObject, _ kind: PEFTError.Kind, _ word: String) throws {
         let tiny = try TinyModel()
         var config = lora(changes)

@@ -10,9 +10,12 @@ import Testing
 /// PEFT's numbers on tiny bases (Tests/Golden/README.md), without the Python around them.
 @Suite struct GoldenTests {
     static let cases = [
-        "lora_all_linear", "lora_basic", "lora_bias_all", "lora_bias_lora_only", "lora_bias_term", "lora_embedding_head", "lora_ensure_tying", "lora_exclude",
-        "lora_gpt2_conv1d", "lora_half_files", "lora_layer_replication", "lora_layers_to_transform", "lora_left_padding", "lora_modules_to_save", "lora_mlp", "lora_rank_alpha_pattern",
-        "lora_regex", "lora_rslora", "lora_sharded_base", "lora_tokens", "lora_tokens_tied", "lora_two_active", "dora_linear", "dora_bias_rslora",
+        "lora_all_linear", "lora_basic", "lora_bias_all", "lora_bias_lora_only", "lora_bias_term",
+        "lora_embedding_head", "lora_ensure_tying", "lora_exclude",
+        "lora_gpt2_conv1d", "lora_half_files", "lora_layer_replication", "lora_layers_to_transform",
+        "lora_left_padding", "lora_modules_to_save", "lora_mlp", "lora_rank_alpha_pattern",
+        "lora_regex", "lora_rslora", "lora_sharded_base", "lora_tokens", "lora_tokens_tied", "lora_two_active",
+        "dora_linear", "dora_bias_rslora",
         "dora_embedding", "dora_gpt2", "dora_two_active", "lora_llama_seqcls",
     ]
 
@@ -38,7 +41,9 @@ import Testing
         try tape.backward(from: loss.variable, gradient: try Tensor(golden.engine, [1 as Float], shape: [1]))
         let largest = try expected.flatMap { try golden.values($0).map(abs) }.max() ?? 1
         for (key, parameter) in parameters {
-            let found = try store.gradient(of: parameter)?.floats(golden.engine) ?? Array(repeating: 0, count: parameter.value.count)
+            let found =
+                try store.gradient(of: parameter)?.floats(golden.engine)
+                ?? Array(repeating: 0, count: parameter.value.count)
             let wanted = try golden.values("grad." + key)
             let scale = max(wanted.map(abs).max() ?? 0, largest * 1e-3)
             #expect((zip(found, wanted).map { abs($0 - $1) }.max() ?? 0) < 1e-3 * scale, "\(key)")
@@ -50,19 +55,24 @@ import Testing
         try golden.loadAdapters()
         let merged = golden.expected.names.filter { $0.hasPrefix("merged.") }
         guard !merged.isEmpty else { return }
-        let before = try golden.model.layers.flatMap { layer in try layer.tensors.map { ("\(layer.name).\($0.name)", try $0.tensor.floats(golden.engine)) } }
+        let before = try golden.model.layers.flatMap { layer in
+            try layer.tensors.map { ("\(layer.name).\($0.name)", try $0.tensor.floats(golden.engine)) }
+        }
         let logits = try golden.logits().value.floats(golden.engine)
         let report = try golden.set.merge(nil, safe: true)
         #expect(abs((report["kept"]?.doubleValue ?? 0) - 1) < 1e-4)
         for key in merged {
             let parts = key.dropFirst("merged.".count).split(separator: ".")
-            let tensor = try #require(golden.model.layer(named: parts.dropLast().joined(separator: "."))?.tensor(String(parts.last!)))
+            let tensor = try #require(
+                golden.model.layer(named: parts.dropLast().joined(separator: "."))?.tensor(String(parts.last!)))
             #expect(difference(try tensor.floats(golden.engine), try golden.values(key)) < 2e-4, "\(key)")
         }
         #expect(golden.error(try golden.logits(), of: "logits_merged") < 2e-4)
         #expect(difference(try golden.logits().value.floats(golden.engine), logits) < 2e-4)
         try golden.set.unmerge()
-        let after = try golden.model.layers.flatMap { layer in try layer.tensors.map { ("\(layer.name).\($0.name)", try $0.tensor.floats(golden.engine)) } }
+        let after = try golden.model.layers.flatMap { layer in
+            try layer.tensors.map { ("\(layer.name).\($0.name)", try $0.tensor.floats(golden.engine)) }
+        }
         #expect(zip(before, after).allSatisfy { $0.0 == $1.0 && $0.1 == $1.1 })
         #expect(try golden.logits().value.floats(golden.engine) == logits)
     }
@@ -74,7 +84,8 @@ import Testing
         try golden.set.mergeAndUnload()
         for key in golden.expected.names where key.hasPrefix("unloaded.") {
             let parts = key.dropFirst("unloaded.".count).split(separator: ".")
-            let tensor = try #require(golden.model.layer(named: parts.dropLast().joined(separator: "."))?.tensor(String(parts.last!)))
+            let tensor = try #require(
+                golden.model.layer(named: parts.dropLast().joined(separator: "."))?.tensor(String(parts.last!)))
             #expect(difference(try tensor.floats(golden.engine), try golden.values(key)) < 2e-4, "\(key)")
         }
         #expect(difference(try golden.logits().value.floats(golden.engine), logits) < 2e-4)
@@ -82,20 +93,29 @@ import Testing
     }
 
     /// What is saved has PEFT's keys, values and configuration.
-    @Test(arguments: cases.filter { !$0.hasSuffix("two_active") && $0 != "lora_half_files" }) func saved(_ name: String) throws {
+    @Test(arguments: cases.filter { !$0.hasSuffix("two_active") && $0 != "lora_half_files" }) func saved(_ name: String)
+        throws
+    {
         let golden = try GoldenCase(name)
         try golden.loadAdapters()
         let folder = try TemporaryFolder()
         try golden.set.save("default", path: folder.path + "/out")
-        let (written, wanted) = (try AdapterFiles.open(path: folder.path + "/out", budget: MemoryBudget()), try golden.files("adapter"))
+        let (written, wanted) = (
+            try AdapterFiles.open(path: folder.path + "/out", budget: MemoryBudget()), try golden.files("adapter")
+        )
         #expect(Set(written.tensors.names) == Set(wanted.tensors.names))
         for item in wanted.tensors.all {
             let tensor = try #require(written.tensors.peek(item.name))
             #expect(tensor.dtype == item.tensor.dtype && tensor.shape == item.tensor.shape, "\(item.name)")
-            #expect(difference(try tensor.floats(golden.engine), try item.tensor.floats(golden.engine)) < 1e-6, "\(item.name)")
+            #expect(
+                difference(try tensor.floats(golden.engine), try item.tensor.floats(golden.engine)) < 1e-6,
+                "\(item.name)")
         }
-        for (key, value) in wanted.config.pairs where !["auto_mapping", "base_model_name_or_path", "revision"].contains(key) {
-            if let list = value.arrayValue, let found = written.config[key]?.arrayValue, key.hasSuffix("modules") || key == "modules_to_save" {
+        for (key, value) in wanted.config.pairs
+        where !["auto_mapping", "base_model_name_or_path", "revision"].contains(key) {
+            if let list = value.arrayValue, let found = written.config[key]?.arrayValue,
+                key.hasSuffix("modules") || key == "modules_to_save"
+            {
                 #expect(Set(list.map { $0.text() }) == Set(found.map { $0.text() }), "\(key)")
             } else {
                 #expect(written.config[key] == value, "\(key)")
@@ -105,12 +125,17 @@ import Testing
     }
 
     @Test(arguments: [
-        "init_lora_default", "init_lora_gaussian", "init_dora", "init_pissa", "init_pissa_rslora", "init_olora", "init_orthogonal", "mica",
+        "init_lora_default", "init_lora_gaussian", "init_dora", "init_pissa", "init_pissa_rslora", "init_olora",
+        "init_orthogonal", "mica",
     ]) func started(_ name: String) throws {
         let golden = try GoldenCase(name)
         guard let config = golden.description["config"]?.objectValue else { return }
-        let base = try golden.logits(.all(golden.model.unadapted), Tape(golden.engine, .f32)).value.floats(golden.engine)
-        let before = Dictionary(uniqueKeysWithValues: try golden.model.layers.map { ($0.name, try $0.tensor("weight")!.floats(golden.engine)) })
+        let base = try golden.logits(.all(golden.model.unadapted), Tape(golden.engine, .f32)).value.floats(
+            golden.engine)
+        let before = Dictionary(
+            uniqueKeysWithValues: try golden.model.layers.map {
+                ($0.name, try $0.tensor("weight")!.floats(golden.engine))
+            })
         try golden.set.add("default", config)
         let state = Dictionary(uniqueKeysWithValues: try golden.set.state(of: "default").map { ($0.name, $0.tensor) })
         let expected = golden.expected.names.filter { $0.hasPrefix("init.") }
@@ -128,14 +153,19 @@ import Testing
         }
         for key in golden.expected.names where key.hasPrefix("base_after_init.") {
             let parts = key.dropFirst("base_after_init.".count).split(separator: ".")
-            let tensor = try #require(golden.model.layer(named: parts.dropLast().joined(separator: "."))?.tensor(String(parts.last!)))
+            let tensor = try #require(
+                golden.model.layer(named: parts.dropLast().joined(separator: "."))?.tensor(String(parts.last!)))
             #expect(difference(try tensor.floats(golden.engine), try golden.values(key)) < 1e-4, "\(key)")
         }
         // All of them leave the function of the model alone.
         #expect(difference(try golden.logits().value.floats(golden.engine), base) < 1e-4)
-        if golden.expected.contains("logits_init") { #expect(golden.error(try golden.logits(), of: "logits_init") < 2e-4) }
+        if golden.expected.contains("logits_init") {
+            #expect(golden.error(try golden.logits(), of: "logits_init") < 2e-4)
+        }
         try golden.set.remove("default")
-        for layer in golden.model.layers { #expect(try layer.tensor("weight")?.floats(golden.engine) == before[layer.name]) }
+        for layer in golden.model.layers {
+            #expect(try layer.tensor("weight")?.floats(golden.engine) == before[layer.name])
+        }
     }
 
     @Test func mixedBatch() throws {
@@ -185,13 +215,19 @@ struct GoldenCase {
         self.name = name
         let path = "\(GoldenCase.folder)/cases/\(name)"
         description = try Files.jsonObject(at: path + "/case.json")
-        model = try OpenedModel.open(path: "\(GoldenCase.folder)/bases/\(description["base"]!.stringValue!)", engine, compute: .f32).model
+        model = try OpenedModel.open(
+            path: "\(GoldenCase.folder)/bases/\(description["base"]!.stringValue!)", engine, compute: .f32
+        ).model
         set = AdapterSet(model)
         expected = try Safetensors.open(path: path + "/expected.safetensors", budget: engine.budget)
-        inputs = Files.isFile(path + "/inputs.safetensors") ? try Safetensors.open(path: path + "/inputs.safetensors", budget: engine.budget) : nil
+        inputs =
+            Files.isFile(path + "/inputs.safetensors")
+            ? try Safetensors.open(path: path + "/inputs.safetensors", budget: engine.budget) : nil
     }
 
-    func files(_ folder: String) throws -> AdapterFiles { try .open(path: "\(GoldenCase.folder)/cases/\(name)/\(folder)", budget: engine.budget) }
+    func files(_ folder: String) throws -> AdapterFiles {
+        try .open(path: "\(GoldenCase.folder)/cases/\(name)/\(folder)", budget: engine.budget)
+    }
 
     func loadAdapters() throws {
         for (adapter, folder) in description["adapters"]!.objectValue!.pairs {
@@ -202,14 +238,18 @@ struct GoldenCase {
 
     private func integers(_ name: String) throws -> [Int32]? {
         guard let tensor = inputs?.peek(name) else { return nil }
-        return (0..<tensor.count).map { Int32(truncatingIfNeeded: tensor.pointer.load(fromByteOffset: $0 * 8, as: Int64.self)) }
+        return (0..<tensor.count).map {
+            Int32(truncatingIfNeeded: tensor.pointer.load(fromByteOffset: $0 * 8, as: Int64.self))
+        }
     }
 
     /// Of the rows of the logits; language models' are those of the next token.
     var labels: Tensor? {
         get throws {
             guard let labels = try integers("labels") else { return nil }
-            guard model.task == .causalLM, let shape = inputs?.peek("labels")?.shape else { return try Tensor(engine, labels, shape: [labels.count]) }
+            guard model.task == .causalLM, let shape = inputs?.peek("labels")?.shape else {
+                return try Tensor(engine, labels, shape: [labels.count])
+            }
             let length = shape[1]
             let shifted = labels.indices.map { ($0 + 1) % length == 0 ? -100 : labels[$0 + 1] }
             return try Tensor(engine, shifted, shape: [labels.count])
@@ -222,7 +262,8 @@ struct GoldenCase {
         guard let ids = try integers("input_ids"), let shape = inputs?.peek("input_ids")?.shape else {
             let x = try #require(inputs?.peek("x"))
             let context = ForwardContext(
-                tape: tape, routing: routing, batch: x.rows, length: 1, positions: try Tensor(engine, [Int32](repeating: 0, count: x.rows), shape: [x.rows]))
+                tape: tape, routing: routing, batch: x.rows, length: 1,
+                positions: try Tensor(engine, [Int32](repeating: 0, count: x.rows), shape: [x.rows]))
             let input = ModelInput.features(Variable(x))
             return try model.logits(try model.hidden(input, context), of: input, context)
         }
@@ -230,12 +271,15 @@ struct GoldenCase {
         var mask: Tensor?
         if let values = try integers("attention_mask") {
             let tensor = try Tensor(engine, [batch, length], .u8)
-            for (index, value) in values.enumerated() { tensor.pointer.storeBytes(of: UInt8(value), toByteOffset: index, as: UInt8.self) }
+            for (index, value) in values.enumerated() {
+                tensor.pointer.storeBytes(of: UInt8(value), toByteOffset: index, as: UInt8.self)
+            }
             mask = tensor
         }
         let context = ForwardContext(
             tape: tape, routing: routing, batch: batch, length: length,
-            positions: try Tensor(engine, (0..<batch).flatMap { _ in (0..<Int32(length)) }, shape: [ids.count]), keyMask: mask)
+            positions: try Tensor(engine, (0..<batch).flatMap { _ in (0..<Int32(length)) }, shape: [ids.count]),
+            keyMask: mask)
         let input = ModelInput.ids(try Tensor(engine, ids, shape: [ids.count]))
         return try model.logits(try model.hidden(input, context), of: input, context)
     }
@@ -245,9 +289,13 @@ struct GoldenCase {
     /// Relative to the largest expected value; what stands at padded positions does not count.
     func error(_ logits: Variable, of name: String) -> Float {
         guard let wanted = try? values(name), let found = try? logits.value.floats(engine) else { return .infinity }
-        guard let mask = try? integers("attention_mask"), wanted.count % mask.count == 0, expected.peek(name)?.shape.count == 3 else { return difference(found, wanted) }
+        guard let mask = try? integers("attention_mask"), wanted.count % mask.count == 0,
+            expected.peek(name)?.shape.count == 3
+        else { return difference(found, wanted) }
         let width = wanted.count / mask.count
-        func seen(_ values: [Float]) -> [Float] { values.enumerated().map { mask[$0.offset / width] == 0 ? 0 : $0.element } }
+        func seen(_ values: [Float]) -> [Float] {
+            values.enumerated().map { mask[$0.offset / width] == 0 ? 0 : $0.element }
+        }
         return difference(seen(found), seen(wanted))
     }
 }

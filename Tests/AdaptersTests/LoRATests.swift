@@ -22,7 +22,9 @@ import Testing
             var w = try layer.weight.floats(tiny.engine)
             for o in 0..<layer.outputSize {
                 for i in 0..<layer.inputSize {
-                    w[o * layer.inputSize + i] += (0..<4).reduce(0) { $0 + 3 * bv[o * 4 + $1] * av[$1 * layer.inputSize + i] }  // 6/√4
+                    w[o * layer.inputSize + i] += (0..<4).reduce(0) {
+                        $0 + 3 * bv[o * 4 + $1] * av[$1 * layer.inputSize + i]
+                    }  // 6/√4
                 }
             }
             try layer.setTensor("weight", try Tensor(tiny.engine, w, shape: layer.weight.shape))
@@ -46,20 +48,34 @@ import Testing
 
     @Test func savedKeysAreThoseOfPEFT() throws {
         let tiny = try TinyModel()
-        try tiny.set.add("a", lora(["target_modules": names("v_proj", "embed_tokens"), "layers_to_transform": .null, "lora_bias": .bool(false)]))
-        #expect(try tiny.set.state(of: "a").map(\.name).sorted() == [
-            "base_model.model.model.embed_tokens.base_layer.weight", "base_model.model.model.embed_tokens.lora_embedding_A",
-            "base_model.model.model.embed_tokens.lora_embedding_B", "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight",
-            "base_model.model.model.layers.0.self_attn.v_proj.lora_B.weight", "base_model.model.model.layers.1.self_attn.v_proj.lora_A.weight",
-            "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight",
-        ])
+        try tiny.set.add(
+            "a",
+            lora([
+                "target_modules": names("v_proj", "embed_tokens"), "layers_to_transform": .null,
+                "lora_bias": .bool(false),
+            ]))
+        #expect(
+            try tiny.set.state(of: "a").map(\.name).sorted() == [
+                "base_model.model.model.embed_tokens.base_layer.weight",
+                "base_model.model.model.embed_tokens.lora_embedding_A",
+                "base_model.model.model.embed_tokens.lora_embedding_B",
+                "base_model.model.model.layers.0.self_attn.v_proj.lora_A.weight",
+                "base_model.model.model.layers.0.self_attn.v_proj.lora_B.weight",
+                "base_model.model.model.layers.1.self_attn.v_proj.lora_A.weight",
+                "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight",
+            ])
     }
 
     /// Saved, loaded into another model object: the same bits, in a folder and in an HDF5 file.
     @Test(arguments: ["adapter", "adapter.h5"]) func roundTrip(_ name: String) throws {
         let folder = try TemporaryFolder()
         let tiny = try TinyModel()
-        try tiny.set.add("a", lora(["target_modules": names("q_proj", "c_fc", "embed_tokens"), "lora_dropout": .number(0.5), "bias": .string("lora_only")]))
+        try tiny.set.add(
+            "a",
+            lora([
+                "target_modules": names("q_proj", "c_fc", "embed_tokens"), "lora_dropout": .number(0.5),
+                "bias": .string("lora_only"),
+            ]))
         try tiny.randomize("a")
         try tiny.set.save("a", path: folder.path + "/" + name)
         let other = try TinyModel()
@@ -73,7 +89,10 @@ import Testing
     }
 
     /// dL/dp of random entries of every parameter by central differences; L = Σ logits · weights.
-    @Test(arguments: [JSONObject(), ["lora_bias": .bool(true)], ["bias": .string("all")], ["modules_to_save": names("norm", "lm_head")]])
+    @Test(arguments: [
+        JSONObject(), ["lora_bias": .bool(true)], ["bias": .string("all")],
+        ["modules_to_save": names("norm", "lm_head")],
+    ])
     func gradients(_ changes: JSONObject) throws {
         let tiny = try TinyModel()
         var config = changes
@@ -99,7 +118,9 @@ import Testing
                     return try loss()
                 }
                 let numeric = (try shifted(0.02) - shifted(-0.02)) / 0.04
-                #expect(abs(Double(gradient[index]) - numeric) < 0.02 * Double(scale) + 1e-3, "\(key)[\(index)]: \(gradient[index]) and \(numeric)")
+                #expect(
+                    abs(Double(gradient[index]) - numeric) < 0.02 * Double(scale) + 1e-3,
+                    "\(key)[\(index)]: \(gradient[index]) and \(numeric)")
             }
         }
     }

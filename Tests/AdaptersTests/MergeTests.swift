@@ -11,9 +11,12 @@ import Testing
     private static let all = names("q_proj", "v_proj", "c_fc", "embed_tokens", "lm_head")
 
     static let variants: [JSONObject] = [
-        ["target_modules": all], ["target_modules": all, "use_dora": .bool(true)], ["target_modules": names("q_proj", "c_fc"), "lora_bias": .bool(true)],
-        ["target_modules": all, "bias": .string("all")], ["target_modules": names("q_proj"), "trainable_token_indices": .array([.integer(5), .integer(7)])],
-        ["target_modules": names("q_proj", "c_fc"), "bias": .string("all"), "use_dora": .bool(true)], ["target_modules": all, "use_rslora": .bool(true)],
+        ["target_modules": all], ["target_modules": all, "use_dora": .bool(true)],
+        ["target_modules": names("q_proj", "c_fc"), "lora_bias": .bool(true)],
+        ["target_modules": all, "bias": .string("all")],
+        ["target_modules": names("q_proj"), "trainable_token_indices": .array([.integer(5), .integer(7)])],
+        ["target_modules": names("q_proj", "c_fc"), "bias": .string("all"), "use_dora": .bool(true)],
+        ["target_modules": all, "use_rslora": .bool(true)],
         ["target_modules": names("q_proj"), "modules_to_save": names("norm", "lm_head")],
     ]
 
@@ -24,7 +27,9 @@ import Testing
         try tiny.randomize("a")
         try tiny.set.setScale("a", 0.5)
         try tiny.set.setActive([("a", 1.5)])
-        let (hooked, storages) = (try tiny.logits(), tiny.model.layers.flatMap { $0.tensors.map { ObjectIdentifier($0.tensor.storage) } })
+        let (hooked, storages) = (
+            try tiny.logits(), tiny.model.layers.flatMap { $0.tensors.map { ObjectIdentifier($0.tensor.storage) } }
+        )
         _ = try tiny.set.merge(nil, safe: true)
         #expect(difference(try tiny.logits(), hooked) < 1e-4)
         #expect(tiny.set.status()["merged"] == names("a"))
@@ -57,7 +62,8 @@ import Testing
     }
 
     /// Weights of few bits are quantised again; the report says what of the change is in them.
-    @Test(arguments: [DType.bf16, .f16, .q8_0, .q4_1, .q4_0, .q5_0, .q5_1]) func intoOtherFormats(_ dtype: DType) throws {
+    @Test(arguments: [DType.bf16, .f16, .q8_0, .q4_1, .q4_0, .q5_0, .q5_1]) func intoOtherFormats(_ dtype: DType) throws
+    {
         let tiny = try TinyModel(dtype: dtype)
         try tiny.set.add("a", lora(["target_modules": names("q_proj", "v_proj", "c_fc")]))
         try tiny.randomize("a")
@@ -96,7 +102,8 @@ import Testing
         try tiny.set.add("a", lora())
         try tiny.randomize("a")
         let key = "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"
-        try tiny.set.setState(of: "a", [(key, try Tensor(tiny.engine, [Float](repeating: .nan, count: 32 * 4), shape: [32, 4]))])
+        try tiny.set.setState(
+            of: "a", [(key, try Tensor(tiny.engine, [Float](repeating: .nan, count: 32 * 4), shape: [32, 4]))])
         let before = try tiny.model.layers.map { try $0.tensors[0].tensor.floats(tiny.engine) }
         let error = failure {
             _ = try tiny.set.merge(nil, safe: true)
@@ -157,7 +164,7 @@ import Testing
         try tiny.randomize("a")
         let wanted = try tiny.logits()
         let worst = Mutex<Float>(0)
-        DispatchlessThreads.run(3) { thread in
+        Threads.run(3) { thread in
             for _ in 0..<40 {
                 if thread == 0 {
                     _ = try? tiny.set.merge(nil, safe: true)
@@ -176,7 +183,8 @@ import Testing
         for dtype in [DType.f32, .bf16, .q4_1] {
             let tiny = try TinyModel(dtype: dtype)
             let base = try tiny.logits()
-            try tiny.set.add("a", lora(["init_lora_weights": .string(name), "target_modules": names("q_proj", "v_proj", "c_fc")]))
+            try tiny.set.add(
+                "a", lora(["init_lora_weights": .string(name), "target_modules": names("q_proj", "v_proj", "c_fc")]))
             #expect(tiny.network.blocks[0].q.weight.dtype == (dtype == .q4_1 ? .q8_0 : dtype))
             #expect(difference(try tiny.logits(), base) < (dtype == .f32 ? 1e-4 : 0.05), "\(dtype)")
             #expect(difference(try tiny.logits(.all(tiny.model.unadapted)), base) > 0.05)

@@ -21,7 +21,10 @@ import Testing
         try tiny.set.setActive([("a", 1), ("b", 1)])
         let both = try tiny.logits()
         #expect(difference(both, a) > 0.01 && difference(both, b) > 0.01)
-        #expect(try tiny.set.trainableParameters().map(\.key).allSatisfy { $0.hasPrefix("a|base_model.") || $0.hasPrefix("b|base_model.") })
+        #expect(
+            try tiny.set.trainableParameters().map(\.key).allSatisfy {
+                $0.hasPrefix("a|base_model.") || $0.hasPrefix("b|base_model.")
+            })
         // Weights and scales multiply.
         try tiny.set.setActive([("a", 0.5), ("b", 0)])
         let half = try tiny.logits()
@@ -74,8 +77,11 @@ import Testing
         let b = try tiny.logits(.all(tiny.set.adaptation(of: [("b", 1)])))
         let base = try tiny.logits(.all(tiny.model.unadapted))
         let half = a.count / 2
-        #expect(difference(try tiny.logits(tiny.set.routing(samples: ["a", "b"])), Array(a[..<half] + b[half...])) < 1e-5)
-        #expect(difference(try tiny.logits(tiny.set.routing(samples: [nil, "a"])), Array(base[..<half] + a[half...])) < 1e-5)
+        #expect(
+            difference(try tiny.logits(tiny.set.routing(samples: ["a", "b"])), Array(a[..<half] + b[half...])) < 1e-5)
+        #expect(
+            difference(try tiny.logits(tiny.set.routing(samples: [nil, "a"])), Array(base[..<half] + a[half...])) < 1e-5
+        )
         #expect(throws: PEFTError.self) { _ = try tiny.set.routing(samples: ["a", "nobody"]) }
     }
 
@@ -95,11 +101,19 @@ import Testing
         try tiny.randomize("a")
         let before = try tiny.set.state(of: "a")
         let key = before[0].name
-        let good = (name: key, tensor: try Tensor(tiny.engine, [Float](repeating: 1, count: before[0].tensor.count), shape: before[0].tensor.shape))
+        let good = (
+            name: key,
+            tensor: try Tensor(
+                tiny.engine, [Float](repeating: 1, count: before[0].tensor.count), shape: before[0].tensor.shape)
+        )
         for bad in [
             (name: before[1].name, tensor: try Tensor(tiny.engine, [1, 2, 3] as [Float], shape: [3])),
             (name: "base_model.model.nothing", tensor: good.tensor),
-            (name: before[1].name, tensor: try Tensor(tiny.engine, [Int32](repeating: 1, count: before[1].tensor.count), shape: before[1].tensor.shape)),
+            (
+                name: before[1].name,
+                tensor: try Tensor(
+                    tiny.engine, [Int32](repeating: 1, count: before[1].tensor.count), shape: before[1].tensor.shape)
+            ),
         ] {
             let error = failure {
                 try tiny.set.setState(of: "a", [good, bad])
@@ -110,7 +124,9 @@ import Testing
         // Any float type; some keys; with or without the prefix. Copies stay what they were.
         let half = try good.tensor.converted(to: .bf16, tiny.engine)
         try tiny.set.setState(of: "a", [(String(key.dropFirst("base_model.model.".count)), half)])
-        #expect(try tiny.set.state(of: "a")[0].tensor.floats(tiny.engine) == [Float](repeating: 1, count: good.tensor.count))
+        #expect(
+            try tiny.set.state(of: "a")[0].tensor.floats(tiny.engine) == [Float](repeating: 1, count: good.tensor.count)
+        )
         #expect(try before[0].tensor.floats(tiny.engine) != [Float](repeating: 1, count: good.tensor.count))
     }
 
@@ -122,9 +138,13 @@ import Testing
         let base = tiny.model.layers.flatMap(\.tensors).reduce(0) { $0 + $1.tensor.count }
         #expect(status["enabled"] == .bool(true) && status["merged"] == .array([]))
         #expect(status["active"] == .array([.object(["name": .string("a"), "weight": .number(1)])]))
-        #expect(status["trainable_parameters"] == .integer(Int64(size)) && status["all_parameters"] == .integer(Int64(base + size)))
+        #expect(
+            status["trainable_parameters"] == .integer(Int64(size))
+                && status["all_parameters"] == .integer(Int64(base + size)))
         let adapter = try #require(status["adapters"]?["a"])
-        #expect(adapter["peft_type"] == .string("LORA") && adapter["trainable"] == .bool(true) && adapter["parameters"] == .integer(Int64(size)))
+        #expect(
+            adapter["peft_type"] == .string("LORA") && adapter["trainable"] == .bool(true)
+                && adapter["parameters"] == .integer(Int64(size)))
         #expect(adapter["layers"] == names("model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"))
         try tiny.set.setTrainable("a", false)
         #expect(tiny.set.status()["trainable_parameters"] == .integer(0))
@@ -149,12 +169,19 @@ import Testing
         }
         let cases: [(JSONObject, [NamedTensor], PEFTError.Kind, String)] = [
             (config, tensors.filter { $0.name != first }, .mismatch, first),
-            (config, tensors + [NamedTensor("base_model.model.stranger.lora_A.weight", try .zeros(tiny.engine, [2, 2]))], .mismatch, "stranger"),
+            (
+                config,
+                tensors + [NamedTensor("base_model.model.stranger.lora_A.weight", try .zeros(tiny.engine, [2, 2]))],
+                .mismatch, "stranger"
+            ),
             (config, try replaced(first, [4, 33]), .mismatch, first),
             (config, try replaced(first, [4, 32], .i32), .mismatch, first),
             (changed { $0["r"] = .integer(5) }, tensors, .mismatch, "[5, 24]"),
             (changed { $0["target_modules"] = names("query") }, tensors, .mismatch, "query"),
-            (changed { $0["target_modules"] = names("q_proj", "v_proj", "embed_tokens") }, tensors, .mismatch, "v_proj"),
+            (
+                changed { $0["target_modules"] = names("q_proj", "v_proj", "embed_tokens") }, tensors, .mismatch,
+                "v_proj"
+            ),
             (changed { $0["peft_type"] = .string("OTHER") }, tensors, .unsupported, "OTHER"),
             (changed { $0["peft_type"] = nil }, tensors, .format, "peft_type"),
             (changed { $0["lora_alpha"] = .string("x") }, tensors, .format, "lora_alpha"),
@@ -165,7 +192,9 @@ import Testing
             let error = failure {
                 try tiny.set.load("b", path: path, trainable: true)
             }
-            #expect(error?.kind == kind && error?.says(word) == true, "case \(index): \(error.map { "\($0.kind): \($0)" } ?? "accepted")")
+            #expect(
+                error?.kind == kind && error?.says(word) == true,
+                "case \(index): \(error.map { "\($0.kind): \($0)" } ?? "accepted")")
         }
         #expect(throws: PEFTError.self) { try tiny.set.load("b", path: folder.path + "/nowhere", trainable: true) }
         #expect(try tiny.logits() == before && tiny.set.status()["adapters"]?.objectValue?.count == 1)
@@ -180,7 +209,11 @@ import Testing
         try tiny.set.save("a", path: folder.path + "/a")
         let other = try TinyModel()
         let embedding = other.network.embedding
-        try embedding.setTensor("weight", try Tensor(other.engine, try embedding.weight.floats(other.engine).map { $0 * 0.5 }, shape: embedding.weight.shape))
+        try embedding.setTensor(
+            "weight",
+            try Tensor(
+                other.engine, try embedding.weight.floats(other.engine).map { $0 * 0.5 }, shape: embedding.weight.shape)
+        )
         let base = try other.logits()
         try other.set.load("a", path: folder.path + "/a", trainable: true)
         #expect(difference(try other.logits(), try tiny.logits()) < 1e-6)
@@ -219,7 +252,12 @@ import Testing
     /// first pass computed stay in use: the very function the gradient is of.
     @Test func magnitudeGradients() throws {
         let tiny = try TinyModel()
-        try tiny.set.add("a", lora(["use_dora": .bool(true), "target_modules": names("q_proj", "c_fc", "embed_tokens"), "bias": .string("lora_only")]))
+        try tiny.set.add(
+            "a",
+            lora([
+                "use_dora": .bool(true), "target_modules": names("q_proj", "c_fc", "embed_tokens"),
+                "bias": .string("lora_only"),
+            ]))
         try tiny.randomize("a")
         let store = GradientStore(tiny.engine)
         let tape = Tape(tiny.engine, .f32, gradients: store)
@@ -239,7 +277,9 @@ import Testing
                     return try loss()
                 }
                 let numeric = (try shifted(0.02) - shifted(-0.02)) / 0.04
-                #expect(abs(Double(gradient[index]) - numeric) < 0.02 * Double(scale) + 1e-3, "\(key)[\(index)]: \(gradient[index]) and \(numeric)")
+                #expect(
+                    abs(Double(gradient[index]) - numeric) < 0.02 * Double(scale) + 1e-3,
+                    "\(key)[\(index)]: \(gradient[index]) and \(numeric)")
             }
         }
     }
@@ -247,7 +287,8 @@ import Testing
     /// With dropout, DoRA's branch and change of scale see the dropped input, the layer the whole one.
     @Test func magnitudeWithDropout() throws {
         let tiny = try TinyModel()
-        try tiny.set.add("a", lora(["use_dora": .bool(true), "lora_dropout": .number(0.25), "target_modules": names("q_proj")]))
+        try tiny.set.add(
+            "a", lora(["use_dora": .bool(true), "lora_dropout": .number(0.25), "target_modules": names("q_proj")]))
         try tiny.randomize("a")
         let linear = tiny.network.blocks[0].q
         let module = try #require(try tiny.set.adapter("a").modules.first as? LinearLoRA)
@@ -255,22 +296,33 @@ import Testing
         let x = try Tensor(tiny.engine, (0..<3 * 32).map { _ in stream.normal() }, shape: [3, 32])
         func run(_ tape: Tape) throws -> [Float] {
             let context = ForwardContext(
-                tape: tape, routing: .all(try tiny.set.activeAdaptation()), batch: 1, length: 3, positions: try Tensor(tiny.engine, [0, 1, 2] as [Int32], shape: [3]))
+                tape: tape, routing: .all(try tiny.set.activeAdaptation()), batch: 1, length: 3,
+                positions: try Tensor(tiny.engine, [0, 1, 2] as [Int32], shape: [3]))
             return try linear(Variable(x), context).value.floats(tiny.engine)
         }
         let random = RandomStream(seed: 21)
         let trained = try run(Tape(tiny.engine, .f32, isTraining: true, random: random))
-        let dropped = try Tape(tiny.engine, .f32, isTraining: true, random: random).dropout(Variable(x), 0.25).value.floats(tiny.engine)
+        let dropped = try Tape(tiny.engine, .f32, isTraining: true, random: random).dropout(Variable(x), 0.25).value
+            .floats(tiny.engine)
         let (w, b) = (try linear.weight.floats(tiny.engine), try linear.bias!.floats(tiny.engine))
-        let (av, bv, m) = (try module.a.value.floats(tiny.engine), try module.b.value.floats(tiny.engine), try module.magnitude!.parameter.value.floats(tiny.engine))
+        let (av, bv, m) = (
+            try module.a.value.floats(tiny.engine), try module.b.value.floats(tiny.engine),
+            try module.magnitude!.parameter.value.floats(tiny.engine)
+        )
         let xs = try x.floats(tiny.engine)
         var expected: [Float] = []
         for row in 0..<3 {
             for o in 0..<linear.outputSize {
-                let full = (0..<32).map { i in w[o * 32 + i] + 1.5 * (0..<4).reduce(Float(0)) { $0 + bv[o * 4 + $1] * av[$1 * 32 + i] } }
+                let full = (0..<32).map { i in
+                    w[o * 32 + i] + 1.5 * (0..<4).reduce(Float(0)) { $0 + bv[o * 4 + $1] * av[$1 * 32 + i] }
+                }
                 let n = full.reduce(0) { $0 + $1 * $1 }.squareRoot()
-                func dot(_ v: [Float], _ weights: (Int) -> Float) -> Float { (0..<32).reduce(0) { $0 + v[row * 32 + $1] * weights($1) } }
-                let (plain, lost, adapted) = (dot(xs) { w[o * 32 + $0] }, dot(dropped) { w[o * 32 + $0] }, dot(dropped) { full[$0] })
+                func dot(_ v: [Float], _ weights: (Int) -> Float) -> Float {
+                    (0..<32).reduce(0) { $0 + v[row * 32 + $1] * weights($1) }
+                }
+                let (plain, lost, adapted) = (
+                    dot(xs) { w[o * 32 + $0] }, dot(dropped) { w[o * 32 + $0] }, dot(dropped) { full[$0] }
+                )
                 expected.append(plain + b[o] + m[o] / n * adapted - lost)
             }
         }

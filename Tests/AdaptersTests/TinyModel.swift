@@ -31,7 +31,9 @@ final class TinyNetwork: Network, @unchecked Sendable {
         return try context.tape.add(h, try conv(h, context))
     }
 
-    func logits(_ hidden: Variable, of input: ModelInput, rows: LogitRows, _ context: ForwardContext) throws(PEFTError) -> Variable {
+    func logits(_ hidden: Variable, of input: ModelInput, rows: LogitRows, _ context: ForwardContext) throws(PEFTError)
+        -> Variable
+    {
         try head!(hidden, context)
     }
 }
@@ -64,18 +66,27 @@ struct TinyModel {
         let embedding = Embedding(name: "model.embed_tokens", index: next(), weight: try random([n, d], 1))
         let blocks = try (0..<2).map { i in
             (
-                q: Linear(name: "model.layers.\(i).self_attn.q_proj", index: next(), weight: try weight([w, d]), bias: try random([w])),
-                v: Linear(name: "model.layers.\(i).self_attn.v_proj", index: next(), weight: try weight([d, w]), bias: nil),
-                norm: RMSNorm(name: "model.layers.\(i).input_layernorm", index: next(), weight: try random([d], 1), epsilon: 1e-6)
+                q: Linear(
+                    name: "model.layers.\(i).self_attn.q_proj", index: next(), weight: try weight([w, d]),
+                    bias: try random([w])),
+                v: Linear(
+                    name: "model.layers.\(i).self_attn.v_proj", index: next(), weight: try weight([d, w]), bias: nil),
+                norm: RMSNorm(
+                    name: "model.layers.\(i).input_layernorm", index: next(), weight: try random([d], 1), epsilon: 1e-6)
             )
         }
-        let conv = Linear(name: "model.mix.c_fc", index: next(), weight: try weight([d, d]), bias: try random([d]), isTransposed: true)
+        let conv = Linear(
+            name: "model.mix.c_fc", index: next(), weight: try weight([d, d]), bias: try random([d]), isTransposed: true
+        )
         let head = Linear(name: "lm_head", index: next(), weight: try random([n, d]), bias: nil)
         network = TinyNetwork(embedding: embedding, blocks: blocks, conv: conv, head: head)
         let layers: [any Layer] = [embedding] + blocks.flatMap { [$0.q as any Layer, $0.v, $0.norm] } + [conv, head]
         model = Model(
             engine: engine, precision: .f32,
-            configuration: ["model_type": .string(type), "architectures": .array([.string("LlamaForCausalLM")]), "vocab_size": .integer(Int64(n))],
+            configuration: [
+                "model_type": .string(type), "architectures": .array([.string("LlamaForCausalLM")]),
+                "vocab_size": .integer(Int64(n)),
+            ],
             architecture: type, layers: layers, network: network)
         set = AdapterSet(model, baseName: "tiny")
     }
@@ -89,7 +100,8 @@ struct TinyModel {
         let ids: [Int32] = [1, 5, 9, 2, 20, 7, 7, 3]
         let routing = try routing ?? .all(set.activeAdaptation())
         let context = ForwardContext(
-            tape: tape, routing: routing, batch: 2, length: 4, positions: try Tensor(engine, [0, 1, 2, 3, 0, 1, 2, 3] as [Int32], shape: [8]))
+            tape: tape, routing: routing, batch: 2, length: 4,
+            positions: try Tensor(engine, [0, 1, 2, 3, 0, 1, 2, 3] as [Int32], shape: [8]))
         let input = ModelInput.ids(try Tensor(engine, ids, shape: [8]))
         return try model.logits(try model.hidden(input, context), of: input, context)
     }
@@ -98,7 +110,10 @@ struct TinyModel {
     func randomize(_ name: String, seed: UInt64 = 3, scale: Float = 0.3) throws {
         var stream = RandomStream(seed: seed)
         let values = try set.state(of: name).filter { !$0.name.contains("base_layer.weight") }.map { (name, tensor) in
-            (name, try Tensor(engine, try tensor.floats(engine).map { $0 + stream.normal() * scale }, shape: tensor.shape))
+            (
+                name,
+                try Tensor(engine, try tensor.floats(engine).map { $0 + stream.normal() * scale }, shape: tensor.shape)
+            )
         }
         try set.setState(of: name, values.map { (name: $0.0, tensor: $0.1) })
     }
@@ -120,7 +135,8 @@ func difference(_ a: [Float], _ b: [Float]) -> Float {
 /// A configuration with the settings that most tests have.
 func lora(_ changes: JSONObject = [:]) -> JSONObject {
     var config: JSONObject = [
-        "peft_type": .string("LORA"), "r": .integer(4), "lora_alpha": .integer(6), "target_modules": .array([.string("q_proj"), .string("v_proj")]),
+        "peft_type": .string("LORA"), "r": .integer(4), "lora_alpha": .integer(6),
+        "target_modules": .array([.string("q_proj"), .string("v_proj")]),
         "task_type": .string("CAUSAL_LM"),
     ]
     for (key, value) in changes.pairs { config[key] = value }

@@ -1,7 +1,7 @@
 import Glibc
 
 /// A few threads that run the same body, joined at the end.
-enum DispatchlessThreads {
+enum Threads {
     private final class Job {
         let body: @Sendable (Int) -> Void
         let index: Int
@@ -13,11 +13,13 @@ enum DispatchlessThreads {
         for index in 0..<count {
             var thread = pthread_t()
             let job = Unmanaged.passRetained(Job(body, index)).toOpaque()
-            pthread_create(&thread, nil, { argument in
-                let job = Unmanaged<Job>.fromOpaque(argument!).takeRetainedValue()
-                job.body(job.index)
-                return nil
-            }, job)
+            pthread_create(
+                &thread, nil,
+                { argument in
+                    let job = Unmanaged<Job>.fromOpaque(argument!).takeRetainedValue()
+                    job.body(job.index)
+                    return nil
+                }, job)
             threads.append(thread)
         }
         for thread in threads { pthread_join(thread, nil) }
