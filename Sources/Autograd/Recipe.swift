@@ -22,11 +22,13 @@ final class Recipe {
 enum Kept {
     case value(Tensor)
     case recipe(Recipe)
+    case compressed(CompressedActivation, Engine)
 
     func tensor() throws(PEFTError) -> Tensor {
         switch self {
         case .value(let tensor): tensor
         case .recipe(let recipe): try recipe.result()
+        case .compressed(let activation, let engine): try activation.tensor(engine)
         }
     }
 }

@@ -36,30 +36,37 @@ extension Tape {
         return output
     }
 
-    /// `y = f(gate) · up` (SwiGLU, GeGLU). Keeps `gate` and `up`.
+    /// `y = f(gate) · up` (SwiGLU, GeGLU). Keeps `gate` and `up`, in 8 bits where activations are bf16: they are the largest
+    /// things a decoder's block keeps.
     package func glu(_ gate: Variable, _ up: Variable, _ kind: ActivationKind) throws(PEFTError) -> Variable {
-        let (count, dtype) = (gate.value.count, gate.value.dtype)
-        try require(up.value.count == count && up.value.dtype == dtype, "glu: gate \(gate.shape), up \(up.shape)")
-        let product = { [engine, gate = gate.value, up = up.value] () throws(PEFTError) -> Tensor in
-            let y = try Tensor(engine, gate.shape, dtype)
-            engine.parallel(engine.shares(count)) { part, parts in
-                unsafe pk_glu_forward(engine.level, dtype.rawValue, kind.rawValue, gate.pointer, up.pointer, y.pointer, count, part, parts)
-            }
-            return y
-        }
-        var output = result(try product(), of: gate, up)
-        if output.needsGradient { output.recipe = Recipe(product) }
-        record(output) { [engine] dY throws(PEFTError) in
-            let dGate = try Tensor(engine, gate.shape, dtype)
-            let dUp = try Tensor(engine, up.shape, dtype)
-            engine.parallel(engine.shares(count)) { part, parts in
+        try require(up.value.count == gate.value.count && up.value.dtype == gate.value.dtype, "glu: gate \(gate.shape), up \(up.shape)")
+        var output = result(try engine.glu(gate.value, up.value, kind), of: gate, up)
+        guard output.needsGradient else { return output }
+        let keepsAll = !CompressedActivation.isPossible(gate.value)
+        let (first, second) = keepsAll ? (Kept.value(gate.value), Kept.value(up.value)) : (.compressed(try CompressedActivation(gate.value, engine), engine), .compressed(try CompressedActivation(up.value, engine), engine))
+        output.recipe = Recipe { [engine] () throws(PEFTError) in try engine.glu(try first.tensor(), try second.tensor(), kind) }
+        record(output) { [engine, gateSlot = gate.slot, upSlot = up.slot] dY throws(PEFTError) in
+            let (gate, up) = (try first.tensor(), try second.tensor())
+            // What was decompressed is nobody else's: its memory takes the gradients.
+            let dGate = keepsAll ? try Tensor(engine, gate.shape, gate.dtype) : gate
+            let dUp = keepsAll ? try Tensor(engine, up.shape, up.dtype) : up
+            engine.parallel(engine.shares(gate.count)) { part, parts in
                 unsafe pk_glu_backward(
-                    engine.level, dtype.rawValue, kind.rawValue, gate.value.pointer, up.value.pointer, dY.pointer, dGate.pointer, dUp.pointer, nil, count, part,
-                    parts)
+                    engine.level, gate.dtype.rawValue, kind.rawValue, gate.pointer, up.pointer, dY.pointer, dGate.pointer, dUp.pointer, nil, gate.count, part, parts)
             }
-            try gate.slot?.add(dGate, engine)
-            try up.slot?.add(dUp, engine)
+            try gateSlot?.add(dGate, engine)
+            try upSlot?.add(dUp, engine)
         }
         return output
+    }
+}
+
+extension Engine {
+    fileprivate func glu(_ gate: Tensor, _ up: Tensor, _ kind: ActivationKind) throws(PEFTError) -> Tensor {
+        let y = try Tensor(self, gate.shape, gate.dtype)
+        parallel(shares(gate.count)) { part, parts in
+            unsafe pk_glu_forward(level, gate.dtype.rawValue, kind.rawValue, gate.pointer, up.pointer, y.pointer, gate.count, part, parts)
+        }
+        return y
     }
 }

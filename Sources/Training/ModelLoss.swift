@@ -6,8 +6,8 @@ package import Tensors
 /// Forward passes over host data and the losses of transformers' models: what training, evaluation, `forward` and
 /// `gradients` have in common.
 package enum ModelLoss {
-    /// About what one chunk of logits may take (f32).
-    private static let chunkBytes = 32 << 20
+    /// About what one chunk of logits may take (f32). Each chunk reads the head's weights again, forward and backward.
+    private static let chunkBytes = 16 << 20
 
     /// Checks a batch against a model before anything is computed.
     /// - Throws: `.argument` naming the value and the range: sizes, token ids, labels, length.

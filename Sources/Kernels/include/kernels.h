@@ -205,6 +205,12 @@ void pk_scatter_add_rows(int32_t level, int32_t act, const void *dy, const int32
 /* In-place softmax of rows of f32. */
 void pk_softmax_rows(int32_t level, float *x, int64_t rows, int64_t n, int64_t ld, int32_t part, int32_t parts);
 
+/* ---- compress.c: activations in 8 bits ---- */
+
+/* q[count] and scales[count/32] of x (act); count is a multiple of 32. */
+void pk_compress(int32_t level, int32_t act, const void *x, int8_t *q, float *scales, size_t count, int32_t part, int32_t parts);
+void pk_decompress(int32_t level, int32_t act, const int8_t *q, const float *scales, void *y, size_t count, int32_t part, int32_t parts);
+
 /* ---- unfold.c: convolutions as products ---- */
 
 /* The patches of pictures [batch, channels, in…]; 3 dimensions, unused ones first with size 1. */
