@@ -47,7 +47,8 @@ package struct Tensor: Sendable {
 
     /// True when no other tensor shares the memory: it may be changed in place.
     package mutating func hasStorageAlone() -> Bool {
-        storage.isWritable && isKnownUniquelyReferenced(&storage)
+        // In this order: looking at the storage first may leave a reference to it behind that counts as another's.
+        isKnownUniquelyReferenced(&storage) && storage.isWritable
     }
 
     /// The same values under another shape of the same count.

@@ -6,20 +6,26 @@ import Testing
 @Suite struct TensorTests {
     private let engine = Engine(threads: 2)
 
-    @Test("views share memory; being alone is known")
+    @Test("being alone is known")
+    func alone() throws {
+        func isAlone(_ tensor: inout Tensor) -> Bool { tensor.hasStorageAlone() }
+        var whole = try Tensor(engine, [4, 3])
+        let before = isAlone(&whole)
+        var views = [try whole.rows(1..<3)]
+        let during = isAlone(&whole)
+        #expect(views.count == 1)
+        views.removeAll()
+        let after = isAlone(&whole)
+        #expect(before && !during && after)
+    }
+
+    @Test("views share memory")
     func views() throws {
-        var whole = try Tensor(engine, (0..<12).map { Float($0) }, shape: [4, 3])
-        let before = whole.hasStorageAlone()
-        #expect(before)
-        do {
-            let part = try whole.rows(1..<3)
-            let during = whole.hasStorageAlone()
-            #expect(!during && part.shape == [2, 3])
-            #expect(try part.floats(engine) == [3, 4, 5, 6, 7, 8])
-            #expect(try part.reshaped([3, 2]).rows(2..<3).floats(engine) == [7, 8])
-        }
-        let after = whole.hasStorageAlone()
-        #expect(after)
+        let whole = try Tensor(engine, (0..<12).map { Float($0) }, shape: [4, 3])
+        let part = try whole.rows(1..<3)
+        #expect(part.shape == [2, 3] && part.storage === whole.storage)
+        #expect(try part.floats(engine) == [3, 4, 5, 6, 7, 8])
+        #expect(try part.reshaped([3, 2]).rows(2..<3).floats(engine) == [7, 8])
         #expect(throws: PEFTError.self) { try whole.rows(2..<5) }
         #expect(throws: PEFTError.self) { try whole.reshaped([5, 2]) }
         #expect(throws: PEFTError.self) { try whole.reshaped([-1, -12]) }
