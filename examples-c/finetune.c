@@ -17,6 +17,7 @@ static const char *const usage =
     "  --rank N          rank of the adapter (8)          --alpha N      its scale (2 x rank)\n"
     "  --epochs N        rounds through the data (3)      --steps N      or: so many steps\n"
     "  --lr X            learning rate (1e-3)             --batch N      samples in a step (4)\n"
+    "  --dropout X       of the adapter's input (0)\n"
     "  --length N        longest sample in tokens (512)   --packing      fill samples up to that length\n"
     "  --memory MB       limit for everything but the model file\n"
     "  --threads N       processors to use (all)          --seed N       (0)\n";
@@ -24,7 +25,7 @@ static const char *const usage =
 typedef struct options {
   const char *model, *data, *heldout, *out;
   int rank, epochs, steps, batch, length, packing, memory, threads, seed;
-  double alpha, lr;
+  double alpha, lr, dropout;
 } options;
 
 /* Fills in `o` from the command line; returns what is wrong with it, or NULL. */
@@ -34,7 +35,7 @@ static const char *parse(options *o, int argc, char **argv) {
       {"--model", &o->model, NULL, NULL},  {"--data", &o->data, NULL, NULL},    {"--heldout", &o->heldout, NULL, NULL}, {"--out", &o->out, NULL, NULL},
       {"--rank", NULL, &o->rank, NULL},    {"--epochs", NULL, &o->epochs, NULL}, {"--steps", NULL, &o->steps, NULL},     {"--batch", NULL, &o->batch, NULL},
       {"--length", NULL, &o->length, NULL}, {"--memory", NULL, &o->memory, NULL}, {"--threads", NULL, &o->threads, NULL}, {"--seed", NULL, &o->seed, NULL},
-      {"--alpha", NULL, NULL, &o->alpha},  {"--lr", NULL, NULL, &o->lr},
+      {"--alpha", NULL, NULL, &o->alpha},  {"--lr", NULL, NULL, &o->lr},        {"--dropout", NULL, NULL, &o->dropout},
   };
   for (int i = 1; i < argc; i++) {
     if (strcmp(argv[i], "--packing") == 0) {
@@ -101,7 +102,8 @@ static int32_t finetune(const options *o, peft_context *context, peft_error *err
   int32_t code;
 
   if ((code = peft_model_open(&model, context, o->model, NULL, error)) < 0) goto end;
-  snprintf(text, sizeof text, "{\"peft_type\": \"LORA\", \"r\": %d, \"lora_alpha\": %g, \"target_modules\": \"all-linear\", \"task_type\": \"CAUSAL_LM\"}", o->rank, o->alpha);
+  snprintf(text, sizeof text, "{\"peft_type\": \"LORA\", \"r\": %d, \"lora_alpha\": %g, \"lora_dropout\": %g, \"target_modules\": \"all-linear\", \"task_type\": \"CAUSAL_LM\"}",
+           o->rank, o->alpha, o->dropout);
   if ((code = peft_adapter_add(model, "default", text, NULL, error)) < 0) goto end;
   if ((code = peft_adapter_status(status, sizeof status, &size, model, error)) < 0) goto end;
   double trainable = number(status, "trainable_parameters"), all = number(status, "all_parameters");

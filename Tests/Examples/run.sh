@@ -32,11 +32,14 @@ check "minimal goes on with a text" 0 '.' "$build/minimal" model "Once upon a ti
 check "minimal says what is missing" 1 "not found: .*nowhere" "$build/minimal" nowhere "Once"
 
 for i in 1 2 3 4 5 6 7 8; do echo '{"messages": [{"role": "user", "content": "Hi '$i'"}, {"role": "assistant", "content": "Yes, what?"}]}'; done > data.jsonl
-check "finetune" 0 "saved to learned" "$build/finetune" --model model --data data.jsonl --heldout data.jsonl --out learned --epochs 2 --rank 2 --lr 1e-2
+check "finetune" 0 "saved to learned" "$build/finetune" --model model --data data.jsonl --heldout data.jsonl --out learned --epochs 60 --rank 8 --lr 2e-2
 check "finetune's folder" 0 '"peft_type": "LORA"' cat learned/adapter_config.json
 check "finetune by steps, packed, little memory" 0 "step 3/3" "$build/finetune" --model model --data data.jsonl --out short --steps 3 --packing --length 64 --memory 100
-check "finetune without room says how much" 1 "memory: " "$build/finetune" --model model --data data.jsonl --out never --memory 1
-check "finetune with a bad line names it" 1 "line 1" "$build/finetune" --model model --data /dev/stdin --out never
+yes "All work and no play" | head -c 20000 > long.txt
+check "finetune without room says how much" 1 "finetune: memory: .*[0-9]" "$build/finetune" --model model --data long.txt --length 64 --batch 128 --out never --memory 1
+(cat data.jsonl; echo '{"messages": "no list"}') > broken.jsonl
+check "finetune with a bad line names it" 1 "line 9|:9" "$build/finetune" --model model --data broken.jsonl --out never
+check "what failed leaves nothing" 1 "" test -e never
 check "finetune explains itself" 2 "usage: finetune" "$build/finetune" --model model --out never
 check "finetune names what it does not know" 2 "finetune: --rnak" "$build/finetune" --rnak 3
 
