@@ -175,7 +175,7 @@ class PeftIOError(PeftError, OSError):
         return self.args[0]
 
 
-class PeftLookupError(PeftError, LookupError):
+class PeftLookupError(PeftValueError, LookupError):
     """No such file, name or key."""
 
 
