@@ -181,3 +181,23 @@ def test_configure(model, ids):
     assert ids[0].tolist() + list(session.tokens(5)) == greedy(model, ids[0], 5)
     with pytest.raises(PeftError, match="context_length"):
         session.configure(context_length=8)
+
+
+def test_sessions_step_together(talking):
+    """One pass for all, whatever adapters each has, gives each what it gets alone."""
+    for seed, name in enumerate("ab"):
+        talking.add_adapter(name, LORA, seed=seed)
+        stir(talking, name, seed)
+
+    def fresh():
+        return [talking.session(context_length=64, ignore_eos=True, adapters=a).append(text) for a, text in ((["a"], "iron"), (["b"], "steel rod"), ([], "x"))]
+
+    alone = [list(s.tokens(12)) for s in fresh()]
+    sessions = fresh()
+    steps = [type(sessions[0]).step(sessions) for _ in range(12)]
+    assert [[step[i][0] for step in steps] for i in range(3)] == alone
+    assert all("".join(step[i][1] for step in steps) == talking.tokenizer.decode(alone[i], skip_special_tokens=True) for i in range(3))
+    with pytest.raises(PeftError):
+        type(sessions[0]).step([sessions[0], sessions[0]])
+    with pytest.raises(PeftError):
+        type(sessions[0]).step([])
