@@ -12,7 +12,7 @@ echo "  SmolLM2-135M-Instruct: $(du -h --apparent-size "$model" | cut -f1)B, wei
 
 step "Fine-tuning on $(wc -l < examples-data/blacksmith.jsonl) dialogues with a blacksmith (examples-data/blacksmith.jsonl)"
 build/finetune --model "$model" --data examples-data/blacksmith.jsonl --heldout examples-data/blacksmith-heldout.jsonl --out "$out" \
-  --packing --batch 1 --length 512 --epochs "${EPOCHS:-5}" --lr 2e-3 --rank 8
+  --batch 8 --epochs "${EPOCHS:-4}" --lr 2e-3 --rank 8
 
 step "The same questions, before and after"
 build/chat --model "$model" --adapter brenna="$out" --tokens 60 --compare examples-data/blacksmith-questions.txt | tidy
