@@ -71,7 +71,7 @@ RATIOS = [
     Ratio("decoding : transformers bf16, tok/s", ("decode", "tok_s"), ("transformers bf16 decode 64", "tok_s")),
     Ratio("decoding, tok/s", ("decode", "tok_s"), None, "≥ 300"),
     Ratio("decoding with a LoRA : without, tok/s", ("decode lora", "tok_s"), ("decode", "tok_s"), "≥ 0.95"),
-    Ratio("8 sessions with 8 adapters in turn : one session, tok/s", ("sessions 8", "tok_s"), ("decode", "tok_s")),
+    Ratio("8 sessions with 8 adapters together : one with one, tok/s", ("sessions 8", "tok_s"), ("decode lora", "tok_s"), "≥ 4"),
     Ratio("file to first token, ms", ("start", "first_token_ms"), None, "≤ 50"),
     Ratio("loading an adapter, ms", ("start", "adapter_load_ms"), None, "≤ 5"),
     Ratio("switching an adapter, µs", ("start", "adapter_switch_us"), None, "≤ 10"),

@@ -4,7 +4,7 @@
     make bench          (Benchmarks/run.sh: makes the peers' virtual environment first)      make bench-quick
 
 Every measurement is a process of its own; ours and the peers' alternate, round after round, because the machine's speed drifts;
-the best of all rounds counts. Prints ratios; --json writes every figure, --chart a picture (with the peers' matplotlib).
+the best of all rounds counts, and the share of the machine that others took meanwhile is shown. Prints ratios; --json writes every figure, --chart a picture (with the peers' matplotlib).
 """
 import argparse
 import json
@@ -20,17 +20,37 @@ from jobs import JOBS, RATIOS
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 #: Figures of which the smallest is the best.
-SMALLER = ("peak_mb", "_ms", "_us", "_mb")
+SMALLER = ("others", "_ms", "_us", "_mb")
+
+
+def busy_seconds():
+    """Processor seconds that all processes together have used."""
+    user, nice, system, _, _, irq, softirq, *_ = map(int, open("/proc/stat").readline().split()[1:])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_for_quiet(patience):
+    """Waits until others leave the processors alone for a moment, at most `patience` seconds."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        before = busy_seconds()
+        time.sleep(0.5)
+        if busy_seconds() - before < 0.05:
+            return
 
 
 def run(command):
-    """The JSON lines a measurement printed; None (and why) where it failed."""
+    """The JSON lines a measurement printed, with the share of the machine that others took meanwhile; [] where it failed."""
+    begin, busy, own = time.monotonic(), busy_seconds(), os.times()
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    used = os.times()
+    others = busy_seconds() - busy - (used.children_user + used.children_system - own.children_user - own.children_system)
+    others /= (time.monotonic() - begin) * len(os.sched_getaffinity(0))
     lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
     if result.returncode != 0 or not lines:
         print(f"  failed ({result.returncode}): {' '.join(map(str, command))}\n  {result.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
         return []
-    return lines
+    return [{**line, "others": round(max(0, others), 2)} for line in lines]
 
 
 def keep_best(figures, key, line):
@@ -42,7 +62,7 @@ def keep_best(figures, key, line):
 
 
 def start_of_program():
-    """Milliseconds to start, print the version and end: examples-c/minimal.c, less what an empty program takes is not taken off."""
+    """Milliseconds to start, print the version and end: examples-c/minimal.c."""
     program = ROOT / "build" / "minimal"
     if not program.exists():
         return []
@@ -67,10 +87,9 @@ def measure(arguments, figures):
         print(f"round {number + 1} of {arguments.rounds}", flush=True)
         for job in chosen(arguments):
             words = [word.format(**places) for word in job.arguments.split()]
-            if job.program == "engine":
-                lines = run([sys.executable, HERE / "engine.py", *words])
-            else:
-                lines = run([arguments.peers_python, HERE / "peers" / "peers.py", *words])
+            program = [sys.executable, HERE / "engine.py"] if job.program == "engine" else [arguments.peers_python, HERE / "peers" / "peers.py"]
+            wait_for_quiet(arguments.patience)
+            lines = run([*arguments.prefix.split(), *program, *words])
             for line in lines:
                 key = job.key if len(lines) == 1 else f"{job.key} {line['work']}"
                 keep_best(figures, key, line)
@@ -111,6 +130,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="ours only, once, two minutes")
     parser.add_argument("--rounds", type=int)
+    parser.add_argument("--patience", type=float, default=20, help="seconds to wait before a measurement while others use the processors")
+    parser.add_argument("--prefix", default="", help="put in front of every measurement: taskset -c 0, nice -n -5, …")
     parser.add_argument("--only", help="parts of job names, separated by commas")
     parser.add_argument("--cache", type=Path, default=ROOT / ".cache")
     parser.add_argument("--model", type=Path)
