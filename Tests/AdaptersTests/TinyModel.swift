@@ -2,6 +2,7 @@ import Autograd
 import Platform
 import Quantization
 import Tensors
+import Testing
 
 @testable import Adapters
 @testable import Models
@@ -104,6 +105,33 @@ struct TinyModel {
             positions: try Tensor(engine, [0, 1, 2, 3, 0, 1, 2, 3] as [Int32], shape: [8]))
         let input = ModelInput.ids(try Tensor(engine, ids, shape: [8]))
         return try model.logits(try model.hidden(input, context), of: input, context)
+    }
+
+    /// dL/dp of random entries of every trainable parameter by central differences; L = Σ logits · weights.
+    func checkGradients(seed: UInt64) throws {
+        let store = GradientStore(engine)
+        let tape = Tape(engine, .f32, gradients: store)
+        let output = try logitsVariable(tape: tape)
+        var stream = RandomStream(seed: seed)
+        let weights = (0..<output.value.count).map { _ in stream.normal() }
+        try tape.backward(from: output, gradient: try Tensor(engine, weights, shape: output.shape))
+        func loss() throws -> Double { zip(try logits(), weights).reduce(0) { $0 + Double($1.0) * Double($1.1) } }
+        for (key, parameter) in try set.trainableParameters() {
+            let gradient = try #require(store.gradient(of: parameter), "\(key)").floats(engine)
+            let scale = gradient.map(abs).max() ?? 0
+            for _ in 0..<3 {
+                let index = Int(stream.below(UInt32(parameter.value.count)))
+                func shifted(_ by: Float) throws -> Double {
+                    parameter.value.withMutableFloats { $0[index] += by }
+                    defer { parameter.value.withMutableFloats { $0[index] -= by } }
+                    return try loss()
+                }
+                let numeric = (try shifted(0.02) - shifted(-0.02)) / 0.04
+                #expect(
+                    abs(Double(gradient[index]) - numeric) < 0.02 * Double(scale) + 1e-3,
+                    "\(key)[\(index)]: \(gradient[index]) and \(numeric)")
+            }
+        }
     }
 
     /// Gives every parameter of an adapter random values, so that it does something.
