@@ -17,7 +17,7 @@ struct GGUFModel {
         guard let modelType = GGUFModel.families[family] else {
             throw PEFTError(.unsupported, "\(gguf.origin): architecture \"\(family)\"; from GGUF this version reads \(GGUFModel.families.keys.sorted().joined(separator: ", "))")
         }
-        let config = try GGUFModel.configuration(gguf, family, modelType)
+        let config = try GGUFModel.configuration(gguf, family, modelType, engine)
         configuration = ModelConfiguration(config, origin: gguf.origin)
         let heads = family == "llama" ? (try configuration.size("num_attention_heads"), try configuration.size("num_key_value_heads")) : nil
         var named: [NamedTensor] = []
@@ -56,7 +56,7 @@ struct GGUFModel {
 
     // MARK: Configuration
 
-    private static func configuration(_ gguf: GGUF, _ family: String, _ modelType: String) throws(PEFTError) -> JSONObject {
+    private static func configuration(_ gguf: GGUF, _ family: String, _ modelType: String, _ engine: Engine) throws(PEFTError) -> JSONObject {
         var config: JSONObject = ["model_type": .string(modelType), "architectures": .array([.string(classes[family] ?? "")]), "hidden_act": .string("silu")]
         func integer(_ key: String) throws(PEFTError) -> Int64 { Int64(try gguf.integer("\(family).\(key)")) }
         config["num_hidden_layers"] = .integer(try integer("block_count"))
@@ -77,7 +77,7 @@ struct GGUFModel {
         if let experts = gguf["\(family).expert_count"]?.intValue, experts > 0 {
             throw PEFTError(.unsupported, "\(gguf.origin): \(family).expert_count is \(experts); this version has no mixtures of experts")
         }
-        config["rope_parameters"] = .object(try rotary(gguf, family, config))
+        config["rope_parameters"] = .object(try rotary(gguf, family, config, engine))
         for (key, name) in [("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id"), ("padding_token_id", "pad_token_id")] {
             if let id = gguf["tokenizer.ggml.\(key)"]?.intValue { config[name] = .integer(Int64(id)) }
         }
@@ -91,7 +91,7 @@ struct GGUFModel {
 
     private static func decimal(_ value: Double) -> Double { Double("\(Float(value))") ?? value }
 
-    private static func rotary(_ gguf: GGUF, _ family: String, _ config: JSONObject) throws(PEFTError) -> JSONObject {
+    private static func rotary(_ gguf: GGUF, _ family: String, _ config: JSONObject, _ engine: Engine) throws(PEFTError) -> JSONObject {
         let base = decimal(gguf["\(family).rope.freq_base"]?.doubleValue ?? 10000)
         let headSize = config["head_dim"]?.intValue ?? (config["hidden_size"]?.intValue ?? 0) / max(config["num_attention_heads"]?.intValue ?? 1, 1)
         if let dimension = gguf["\(family).rope.dimension_count"]?.intValue, dimension != headSize {
@@ -99,7 +99,7 @@ struct GGUFModel {
         }
         let kind = gguf["\(family).rope.scaling.type"]?.stringValue ?? "none"
         let factor = gguf["\(family).rope.scaling.factor"]?.doubleValue ?? 1
-        if let factors = gguf.tensors.peek(rotaryFactors) { return try llama3(factors, base, headSize, gguf.origin) }
+        if let factors = gguf.tensors.peek(rotaryFactors) { return try llama3(factors, base, headSize, gguf.origin, engine) }
         switch kind {
         case "none": return ["rope_type": .string("default"), "rope_theta": .number(base)]
         case "linear": return ["rope_type": .string("linear"), "rope_theta": .number(base), "factor": .number(decimal(factor))]
@@ -109,8 +109,8 @@ struct GGUFModel {
 
     /// llama.cpp stores Llama 3's scaling as what each frequency is divided by; its largest value is the factor, the rest of
     /// the rule has been the same for all published models.
-    private static func llama3(_ factors: Tensor, _ base: Double, _ headSize: Int, _ origin: String) throws(PEFTError) -> JSONObject {
-        let values = try factors.floats(Engine())
+    private static func llama3(_ factors: Tensor, _ base: Double, _ headSize: Int, _ origin: String, _ engine: Engine) throws(PEFTError) -> JSONObject {
+        let values = try factors.floats(engine)
         let rule = Llama3Scaling(factor: values.max() ?? 1)
         let isRule = values.count == headSize / 2 && values.enumerated().allSatisfy { index, value in
             let frequency = Float(1 / pow(base, Double(2 * index) / Double(headSize)))
