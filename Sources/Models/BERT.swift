@@ -30,7 +30,7 @@ package final class BERT: Architecture {
         paddingID = family == "roberta" ? Int32(clamping: configuration.json["pad_token_id"]?.intValue ?? 1) : nil
         // A bare model's names begin without the family's.
         let prefix = configuration.headClass?.hasSuffix("Model") == true && !build.has("\(family).embeddings.word_embeddings.weight") ? "" : "\(family)."
-        build.ignore { $0.hasSuffix("embeddings.position_ids") || $0.hasPrefix("cls.") || $0.hasPrefix("lm_head.") }
+        build.ignore { $0.hasSuffix("embeddings.position_ids") }
         words = try build.embedding(prefix + "embeddings.word_embeddings", try configuration.size("vocab_size"), hidden)
         places = try build.embedding(prefix + "embeddings.position_embeddings", try configuration.size("max_position_embeddings"), hidden)
         tokenTypes = try build.embedding(prefix + "embeddings.token_type_embeddings", try configuration.size("type_vocab_size", or: 2), hidden)

@@ -20,7 +20,6 @@ package final class DistilBERT: Architecture {
         try configuration.warnOfAttentionDropout("attention_dropout", build)
         dropout = Float(try configuration.number("dropout", or: 0.1))
         let prefix = configuration.headClass?.hasSuffix("Model") == true && !build.has("distilbert.embeddings.word_embeddings.weight") ? "" : "distilbert."
-        build.ignore { $0.hasPrefix("vocab_") }
         words = try build.embedding(prefix + "embeddings.word_embeddings", try configuration.size("vocab_size"), hidden)
         places = try build.embedding(prefix + "embeddings.position_embeddings", try configuration.size("max_position_embeddings", or: 512), hidden)
         norm = try build.layerNorm(prefix + "embeddings.LayerNorm", hidden, epsilon: 1e-12)
