@@ -34,16 +34,17 @@ import Testing
         #expect(relativeError(seen(found), seen(try want.floats(model.engine))) < 2e-4)
     }
 
-    @Test func vectors() throws {
-        let model = try OpenedModel.open(path: Golden.base("mlp"), Engine(), compute: .f32).model
-        let expected = try Golden.tensors("lora_mlp", "expected")
+    /// Networks without tokens: a perceptron, convolutions in two dimensions and in one.
+    @Test(arguments: [("lora_mlp", "mlp"), ("lora_conv2d", "cnn"), ("lora_conv1d_torch", "cnn1d")]) func vectors(_ test: String, _ base: String) throws {
+        let model = try OpenedModel.open(path: Golden.base(base), Engine(), compute: .f32).model
+        let expected = try Golden.tensors(test, "expected")
         for item in expected.all where item.name.hasPrefix("merged.") {
             let parts = item.name.dropFirst("merged.".count).split(separator: ".")
             try #require(model.layer(named: parts.dropLast().joined(separator: "."))).setTensor(String(parts.last!), item.tensor)
         }
-        let x = try Golden.tensors("lora_mlp", "inputs").tensor(named: "x")
+        let x = try Golden.tensors(test, "inputs").tensor(named: "x")
         let context = ForwardContext(
-            tape: Tape(model.engine, .f32), routing: .all(model.unadapted), batch: x.rows, length: 1, positions: try Tensor(model.engine, [Int32](repeating: 0, count: x.rows), shape: [x.rows]))
+            tape: Tape(model.engine, .f32), routing: .all(model.unadapted), batch: x.shape[0], length: 1, positions: try Tensor(model.engine, [Int32](repeating: 0, count: x.shape[0]), shape: [x.shape[0]]))
         let input = ModelInput.features(Variable(x))
         let logits = try model.logits(try model.hidden(input, context), of: input, context).value
         #expect(relativeError(try logits.floats(model.engine), try expected.tensor(named: "logits_merged").floats(model.engine)) < 2e-4)
