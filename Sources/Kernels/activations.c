@@ -27,11 +27,11 @@ void pk_glu_backward(int32_t level, int32_t act, int32_t kind, const void *gate,
 
 #else
 
-/* f(x), and f'(x) in *slope. Where only one is used the compiler drops the rest. */
-INLINE vf NAME(evaluate)(int32_t kind, vf x, vf *slope) {
+/* f(x), and f'(x) in *slope. Where only one is used the compiler drops the rest. coarse: the results become bf16. */
+INLINE vf NAME(evaluate)(int coarse, int32_t kind, vf x, vf *slope) {
   switch (kind) {
     case PK_SILU: {
-      const vf s = vsigmoid(x);
+      const vf s = coarse ? vsigmoid_coarse(x) : vsigmoid(x);
       *slope = s + s * x * (1.0f - s);
       return x * s;
     }
@@ -69,41 +69,71 @@ INLINE vf NAME(evaluate)(int32_t kind, vf x, vf *slope) {
   }
 }
 
-static void NAME(activation_forward)(int32_t act, int32_t kind, const void *x, void *y, pk_range share) {
+/* The loops, compiled for each type of activations. */
+
+INLINE void NAME(activation_forward_as)(int32_t act, int32_t kind, const void *x, void *y, pk_range share) {
   FOR_VECTORS(i, n, share.begin, share.end) {
     vf slope;
-    vstore(act, y, i, n, NAME(evaluate)(kind, vload(act, x, i, n), &slope));
+    vstore(act, y, i, n, NAME(evaluate)(act == PK_BF16, kind, vload(act, x, i, n), &slope));
   }
 }
 
-static void NAME(activation_backward)(int32_t act, int32_t kind, const void *x, const void *dy, void *dx,
-                                      int32_t accumulate, pk_range share) {
+INLINE void NAME(activation_backward_as)(int32_t act, int32_t kind, const void *x, const void *dy, void *dx, int32_t accumulate, pk_range share) {
   FOR_VECTORS(i, n, share.begin, share.end) {
     vf slope;
-    NAME(evaluate)(kind, vload(act, x, i, n), &slope);
+    NAME(evaluate)(act == PK_BF16, kind, vload(act, x, i, n), &slope);
     vf d = vload(act, dy, i, n) * slope;
     if (accumulate) d += vload(act, dx, i, n);
     vstore(act, dx, i, n, d);
   }
 }
 
-static void NAME(glu_forward)(int32_t act, int32_t kind, const void *gate, const void *up, void *y, pk_range share) {
+INLINE void NAME(glu_forward_as)(int32_t act, int32_t kind, const void *gate, const void *up, void *y, pk_range share) {
   FOR_VECTORS(i, n, share.begin, share.end) {
     vf slope;
-    vstore(act, y, i, n, NAME(evaluate)(kind, vload(act, gate, i, n), &slope) * vload(act, up, i, n));
+    vstore(act, y, i, n, NAME(evaluate)(act == PK_BF16, kind, vload(act, gate, i, n), &slope) * vload(act, up, i, n));
   }
 }
 
-static void NAME(glu_backward)(int32_t act, int32_t kind, const void *gate, const void *up, const void *dy,
-                               void *d_gate, void *d_up, void *y, pk_range share) {
+INLINE void NAME(glu_backward_as)(int32_t act, int32_t kind, const void *gate, const void *up, const void *dy, void *d_gate, void *d_up, void *y,
+                                  pk_range share) {
   FOR_VECTORS(i, n, share.begin, share.end) {
     vf slope;
-    const vf f = NAME(evaluate)(kind, vload(act, gate, i, n), &slope);
+    const vf f = NAME(evaluate)(act == PK_BF16, kind, vload(act, gate, i, n), &slope);
     const vf u = vload(act, up, i, n), d = vload(act, dy, i, n);
     vstore(act, d_gate, i, n, d * u * slope);
     vstore(act, d_up, i, n, d * f);
     if (y) vstore(act, y, i, n, f * u);
   }
 }
+
+#define EACH_TYPE(act, f, ...) ((act) == PK_F32 ? f(PK_F32, __VA_ARGS__) : f(PK_BF16, __VA_ARGS__))
+
+static void NAME(activation_forward)(int32_t act, int32_t kind, const void *x, void *y, pk_range share) {
+  EACH_TYPE(act, NAME(activation_forward_as), kind, x, y, share);
+}
+
+static void NAME(activation_backward)(int32_t act, int32_t kind, const void *x, const void *dy, void *dx, int32_t accumulate, pk_range share) {
+  EACH_TYPE(act, NAME(activation_backward_as), kind, x, dy, dx, accumulate, share);
+}
+
+/* SwiGLU, the most frequent, has loops without a choice inside. */
+static void NAME(glu_forward)(int32_t act, int32_t kind, const void *gate, const void *up, void *y, pk_range share) {
+  if (kind == PK_SILU) {
+    EACH_TYPE(act, NAME(glu_forward_as), PK_SILU, gate, up, y, share);
+  } else {
+    EACH_TYPE(act, NAME(glu_forward_as), kind, gate, up, y, share);
+  }
+}
+
+static void NAME(glu_backward)(int32_t act, int32_t kind, const void *gate, const void *up, const void *dy, void *d_gate, void *d_up, void *y, pk_range share) {
+  if (kind == PK_SILU) {
+    EACH_TYPE(act, NAME(glu_backward_as), PK_SILU, gate, up, dy, d_gate, d_up, y, share);
+  } else {
+    EACH_TYPE(act, NAME(glu_backward_as), kind, gate, up, dy, d_gate, d_up, y, share);
+  }
+}
+
+#undef EACH_TYPE
 
 #endif

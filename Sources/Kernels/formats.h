@@ -32,17 +32,16 @@ pk_encode_fn *pk_encoder_avx512(int32_t type);
 pk_decode_fn *pk_decoder(int32_t level, int32_t type);
 pk_encode_fn *pk_encoder(int32_t level, int32_t type);
 
-/* The factors of sub-block s (0 … 7) of a q4_K or q5_K super-block: f16 d, dmin, then 8 six-bit scales and minima in 12
- * bytes. A value is scale·q − minimum. */
-typedef struct pk_k_scale {
-  float scale, minimum;
-} pk_k_scale;
+/* The six-bit factors of sub-block s (0 … 7) of a q4_K or q5_K super-block, which begins with f16 d, f16 dmin and 8 scales
+ * and minima in 12 bytes. A value is (d·scale)·q − dmin·minimum. */
+typedef struct pk_k_factors {
+  int scale, minimum;
+} pk_k_factors;
 
-static inline pk_k_scale pk_k_scale_of(const uint8_t *block, int s) {
+static inline pk_k_factors pk_k_factors_of(const uint8_t *block, int s) {
   const uint8_t *p = block + 4;
-  const int scale = s < 4 ? p[s] & 63 : (p[s + 4] & 15) | (p[s - 4] >> 6) << 4;
-  const int minimum = s < 4 ? p[s + 4] & 63 : (p[s + 4] >> 4) | (p[s] >> 6) << 4;
-  return (pk_k_scale){pk_f16_to_f32(pk_load16(block)) * (float)scale, pk_f16_to_f32(pk_load16(block + 2)) * (float)minimum};
+  return s < 4 ? (pk_k_factors){p[s] & 63, p[s + 4] & 63}
+               : (pk_k_factors){(p[s + 4] & 15) | (p[s - 4] >> 6) << 4, (p[s + 4] >> 4) | (p[s] >> 6) << 4};
 }
 
 #endif

@@ -3,7 +3,7 @@
  *
  * A block of q4 or q5 has 16 or 32 different values. They are computed once, rounded, and then looked up by the quanta: 32
  * values cost one word permute instead of two conversions, two multiply-adds and a rounding. q8_0 and q6_K have too many
- * values for that and are computed. About 0.3 cycles a value. */
+ * values for that and are computed. About 0.4 cycles a value. */
 #include "formats.h"
 
 #if defined(__x86_64__)
@@ -18,31 +18,36 @@ INLINE __m512i round_two(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne
 /* 0, 1, … 15 */
 INLINE __m512 count_up(void) { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
 
-/* Two bytes of f16 in all lanes. */
-INLINE __m512 half_at(const uint8_t *p) { return _mm512_cvtph_ps(_mm256_set1_epi16((short)pk_load16(p))); }
+/* Two f16 side by side, converted together: which = 0 or 1 of them in all lanes. */
+INLINE __m128 halves_at(const uint8_t *p) { return _mm_cvtph_ps(_mm_cvtsi32_si128((int)pk_load32(p))); }
+INLINE __m512 first_of(__m128 halves) { return _mm512_broadcastss_ps(halves); }
+INLINE __m512 second_of(__m128 halves) { return _mm512_broadcastss_ps(_mm_movehdup_ps(halves)); }
 
-/* 16 bytes of nibbles: words 0 … 15 the low ones, 16 … 31 the high ones. */
+/* 16 bytes of nibbles: words 0 … 15 have the low ones, 16 … 31 the high ones; what the low ones' words hold above must
+ * not matter (look_up takes five bits, table16 has its values twice). */
 INLINE __m512i nibbles_at(const uint8_t *p) {
   const __m256i bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)p));
-  return _mm512_and_si512(_mm512_inserti64x4(_mm512_castsi256_si512(bytes), _mm256_srli_epi16(bytes, 4), 1), _mm512_set1_epi16(15));
+  return _mm512_inserti64x4(_mm512_castsi256_si512(bytes), _mm256_srli_epi16(bytes, 4), 1);
 }
+INLINE __m512i only_nibbles(__m512i words) { return _mm512_and_si512(words, _mm512_set1_epi16(15)); }
 
 /* 32 bytes as words. */
 INLINE __m512i words_at(const uint8_t *p) { return _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)p)); }
 
 INLINE __m512i with_fifth_bits(__m512i quanta, __mmask32 set) { return _mm512_or_si512(quanta, _mm512_maskz_set1_epi16(set, 16)); }
 
-/* d·(q − zero) + m for q = 0 … 15. */
+/* d·(q − zero) + m for q = 0 … 15, twice. The product is exact (at most 22 bits), so that a multiply-add rounds as often as
+ * the f32 decoders do. */
 INLINE __m512i table16(__m512 d, float zero, __m512 m) {
-  const __m512 low = _mm512_add_ps(_mm512_mul_ps(d, _mm512_sub_ps(count_up(), _mm512_set1_ps(zero))), m);
-  return _mm512_castsi256_si512((__m256i)_mm512_cvtneps_pbh(low));
+  const __m512 low = _mm512_fmadd_ps(d, _mm512_sub_ps(count_up(), _mm512_set1_ps(zero)), m);
+  return round_two(low, low);
 }
 
 /* The same for q = 0 … 31. */
 INLINE __m512i table32(__m512 d, float zero, __m512 m) {
   const __m512 from = _mm512_sub_ps(count_up(), _mm512_set1_ps(zero));
-  const __m512 low = _mm512_add_ps(_mm512_mul_ps(d, from), m);
-  const __m512 high = _mm512_add_ps(_mm512_mul_ps(d, _mm512_add_ps(from, _mm512_set1_ps(16))), m);
+  const __m512 low = _mm512_fmadd_ps(d, from, m);
+  const __m512 high = _mm512_fmadd_ps(d, _mm512_add_ps(from, _mm512_set1_ps(16)), m);
   return round_two(low, high);
 }
 
@@ -79,13 +84,23 @@ static void decode_bf16(const void *row, int64_t first, int64_t count, void *out
     uint16_t *to = out;                                                                         \
     for (int64_t i = 0; i < count; i += 32, p += size, to += 32) { store; }                     \
   }
-BLOCKS(q4_0, 18, look_up(table16(half_at(p), 8, _mm512_setzero_ps()), nibbles_at(p + 2), to))
-BLOCKS(q4_1, 20, look_up(table16(half_at(p), 0, half_at(p + 2)), nibbles_at(p + 4), to))
-BLOCKS(q5_0, 22, look_up(table32(half_at(p), 16, _mm512_setzero_ps()), with_fifth_bits(nibbles_at(p + 6), pk_load32(p + 2)), to))
-BLOCKS(q5_1, 24, look_up(table32(half_at(p), 0, half_at(p + 2)), with_fifth_bits(nibbles_at(p + 8), pk_load32(p + 4)), to))
+BLOCKS(q4_0, 18, look_up(table16(first_of(halves_at(p)), 8, _mm512_setzero_ps()), nibbles_at(p + 2), to))
+BLOCKS(q5_0, 22, look_up(table32(first_of(halves_at(p)), 16, _mm512_setzero_ps()), with_fifth_bits(only_nibbles(nibbles_at(p + 6)), pk_load32(p + 2)), to))
+
+INLINE void store_q4_1(const uint8_t *p, uint16_t *to) {
+  const __m128 halves = halves_at(p);
+  look_up(table16(first_of(halves), 0, second_of(halves)), nibbles_at(p + 4), to);
+}
+BLOCKS(q4_1, 20, store_q4_1(p, to))
+
+INLINE void store_q5_1(const uint8_t *p, uint16_t *to) {
+  const __m128 halves = halves_at(p);
+  look_up(table32(first_of(halves), 0, second_of(halves)), with_fifth_bits(only_nibbles(nibbles_at(p + 8)), pk_load32(p + 4)), to);
+}
+BLOCKS(q5_1, 24, store_q5_1(p, to))
 
 INLINE void store_q8_0(const uint8_t *p, uint16_t *to) {
-  const __m512 d = half_at(p);
+  const __m512 d = first_of(halves_at(p));
   const __m512i low = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p + 2)));
   const __m512i high = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(p + 18)));
   _mm512_storeu_si512(to, round_two(_mm512_mul_ps(d, _mm512_cvtepi32_ps(low)), _mm512_mul_ps(d, _mm512_cvtepi32_ps(high))));
@@ -103,19 +118,25 @@ BLOCKS(q8_0, 34, store_q8_0(p, to))
 
 /* Nibbles of sub-block s among 128 bytes: 2j and 2j+1 are the low and the high ones of bytes 32j …. */
 INLINE __m512i k_nibbles(const uint8_t *p, int s) {
-  return _mm512_and_si512(_mm512_srl_epi16(words_at(p + 32 * (s / 2)), _mm_cvtsi32_si128(4 * (s & 1))), _mm512_set1_epi16(15));
+  return _mm512_srl_epi16(words_at(p + 32 * (s / 2)), _mm_cvtsi32_si128(4 * (s & 1)));
+}
+
+/* d·scale and −dmin·minimum. */
+INLINE __m128 k_factors_at(const uint8_t *p, int s) {
+  const pk_k_factors k = pk_k_factors_of(p, s);
+  return _mm_mul_ps(halves_at(p), _mm_cvtepi32_ps(_mm_setr_epi32(k.scale, -k.minimum, 0, 0)));
 }
 
 INLINE void store_q4_K(const uint8_t *p, int s, uint16_t *to) {
-  const pk_k_scale k = pk_k_scale_of(p, s);
-  look_up(table16(_mm512_set1_ps(k.scale), 0, _mm512_set1_ps(-k.minimum)), k_nibbles(p + 16, s), to);
+  const __m128 k = k_factors_at(p, s);
+  look_up(table16(first_of(k), 0, second_of(k)), k_nibbles(p + 16, s), to);
 }
 SUPERBLOCKS(q4_K, 144)
 
 INLINE void store_q5_K(const uint8_t *p, int s, uint16_t *to) {
-  const pk_k_scale k = pk_k_scale_of(p, s);
+  const __m128 k = k_factors_at(p, s);
   const __mmask32 fifth = _mm512_test_epi16_mask(words_at(p + 16), _mm512_set1_epi16((short)(1 << s)));
-  look_up(table32(_mm512_set1_ps(k.scale), 0, _mm512_set1_ps(-k.minimum)), with_fifth_bits(k_nibbles(p + 48, s), fifth), to);
+  look_up(table32(first_of(k), 0, second_of(k)), with_fifth_bits(only_nibbles(k_nibbles(p + 48, s)), fifth), to);
 }
 SUPERBLOCKS(q5_K, 176)
 
@@ -126,7 +147,7 @@ INLINE void store_q6_K(const uint8_t *p, int s, uint16_t *to) {
   const __m256i nibbles = _mm256_and_si256(_mm256_srl_epi16(low, _mm_cvtsi32_si128(4 * (quarter >> 1))), _mm256_set1_epi8(15));
   const __m256i bits = _mm256_and_si256(_mm256_srl_epi16(high, _mm_cvtsi32_si128(2 * quarter)), _mm256_set1_epi8(3));
   const __m256i q = _mm256_sub_epi8(_mm256_or_si256(nibbles, _mm256_slli_epi16(bits, 4)), _mm256_set1_epi8(32));
-  const float d = pk_f16_to_f32(pk_load16(p + 208));
+  const float d = _cvtsh_ss(pk_load16(p + 208));
   const int8_t *scales = (const int8_t *)p + 192 + 2 * s;
   const __m512 low_values = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(q)));
   const __m512 high_values = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(q, 1)));

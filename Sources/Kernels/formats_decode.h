@@ -106,11 +106,12 @@ LINKAGE void DECODER(q4_K)(const void *restrict row, int64_t first, int64_t coun
   for (int64_t sub = first / 32; sub < (first + count) / 32; sub++, values += 32) {
     const uint8_t *restrict p = (const uint8_t *)row + sub / 8 * 144;
     const int s = (int)(sub & 7);
-    const pk_k_scale k = pk_k_scale_of(p, s);
+    const pk_k_factors k = pk_k_factors_of(p, s);
+    const float scale = pk_f16_to_f32(pk_load16(p)) * (float)k.scale, minimum = pk_f16_to_f32(pk_load16(p + 2)) * (float)k.minimum;
     const uint8_t *restrict q = p + 16 + 32 * (s / 2);
     const int shift = 4 * (s & 1);
     VECTOR
-    for (int i = 0; i < 32; i++) values[i] = k.scale * (float)(q[i] >> shift & 15) - k.minimum;
+    for (int i = 0; i < 32; i++) values[i] = scale * (float)(q[i] >> shift & 15) - minimum;
   }
 }
 
@@ -120,12 +121,13 @@ LINKAGE void DECODER(q5_K)(const void *restrict row, int64_t first, int64_t coun
   for (int64_t sub = first / 32; sub < (first + count) / 32; sub++, values += 32) {
     const uint8_t *restrict p = (const uint8_t *)row + sub / 8 * 176;
     const int s = (int)(sub & 7);
-    const pk_k_scale k = pk_k_scale_of(p, s);
+    const pk_k_factors k = pk_k_factors_of(p, s);
+    const float scale = pk_f16_to_f32(pk_load16(p)) * (float)k.scale, minimum = pk_f16_to_f32(pk_load16(p + 2)) * (float)k.minimum;
     const uint8_t *restrict high = p + 16, *restrict q = p + 48 + 32 * (s / 2);
     const int shift = 4 * (s & 1);
     VECTOR
     for (int i = 0; i < 32; i++) {
-      values[i] = k.scale * (float)((q[i] >> shift & 15) | (high[i] >> s & 1) << 4) - k.minimum;
+      values[i] = scale * (float)((q[i] >> shift & 15) | (high[i] >> s & 1) << 4) - minimum;
     }
   }
 }
