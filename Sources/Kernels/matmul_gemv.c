@@ -1,5 +1,5 @@
 /* Forward products of few rows (decoding text, one token a session): as much memory traffic as arithmetic, so W is read
- * once, four rows at a time, and multiplied as it arrives, without a panel in between.
+ * once, in order, and multiplied as it arrives, without a panel in between.
  *
  * There is no phase 0: every part prepares the rows of X for itself (a few kB; cheaper than a barrier). Formats without
  * a kernel of their own are decoded by the chunk and multiplied as f32. Each output is summed in one order, whichever part and

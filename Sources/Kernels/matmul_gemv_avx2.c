@@ -22,32 +22,31 @@ static void prepare_f32(const float *x, int64_t k, void *prepared) { memcpy(prep
 
 INLINE void dot_f32(const uint8_t *const w[4], const uint8_t *x, size_t stride, const int rows, int64_t k, float *sums) {
   __m256 sum[2][4];
+  for (int r = 0; r < 4; r++) {
+    const float *row = (const float *)w[r];
+    __m256 chain[2][2]; /* two for each row of X */
 #pragma unroll
-  for (int i = 0; i < rows; i++) {
+    for (int i = 0; i < rows; i++) chain[i][0] = chain[i][1] = _mm256_setzero_ps();
+    int64_t at = 0;
+    for (; at + 16 <= k; at += 16) {
+      __builtin_prefetch((const uint8_t *)(row + at) + PK_GEMV_AHEAD);
 #pragma unroll
-    for (int r = 0; r < 4; r++) sum[i][r] = _mm256_setzero_ps();
-  }
-  int64_t at = 0;
-  for (; at + 8 <= k; at += 8) {
+      for (int half = 0; half < 2; half++) {
+        const __m256 v = _mm256_loadu_ps(row + at + 8 * half);
 #pragma unroll
-    for (int r = 0; r < 4; r++) {
-      const __m256 v = _mm256_loadu_ps((const float *)w[r] + at);
-#pragma unroll
-      for (int i = 0; i < rows; i++) {
-        sum[i][r] = _mm256_fmadd_ps(v, _mm256_load_ps((const float *)(x + (size_t)i * stride) + at), sum[i][r]);
+        for (int i = 0; i < rows; i++) {
+          chain[i][half] = _mm256_fmadd_ps(v, _mm256_load_ps((const float *)(x + (size_t)i * stride) + at + 8 * half), chain[i][half]);
+        }
       }
     }
-  }
-  if (at < k) {
-    const __m256i lanes = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(k - at)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    for (; at < k; at += 8) {
+      const __m256i lanes = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(k - at)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+      const __m256 v = _mm256_maskload_ps(row + at, lanes);
 #pragma unroll
-    for (int r = 0; r < 4; r++) {
-      const __m256 v = _mm256_maskload_ps((const float *)w[r] + at, lanes);
-#pragma unroll
-      for (int i = 0; i < rows; i++) {
-        sum[i][r] = _mm256_fmadd_ps(v, _mm256_load_ps((const float *)(x + (size_t)i * stride) + at), sum[i][r]);
-      }
+      for (int i = 0; i < rows; i++) chain[i][0] = _mm256_fmadd_ps(v, _mm256_load_ps((const float *)(x + (size_t)i * stride) + at), chain[i][0]);
     }
+#pragma unroll
+    for (int i = 0; i < rows; i++) sum[i][r] = _mm256_add_ps(chain[i][0], chain[i][1]);
   }
 #pragma unroll
   for (int i = 0; i < rows; i++) _mm_storeu_ps(sums + 4 * i, sum_lanes(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));
@@ -143,25 +142,24 @@ INLINE void load_q8_0(const uint8_t *row, int64_t b, __m256i *q, float *d, float
 
 INLINE void dot_int8(const uint8_t *const w[4], const x_block *x, int64_t k, float *sums, load_fn *load, const int is_signed) {
   __m256 sum[4];
-  __m128 shifts = _mm_setzero_ps(); /* Σ m·sum, a lane for each row */
-#pragma unroll
-  for (int r = 0; r < 4; r++) sum[r] = _mm256_setzero_ps();
-  for (int64_t b = 0; b * 32 < k; b++) {
-    const __m256i xq = _mm256_load_si256((const __m256i *)x[b].q);
-    float m[4];
-#pragma unroll
-    for (int r = 0; r < 4; r++) {
+  float shifts[4]; /* Σ m·sum */
+  for (int r = 0; r < 4; r++) {
+    __m256 products = _mm256_setzero_ps();
+    float shift = 0;
+    for (int64_t b = 0; b * 32 < k; b++) {
+      const __m256i xq = _mm256_load_si256((const __m256i *)x[b].q);
       __m256i q;
-      float d;
-      load(w[r], b, &q, &d, &m[r]);
+      float d, m;
+      load(w[r], b, &q, &d, &m);
       const __m256i pairs = is_signed ? _mm256_maddubs_epi16(_mm256_sign_epi8(q, q), _mm256_sign_epi8(xq, q))
                                       : _mm256_maddubs_epi16(q, xq);
       const __m256i quads = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-      sum[r] = _mm256_fmadd_ps(_mm256_set1_ps(d * x[b].scale), _mm256_cvtepi32_ps(quads), sum[r]);
+      products = _mm256_fmadd_ps(_mm256_set1_ps(d * x[b].scale), _mm256_cvtepi32_ps(quads), products);
+      if (!is_signed) shift += m * x[b].sum;
     }
-    if (!is_signed) shifts = _mm_fmadd_ps(_mm_setr_ps(m[0], m[1], m[2], m[3]), _mm_set1_ps(x[b].sum), shifts);
+    sum[r] = products, shifts[r] = shift;
   }
-  _mm_storeu_ps(sums, _mm_add_ps(sum_lanes(sum[0], sum[1], sum[2], sum[3]), shifts));
+  _mm_storeu_ps(sums, _mm_add_ps(sum_lanes(sum[0], sum[1], sum[2], sum[3]), _mm_loadu_ps(shifts)));
 }
 
 #define KERNEL(name, is_signed)                                                                                               \

@@ -1,5 +1,5 @@
 /* Few-row products in f32 with AVX-512: 32 values of a row of W become two vectors in registers, whatever the format,
- * and are multiplied with the rows of X. Four rows of W share the loads of X. */
+ * and are multiplied with the rows of X. */
 #include "half.h"
 #include "matmul.h"
 
@@ -94,47 +94,47 @@ INLINE void load_q5_1(const uint8_t *row, int64_t b, int64_t left, __m512 w[2]) 
   for (int i = 0; i < 2; i++) w[i] = _mm512_fmadd_ps(d, from_bytes(q[i]), m);
 }
 
-/* ---- the product ---- */
+/* ---- the product; `bytes` of W hold 32 values ---- */
 
-INLINE void dot(const uint8_t *const w[4], const uint8_t *x, size_t x_stride, const int rows, int64_t k, float *sums, load_fn *load) {
+INLINE void dot(const uint8_t *const w[4], const uint8_t *x, size_t x_stride, const int rows, int64_t k, float *sums, load_fn *load, const int bytes) {
   __m512 sum[4][4];
+  for (int r = 0; r < 4; r++) {
+    __m512 low[4], high[4]; /* two chains each */
 #pragma unroll
-  for (int i = 0; i < rows; i++) {
-#pragma unroll
-    for (int r = 0; r < 4; r++) sum[i][r] = _mm512_setzero_ps();
-  }
-  for (int64_t b = 0; b * 32 < k; b++) {
-#pragma unroll
-    for (int r = 0; r < 4; r++) {
+    for (int i = 0; i < rows; i++) low[i] = high[i] = _mm512_setzero_ps();
+    for (int64_t b = 0; b * 32 < k; b++) {
       __m512 v[2];
       load(w[r], b, k - b * 32, v);
+      __builtin_prefetch(w[r] + b * bytes + PK_GEMV_AHEAD);
 #pragma unroll
       for (int i = 0; i < rows; i++) {
         const uint8_t *at = x + (size_t)i * x_stride + 128 * b;
-        sum[i][r] = _mm512_fmadd_ps(v[0], _mm512_load_ps(at), sum[i][r]);
-        sum[i][r] = _mm512_fmadd_ps(v[1], _mm512_load_ps(at + 64), sum[i][r]);
+        low[i] = _mm512_fmadd_ps(v[0], _mm512_load_ps(at), low[i]);
+        high[i] = _mm512_fmadd_ps(v[1], _mm512_load_ps(at + 64), high[i]);
       }
     }
+#pragma unroll
+    for (int i = 0; i < rows; i++) sum[i][r] = _mm512_add_ps(low[i], high[i]);
   }
 #pragma unroll
   for (int i = 0; i < rows; i++) _mm_storeu_ps(sums + 4 * i, sum_lanes(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));
 }
 
-#define KERNEL(name)                                                                                                         \
+#define KERNEL(name, bytes)                                                                                                       \
   static void multiply_##name(const uint8_t *const w[4], const uint8_t *x, size_t stride, int32_t count, int64_t k, float *sums) { \
-    if (count == 1) dot(w, x, stride, 1, k, sums, load_##name);                                                              \
-    if (count == 2) dot(w, x, stride, 2, k, sums, load_##name);                                                              \
-    if (count == 4) dot(w, x, stride, 4, k, sums, load_##name);                                                              \
+    if (count == 1) dot(w, x, stride, 1, k, sums, load_##name, bytes);                                                              \
+    if (count == 2) dot(w, x, stride, 2, k, sums, load_##name, bytes);                                                              \
+    if (count == 4) dot(w, x, stride, 4, k, sums, load_##name, bytes);                                                              \
   }                                                                                                                          \
   static const pk_gemv_kernel kernel_##name = {x_bytes, prepare, multiply_##name};
-KERNEL(f32)
-KERNEL(f16)
-KERNEL(bf16)
-KERNEL(q4_0)
-KERNEL(q4_1)
-KERNEL(q5_0)
-KERNEL(q5_1)
-KERNEL(q8_0)
+KERNEL(f32, 128)
+KERNEL(f16, 64)
+KERNEL(bf16, 64)
+KERNEL(q4_0, 18)
+KERNEL(q4_1, 20)
+KERNEL(q5_0, 22)
+KERNEL(q5_1, 24)
+KERNEL(q8_0, 34)
 
 const pk_gemv_kernel *pk_gemv_avx512_f32(int32_t w_type) {
   switch (w_type) {

@@ -33,14 +33,6 @@ INLINE float quantise(const float *x, int8_t q[32]) {
   return bad ? __builtin_nanf("") : scale;
 }
 
-/* Rows are short (360 bytes for 576 values of q4_1) and four are read side by side: the processor does not see that the next
- * rows follow. A fetch beyond the matrix reads nothing. */
-#define AHEAD 8 /* rows */
-INLINE void fetch_ahead(const uint8_t *p, ptrdiff_t ahead) {
-  _mm_prefetch((const char *)p + ahead, _MM_HINT_T0);
-  _mm_prefetch((const char *)p + ahead + 64, _MM_HINT_T0);
-}
-
 /* ---- nibble formats ---- */
 
 /* Four blocks of x. Lane 4b+j: values 4j…4j+3 and 16+4j… of block b. */
@@ -66,6 +58,8 @@ static void prepare_quad(const float *x, int64_t k, void *prepared) {
     _mm512_store_ps(quads->sum, _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_load_ps(quads->scale)));
   }
 }
+
+INLINE __mmask32 first_words(int64_t count) { return count >= 32 ? 0xffffffffu : count > 0 ? (1u << count) - 1 : 0; }
 
 /* Word w of four blocks of B words, in the pair of vectors that begin at words 0 and 4B − 32. */
 #define WORD(B, w) (uint16_t)((w) < 32 ? (w) : (w) - (4 * (B) - 32) + 32)
@@ -99,25 +93,23 @@ INLINE void dot_nibbles(const uint8_t *const w[4], const uint8_t *x, size_t stri
                         const uint16_t orders[3][32], const int block, const int fifth, const int offset) {
   const __m512i nibble_order = _mm512_load_si512(orders[0]), scale_order = _mm512_load_si512(orders[1]);
   const __m512i fifth_order = _mm512_load_si512(orders[2]), low_bits = _mm512_set1_epi8(15);
-  const ptrdiff_t ahead = AHEAD * (w[1] - w[0]);
   const int second = 4 * block - 32; /* the word where the second load begins */
   __m512 sum[4][4];
+  for (int r = 0; r < 4; r++) {
+    __m512 products[4], shifts[4]; /* Σ d·scale·q·x and Σ m·sum */
 #pragma unroll
-  for (int i = 0; i < rows; i++) {
-#pragma unroll
-    for (int r = 0; r < 4; r++) sum[i][r] = _mm512_setzero_ps();
-  }
-  for (int64_t step = 0; step * 128 < k; step++) {
-    const int64_t left = k - step * 128;
-    const int64_t words = left >= 128 ? 4 * block : left / 32 * block;
-    const __mmask32 first_words = words >= 32 ? 0xffffffffu : (1u << words) - 1;
-    const __mmask32 second_words = words - second >= 32 ? 0xffffffffu : words > second ? (1u << (words - second)) - 1 : 0;
-#pragma unroll
-    for (int r = 0; r < 4; r++) {
+    for (int i = 0; i < rows; i++) products[i] = shifts[i] = _mm512_setzero_ps();
+    for (int64_t step = 0; step * 128 < k; step++) {
+      const int64_t left = k - step * 128;
       const uint16_t *p = (const uint16_t *)(w[r] + step * 8 * block);
-      fetch_ahead((const uint8_t *)p, ahead);
-      const __m512i a = left >= 128 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16(first_words, p);
-      const __m512i b = left >= 128 ? _mm512_loadu_si512(p + second) : _mm512_maskz_loadu_epi16(second_words, p + second);
+      __m512i a, b;
+      __builtin_prefetch((const uint8_t *)p + PK_GEMV_AHEAD);
+      if (left >= 128) {
+        a = _mm512_loadu_si512(p), b = _mm512_loadu_si512(p + second);
+      } else {
+        const int64_t words = left / 32 * block;
+        a = _mm512_maskz_loadu_epi16(first_words(words), p), b = _mm512_maskz_loadu_epi16(first_words(words - second), p + second);
+      }
       const __m512i packed = _mm512_permutex2var_epi16(a, nibble_order, b);
       __m512i low = _mm512_and_si512(packed, low_bits), high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_bits);
       if (fifth) {
@@ -131,10 +123,12 @@ INLINE void dot_nibbles(const uint8_t *const w[4], const uint8_t *x, size_t stri
       for (int i = 0; i < rows; i++) {
         const x_quad *quad = (const x_quad *)(x + (size_t)i * stride) + step;
         const __m512i quanta = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), low, _mm512_load_si512(quad->low)), high, _mm512_load_si512(quad->high));
-        sum[i][r] = _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_load_ps(quad->scale)), _mm512_cvtepi32_ps(quanta), sum[i][r]);
-        sum[i][r] = _mm512_fmadd_ps(m, _mm512_load_ps(quad->sum), sum[i][r]);
+        products[i] = _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_load_ps(quad->scale)), _mm512_cvtepi32_ps(quanta), products[i]);
+        shifts[i] = _mm512_fmadd_ps(m, _mm512_load_ps(quad->sum), shifts[i]);
       }
     }
+#pragma unroll
+    for (int i = 0; i < rows; i++) sum[i][r] = _mm512_add_ps(products[i], shifts[i]);
   }
 #pragma unroll
   for (int i = 0; i < rows; i++) _mm_storeu_ps(sums + 4 * i, sum_lanes(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));
@@ -166,21 +160,16 @@ INLINE void dot_q8_0(const uint8_t *const w[4], const uint8_t *x, size_t stride,
   /* word 0: the first scale, word 17: the second */
   const __m512i scale_order = _mm512_castsi256_si512(_mm256_setr_epi16(0, 0, 0, 0, 0, 0, 0, 0, 17, 17, 17, 17, 17, 17, 17, 17));
   const __m512i sign = _mm512_set1_epi8((char)128);
-  const ptrdiff_t ahead = AHEAD * (w[1] - w[0]);
   __m512 sum[4][4];
+  for (int r = 0; r < 4; r++) {
+    __m512 products[4];
 #pragma unroll
-  for (int i = 0; i < rows; i++) {
-#pragma unroll
-    for (int r = 0; r < 4; r++) sum[i][r] = _mm512_setzero_ps();
-  }
-  for (int64_t step = 0; step * 64 < k; step++) {
-    const int whole = k - step * 64 >= 64;
-#pragma unroll
-    for (int r = 0; r < 4; r++) {
+    for (int i = 0; i < rows; i++) products[i] = _mm512_setzero_ps();
+    for (int64_t step = 0; step * 64 < k; step++) {
       const uint8_t *p = w[r] + step * 68;
-      fetch_ahead(p, ahead);
+      __builtin_prefetch(p + PK_GEMV_AHEAD);
       __m512i head, q = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(p + 2)));
-      if (whole) {
+      if (k - step * 64 >= 64) {
         head = _mm512_loadu_si512(p);
         q = _mm512_inserti64x4(q, _mm256_loadu_si256((const __m256i *)(p + 36)), 1);
       } else {
@@ -194,9 +183,11 @@ INLINE void dot_q8_0(const uint8_t *const w[4], const uint8_t *x, size_t stride,
       for (int i = 0; i < rows; i++) {
         const x_pair *pair = (const x_pair *)(x + (size_t)i * stride) + step;
         const __m512i quanta = _mm512_dpbusd_epi32(_mm512_load_si512(pair->start), q, _mm512_load_si512(pair->q));
-        sum[i][r] = _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_load_ps(pair->scale)), _mm512_cvtepi32_ps(quanta), sum[i][r]);
+        products[i] = _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_load_ps(pair->scale)), _mm512_cvtepi32_ps(quanta), products[i]);
       }
     }
+#pragma unroll
+    for (int i = 0; i < rows; i++) sum[i][r] = products[i];
   }
 #pragma unroll
   for (int i = 0; i < rows; i++) _mm_storeu_ps(sums + 4 * i, sum_lanes(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));
