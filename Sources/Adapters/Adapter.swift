@@ -11,6 +11,7 @@ final class Adapter: Sendable {
 
     let configuration: AdapterConfiguration
     let modules: [any AdapterModule]
+    let companion: (any AdapterCompanion)?
     /// The order its blocks run in, where that is not the model's.
     let replication: LayerReplication?
     /// By the base layers that they stand in for.
@@ -41,7 +42,8 @@ final class Adapter: Sendable {
         }
         modules += try TokenRows.modules(configuration, modules.map(\.layer), model)
         self.modules = modules
-        replacements = try SavedModules.replacements(configuration, targets: modules.map(\.layer), model)
+        companion = try method.companion(of: modules, model)
+        replacements = try modules.flatMap(\.replacements) + SavedModules.replacements(configuration, targets: modules.map(\.layer), model)
         if let replication, let inside = replacements.first(where: { replication.run(of: $0.layer) != nil }) {
             throw PEFTError(
                 .unsupported,
@@ -124,6 +126,7 @@ final class Adapter: Sendable {
     private init(_ other: Adapter, _ own: [Replacement]) {
         configuration = other.configuration
         modules = other.modules
+        companion = other.companion
         replication = other.replication
         replacements = other.replacements + own
         let keys = Set(own.map(\.key))
@@ -153,6 +156,7 @@ final class Adapter: Sendable {
 
     /// Adds what it does at each layer, beside all replacements of all active adapters.
     func addHooks(to adaptation: inout Adaptation, scale: Float) {
+        if let penalty = companion?.penalty { adaptation.penalties.append(penalty) }
         if adaptation.runs == nil { adaptation.runs = replication?.runs(layerCount: adaptation.layers.count) }
         for module in modules {
             let index = module.layer.index

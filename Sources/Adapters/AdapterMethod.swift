@@ -31,13 +31,19 @@ package protocol AdapterMethod: Sendable {
 
     /// Modules for layers that are no targets themselves but follow one.
     func twins(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule]
+
+    /// What the adapter is besides its modules; nil: nothing.
+    func companion(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> (any AdapterCompanion)?
 }
 
 extension AdapterMethod {
+    package static var defaultTargets: [String: JSONValue] { DefaultTargets.lora }
+
     package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, _ model: Model)
         throws(PEFTError)
     {}
     package func twins(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule] { [] }
+    package func companion(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> (any AdapterCompanion)? { nil }
 }
 
 /// What an adapter is at one layer: parameters, and what they do.
@@ -45,6 +51,8 @@ package protocol AdapterModule: AnyObject, Sendable {
     var layer: any Layer { get }
     /// Under the names they are saved with; frozen ones too.
     var parameters: [Parameter] { get }
+    /// Parameters of the adapter that stand in for the layer's own tensors (LN tuning).
+    var replacements: [Replacement] { get }
     /// What is saved besides, and not read back.
     var views: [SavedTensor] { get }
     /// LoRA's factor of the branch, for optimizers that ask.
@@ -72,13 +80,40 @@ package protocol AdapterModule: AnyObject, Sendable {
 extension AdapterModule {
     package var scaling: Double? { nil }
     package var views: [SavedTensor] { [] }
+    package var replacements: [Replacement] { [] }
+    package func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] { [:] }
     package var isTwin: Bool { false }
     package var changesBase: Bool { false }
 }
 
+/// What an adapter is as a whole, where its modules are not all: AdaLoRA's allocator of ranks.
+package protocol AdapterCompanion: AnyObject, Sendable {
+    /// What it adds to the loss.
+    var penalty: (any LossPenalty)? { get }
+    /// Kept in a training's checkpoint beside the adapter.
+    var state: [(name: String, tensor: Tensor)] { get }
+    /// After an optimizer step; the caller holds the model's write lock.
+    /// - Parameters:
+    ///   - step: 1, 2, …
+    ///   - factor: what clipping made of the gradients.
+    func didStep(_ step: Int, _ gradients: GradientStore, factor: Float)
+    /// Before the configuration is saved.
+    func complete(_ configuration: inout JSONObject)
+}
+
+extension AdapterCompanion {
+    package var penalty: (any LossPenalty)? { nil }
+    package var state: [(name: String, tensor: Tensor)] { [] }
+    package func didStep(_ step: Int, _ gradients: GradientStore, factor: Float) {}
+    package func complete(_ configuration: inout JSONObject) {}
+}
+
 /// The methods there are.
 package enum AdapterMethods {
-    package static let all: [any AdapterMethod.Type] = [LoRA.self]
+    package static let all: [any AdapterMethod.Type] = [
+        LoRA.self,
+        IA3.self,
+    ]
 
     static func named(_ peftType: String) throws(PEFTError) -> any AdapterMethod.Type {
         guard let method = all.first(where: { $0.peftType == peftType }) else {

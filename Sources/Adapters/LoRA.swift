@@ -27,8 +27,6 @@ package struct LoRA: AdapterMethod {
         "use_dora": .bool(false), "use_qalora": .bool(false), "use_rslora": .bool(false), "velora_config": .null,
     ]
 
-    package static var defaultTargets: [String: JSONValue] { DefaultTargets.lora }
-
     private let rank: Int
     private let alpha: Double
     private let ranks: PatternTable
@@ -44,11 +42,7 @@ package struct LoRA: AdapterMethod {
         alphas = try PatternTable(configuration, "alpha_pattern")
         isRankStabilized = try configuration.flag("use_rslora")
         settings = try LoRASettings(configuration, isNew: isNew)
-        guard let bias = try configuration.values.text("bias"), ["none", "all", "lora_only"].contains(bias) else {
-            throw PEFTError(
-                .argument, "bias is \(configuration.values["bias"]?.text() ?? "null"); it can be none, all or lora_only"
-            )
-        }
+        try configuration.checkBias()
         try WeightTying.prepare(&configuration, model)
     }
 
@@ -73,21 +67,12 @@ package struct LoRA: AdapterMethod {
         let names = targets.map(\.name)
         try ranks.check(names, warn: warn)
         try alphas.check(names, warn: warn)
-        // How a weight is stored is seen from the layer; PEFT corrects the flag too.
-        let isTransposed = targets.contains { $0.kind == "Conv1D" }
-        if try configuration.flag("fan_in_fan_out") != isTransposed, targets.contains(where: { $0 is Linear }) {
-            warn(
-                "fan_in_fan_out is set to \(isTransposed) because the target is \(isTransposed ? "Conv1D" : "a linear layer")"
-            )
-            configuration.values["fan_in_fan_out"] = .bool(isTransposed)
-        }
+        try configuration.matchLayout(of: targets, warn)
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
         let rank = try ranks.value(for: layer.name).map { Int(exactly: $0) ?? 0 } ?? self.rank
-        guard rank > 0 else {
-            throw PEFTError(.argument, "`r` must be a positive integer; for '\(layer.name)' it is \(rank)")
-        }
+        try AdapterConfiguration.checkRank(rank, layer)
         let alpha = try alphas.value(for: layer.name) ?? self.alpha
         let scaling = isRankStabilized ? alpha / Double(rank).squareRoot() : alpha / Double(rank)
         switch layer {
@@ -126,10 +111,7 @@ struct LoRASettings: Sendable {
     let tiesHead: Bool
 
     init(_ configuration: AdapterConfiguration, isNew: Bool) throws(PEFTError) {
-        dropout = Float(try configuration.number("lora_dropout"))
-        guard dropout >= 0, dropout <= 1 else {
-            throw PEFTError(.argument, "lora_dropout is \(dropout); it must be from 0 to 1")
-        }
+        dropout = try configuration.probability("lora_dropout")
         hasBias = try configuration.flag("lora_bias")
         hasMagnitude = try configuration.flag("use_dora")
         start = try LoRAStart(configuration, isNew: isNew)

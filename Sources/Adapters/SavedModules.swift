@@ -4,8 +4,9 @@ internal import Platform
 internal import Tensors
 
 /// A parameter that stands in for a layer's own tensor while the adapter is active.
-struct Replacement: Sendable {
-    enum Reason { case savedModule, bias, base }
+package struct Replacement: Sendable {
+    /// `tuned`: a target of LN tuning.
+    enum Reason { case savedModule, bias, base, tuned }
 
     let layer: any Layer
     /// "weight", "bias"

@@ -6,7 +6,8 @@ package import Tensors
 ///
 ///     y = patches(x) · Wᵀ + b        W [out, in/groups · taps]
 ///
-/// `matrix` is that product, so whatever adapts a linear layer adapts a convolution: hooks see patches and channels.
+/// `matrix` is that product, so whatever adapts a linear layer adapts a convolution: hooks see patches (of all input channels,
+/// also where groups of outputs see groups of them) and channels.
 package final class Convolution: Layer, Sendable {
     package let name: String
     package let index: Int
@@ -25,7 +26,7 @@ package final class Convolution: Layer, Sendable {
         self.groups = groups
         outputChannels = weight.shape[0]
         inputChannels = weight.shape[1] * groups
-        matrix = Linear(name: name, index: index, weight: try weight.reshaped([outputChannels, weight.count / max(outputChannels, 1)]), bias: bias)
+        matrix = Linear(name: name, index: index, weight: try weight.reshaped([outputChannels, weight.count / max(outputChannels, 1)]), bias: bias, groups: groups)
     }
 
     package var kind: String { "Conv\(geometry.kernel.count)d" }
@@ -38,7 +39,7 @@ package final class Convolution: Layer, Sendable {
     }
 
     package func setTensor(_ name: String, _ tensor: Tensor) throws(PEFTError) {
-        try matrix.setTensor(name, name == "weight" ? try tensor.reshaped([outputChannels, matrix.inputSize]) : tensor)
+        try matrix.setTensor(name, name == "weight" ? try tensor.reshaped([outputChannels, matrix.inputSize / groups]) : tensor)
     }
 
     /// `x`: `context.batch` pictures of `size`; the result is `[batch·positions, out]`, channels last.
@@ -48,21 +49,6 @@ package final class Convolution: Layer, Sendable {
             throw PEFTError(.argument, "'\(name)': a kernel of \(geometry.kernel) with padding \(geometry.padding) does not fit in a picture of \(size)")
         }
         let rows = try context.tape.patches(x, batch: context.batch, channels: inputChannels, size: size, layout: layout, geometry)
-        guard groups > 1 else { return (try matrix(rows, context), out) }
-        return (try grouped(rows, context), out)
-    }
-
-    /// Each group of outputs sees its own group of inputs.
-    private func grouped(_ rows: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable {
-        guard context.commonAdaptation?[matrix] == nil else { throw PEFTError(.unsupported, "'\(name)' has \(groups) groups; adapters of grouped convolutions are not in this version") }
-        let tape = context.tape
-        let parts = try tape.splitColumns(rows, Array(repeating: rows.value.columns / groups, count: groups))
-        let each = outputChannels / groups
-        var results: [Variable] = []
-        for (group, part) in parts.enumerated() {
-            let bias = try matrix.bias.map { (bias) throws(PEFTError) in try bias.reshaped([groups, each]).rows(group..<group + 1).reshaped([each]) }
-            results.append(try tape.linear(part, frozen: try matrix.weight.rows(group * each..<(group + 1) * each), bias: bias))
-        }
-        return try tape.concatenateColumns(results)
+        return (try matrix(rows, context), out)
     }
 }

@@ -4,7 +4,10 @@ package import Tensors
 
 /// What an adapter does around one frozen operation `y = f(x)`:
 ///
-///     y = output( f_W′( input(x) ) + add(x) )        W′ = weight(W)
+///     y = output( f( input(x) ) + add(x) )
+///
+/// With several adapters each wraps what those before it made of the operation, `f` standing for that: the last one sees the
+/// input first and the output last. It is what merging them one after the other gives.
 ///
 /// A method implements the hooks it needs with differentiable operations; the rest leave things as they are. Hooks may
 /// run for several computations at the same time: they hold parameters and settings, never the state of a computation.
@@ -42,6 +45,8 @@ package struct Adaptation: Sendable {
     package var layers: [LayerAdaptation]
     /// The blocks that run, in this order, instead of each once; nil nearly always.
     package var runs: [BlockRun]?
+    /// What adapters add to every loss.
+    package var penalties: [any LossPenalty] = []
 
     /// No adapter.
     package init(layerCount: Int) { layers = Array(repeating: LayerAdaptation(), count: layerCount) }
@@ -51,6 +56,12 @@ package struct Adaptation: Sendable {
         guard index < layers.count, !layers[index].isEmpty else { return nil }
         return layers[index]
     }
+}
+
+/// A term of the loss that depends on an adapter alone (AdaLoRA's orthogonality).
+package protocol LossPenalty: AnyObject, Sendable {
+    /// f32 `[1]`
+    func value(_ tape: Tape) throws(PEFTError) -> Variable
 }
 
 extension Adaptation {

@@ -14,18 +14,21 @@ package final class Linear: Layer, @unchecked Sendable {
     package let isTransposed: Bool
     /// The embedding whose table is the weight (tied heads); nil: the layer has its own.
     package let tiedEmbedding: Embedding?
+    /// Each of so many groups of outputs sees its own group of inputs (grouped convolutions); W is `[out, in/groups]`.
+    package let groups: Int
     private var ownWeight: Tensor
     /// f32 `[out]`
     package private(set) var bias: Tensor?
 
-    package init(name: String, index: Int, weight: Tensor, bias: Tensor?, isTransposed: Bool = false) {
+    package init(name: String, index: Int, weight: Tensor, bias: Tensor?, isTransposed: Bool = false, groups: Int = 1) {
         self.name = name
         self.index = index
         ownWeight = weight
         self.bias = bias
         self.isTransposed = isTransposed
+        self.groups = groups
         tiedEmbedding = nil
-        inputSize = isTransposed ? weight.rows : weight.columns
+        inputSize = isTransposed ? weight.rows : weight.columns * groups
         outputSize = isTransposed ? weight.columns : weight.rows
     }
 
@@ -35,6 +38,7 @@ package final class Linear: Layer, @unchecked Sendable {
         self.index = index
         ownWeight = embedding.weight
         isTransposed = false
+        groups = 1
         tiedEmbedding = embedding
         inputSize = embedding.dimension
         outputSize = embedding.count
@@ -66,54 +70,71 @@ package final class Linear: Layer, @unchecked Sendable {
     package func callAsFunction(_ x: Variable, _ context: ForwardContext, as dtype: DType? = nil) throws(PEFTError) -> Variable {
         let tape = context.tape
         guard case .samples(let groups) = context.routing, groups.contains(where: { $0.adaptation[self] != nil }) else {
-            let adaptation = context.commonAdaptation?[self]
-            return try around(x, try product(try input(x, adaptation, tape), adaptation, tape, dtype), adaptation, tape)
+            let part = try Part(x, context.commonAdaptation?[self], self, tape)
+            return try outputs(of: part, try product(part.input, part.adaptation, tape, dtype), tape)
         }
         let parts = try groups.map { (group) throws(PEFTError) in
-            Part(x: try tape.rows(x, try context.rows(of: group.range, in: x.value.rows)), adaptation: group.adaptation[self])
+            try Part(try tape.rows(x, try context.rows(of: group.range, in: x.value.rows)), group.adaptation[self], self, tape)
         }
         return try tape.concatenateRows(try products(of: x, parts, tape, dtype).enumerated().map { (index, y) throws(PEFTError) in
-            try around(parts[index].x, y, parts[index].adaptation, tape)
+            try outputs(of: parts[index], y, tape)
         })
     }
 
     /// The rows of samples with the same adapters.
     private struct Part {
-        let x: Variable
         let adaptation: LayerAdaptation?
+        /// What each hook sees: the input as the hooks behind it left it.
+        var seen: [Variable] = []
+        /// What the frozen product sees.
+        var input: Variable
+
+        init(_ x: Variable, _ adaptation: LayerAdaptation?, _ layer: Linear, _ tape: Tape) throws(PEFTError) {
+            self.adaptation = adaptation
+            input = x
+            for hook in (adaptation?.hooks ?? []).reversed() {
+                seen.append(input)
+                input = try hook.input(input, of: layer, tape)
+            }
+            seen.reverse()
+        }
     }
 
     /// The base products of all parts: one product for those that use the layer's own weights.
     private func products(of x: Variable, _ parts: [Part], _ tape: Tape, _ dtype: DType?) throws(PEFTError) -> [Variable] {
-        let inputs = try parts.map { (part) throws(PEFTError) in try input(part.x, part.adaptation, tape) }
         guard parts.allSatisfy({ $0.adaptation?.replacements.isEmpty ?? true }) else {
-            return try zip(inputs, parts).map { (input, part) throws(PEFTError) in try product(input, part.adaptation, tape, dtype) }
+            return try parts.map { (part) throws(PEFTError) in try product(part.input, part.adaptation, tape, dtype) }
         }
-        let isChanged = zip(inputs, parts).contains { $0.value.storage !== $1.x.value.storage }
-        let y = try product(isChanged ? try tape.concatenateRows(inputs) : x, nil, tape, dtype)
+        let isChanged = parts.contains { $0.input.value.storage !== x.value.storage }
+        let y = try product(isChanged ? try tape.concatenateRows(parts.map(\.input)) : x, nil, tape, dtype)
         var start = 0
         return try parts.map { (part) throws(PEFTError) in
-            defer { start += part.x.value.rows }
-            return try tape.rows(y, start..<start + part.x.value.rows)
+            defer { start += part.input.value.rows }
+            return try tape.rows(y, start..<start + part.input.value.rows)
         }
-    }
-
-    private func input(_ x: Variable, _ adaptation: LayerAdaptation?, _ tape: Tape) throws(PEFTError) -> Variable {
-        var input = x
-        for hook in adaptation?.hooks ?? [] { input = try hook.input(input, of: self, tape) }
-        return input
     }
 
     private func product(_ x: Variable, _ adaptation: LayerAdaptation?, _ tape: Tape, _ dtype: DType?) throws(PEFTError) -> Variable {
-        try tape.linear(
-            x, adaptation.own("weight", tape) ?? Variable(weight), bias: adaptation.own("bias", tape) ?? bias.map { Variable($0) }, transposed: isTransposed,
-            as: dtype)
+        var w = adaptation.own("weight", tape) ?? Variable(weight)
+        // A convolution's own weight has the shape of its kernel.
+        if w.shape.count > 2 { w = try tape.reshaped(w, [outputSize, w.value.count / max(outputSize, 1)]) }
+        let b = adaptation.own("bias", tape) ?? bias.map { Variable($0) }
+        guard groups > 1 else { return try tape.linear(x, w, bias: b, transposed: isTransposed, as: dtype) }
+        let parts = try tape.splitColumns(x, Array(repeating: inputSize / groups, count: groups))
+        let each = outputSize / groups
+        let y = try tape.concatenateColumns(try parts.enumerated().map { (group, part) throws(PEFTError) in
+            try tape.linear(part, try tape.rows(w, group * each..<(group + 1) * each), as: dtype)
+        })
+        guard let b else { return y }
+        return try tape.scaleColumns(y, scale: nil, shift: b)
     }
 
-    private func around(_ x: Variable, _ y: consuming Variable, _ adaptation: LayerAdaptation?, _ tape: Tape) throws(PEFTError) -> Variable {
+    private func outputs(of part: Part, _ y: consuming Variable, _ tape: Tape) throws(PEFTError) -> Variable {
         var y = y
-        for hook in adaptation?.hooks ?? [] { y = try hook.add(to: y, input: x, of: self, tape) }
-        for hook in adaptation?.hooks ?? [] { y = try hook.output(y, input: x, of: self, tape) }
+        for (hook, x) in zip(part.adaptation?.hooks ?? [], part.seen) {
+            y = try hook.add(to: y, input: x, of: self, tape)
+            y = try hook.output(y, input: x, of: self, tape)
+        }
         return y
     }
 }

@@ -86,9 +86,30 @@ package enum ModelLoss {
     /// The loss of `batch`, without the logits of all tokens where the model allows it.
     ///
     /// Language models: the mean over labelled tokens of −log p(token | tokens before). Classification: the mean over rows.
+    /// Adapters that act on all samples add what they ask for.
     /// - Parameter gradientScale: on all gradients.
     /// - Returns: the loss, and the gradient of it that `Tape.backward` must be given for that scale.
     package static func loss(_ model: Model, _ batch: Batch, _ routing: Routing, _ tape: Tape, gradientScale: Float = 1, recomputesBlocks: Bool = false)
+        throws(PEFTError) -> (result: LossResult, seed: Float)
+    {
+        let (loss, seed) = try taskLoss(model, batch, routing, tape, gradientScale: gradientScale, recomputesBlocks: recomputesBlocks)
+        // `seed` is what is missing of `gradientScale`; a penalty has nothing of it yet.
+        return (try withPenalties(loss, routing, tape, factor: gradientScale / seed), seed)
+    }
+
+    /// - Parameter factor: on the gradient of what is added.
+    fileprivate static func withPenalties(_ loss: LossResult, _ routing: Routing, _ tape: Tape, factor: Float) throws(PEFTError) -> LossResult {
+        guard case .all(let adaptation) = routing, !adaptation.penalties.isEmpty else { return loss }
+        var (sum, variable) = (loss.sum, loss.variable)
+        for penalty in adaptation.penalties {
+            let value = try penalty.value(tape)
+            if !tape.engine.isPlanning { sum += Double(try value.value.floats(tape.engine).first ?? 0) * Double(loss.count) }
+            variable = try tape.add(variable, try tape.scaled(value, by: factor))
+        }
+        return LossResult(sum: sum, count: loss.count, variable: variable)
+    }
+
+    private static func taskLoss(_ model: Model, _ batch: Batch, _ routing: Routing, _ tape: Tape, gradientScale: Float, recomputesBlocks: Bool)
         throws(PEFTError) -> (result: LossResult, seed: Float)
     {
         let (input, context) = try input(batch, routing, tape, recomputesBlocks: recomputesBlocks)
@@ -143,13 +164,15 @@ extension Model {
         try ModelLoss.check(batch, self)
         return try lock.read { () throws(PEFTError) in
             let tape = Tape(engine, precision, isTraining: isTraining, random: random)
-            let (input, context) = try ModelLoss.input(batch, try routing(), tape)
+            let routing = try routing()
+            let (input, context) = try ModelLoss.input(batch, routing, tape)
             let hidden = try hidden(input, context)
             let logits = try logits(hidden, of: input, context).value
             let plain = logits.dtype == .f32 ? logits : try logits.converted(to: .f32, engine)
             var loss: Double?
             if batch.hasLabels {
-                let result = try ModelLoss.headLoss(Variable(plain), batch, self, Tape(engine, precision))
+                let tape = Tape(engine, precision)
+                let result = try ModelLoss.withPenalties(try ModelLoss.headLoss(Variable(plain), batch, self, tape), routing, tape, factor: 1)
                 loss = result.count == 0 ? .nan : result.sum / Double(result.count)
             }
             let states = hidden.value.dtype == .f32 ? hidden.value : try hidden.value.converted(to: .f32, engine)

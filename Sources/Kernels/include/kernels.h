@@ -227,6 +227,13 @@ void pk_unfold(const pk_patches *patches, const void *picture, void *rows, int32
 /* The derivative: picture (+)= the sum of everything that saw it; divided over channels. */
 void pk_fold(const pk_patches *patches, const void *rows, void *picture, int32_t accumulate, int32_t part, int32_t parts);
 
+/* ---- columns.c; indices are validated by the caller ---- */
+
+/* y[rows, m]: y[r,c] = x[r,from[c]]; x [rows, n] of type act. */
+void pk_gather_columns(int32_t act, const void *x, const int32_t *from, void *y, int64_t rows, int64_t n, int64_t m, int32_t part, int32_t parts);
+/* The derivative: y[rows, m] (f32) = 0, then y[r,to[c]] += x[r,c] in the order of c; x [rows, n] of type act. */
+void pk_scatter_columns(int32_t act, const void *x, const int32_t *to, float *y, int64_t rows, int64_t n, int64_t m, int32_t part, int32_t parts);
+
 /* ---- loss.c ---- */
 
 /* Softmax cross-entropy of a chunk of logits (f32, rows × n, ld): row_loss[r] = logsumexp − logit[label], 0 where label == ignore (-100);

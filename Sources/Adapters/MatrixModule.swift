@@ -1,0 +1,136 @@
+internal import Autograd
+internal import Models
+internal import Platform
+internal import Tensors
+
+/// A layer that multiplies by a matrix: linear, Conv1D, or a convolution, whose rows are the patches its kernel sees.
+struct MatrixTarget: Sendable {
+    /// Under whose name everything is saved.
+    let layer: any Layer
+    /// The product, which calls the hooks.
+    let linear: Linear
+    /// Of a convolution; empty for linear layers.
+    let kernel: [Int]
+
+    /// - Parameter kinds: those that the method takes.
+    /// - Throws: `.unsupported` naming the layer's kind and those.
+    init(_ layer: any Layer, _ kinds: [String], of method: any AdapterMethod.Type) throws(PEFTError) {
+        self.layer = layer
+        switch layer {
+        case let layer as Linear where kinds.contains(layer.kind): (linear, kernel) = (layer, [])
+        case let layer as Convolution where kinds.contains(layer.kind): (linear, kernel) = (layer.matrix, layer.geometry.kernel)
+        default: throw MatrixTarget.refusal(of: layer, kinds, method)
+        }
+    }
+
+    static func refusal(of layer: any Layer, _ kinds: [String], _ method: any AdapterMethod.Type) -> PEFTError {
+        PEFTError(.unsupported, "'\(layer.name)' is \(layer.kind); \(method.peftType) adapts \(kinds.joined(separator: ", "))")
+    }
+
+    static let linears = ["Linear", "Conv1D"]
+    static let convolutions = ["Conv1d", "Conv2d", "Conv3d"]
+
+    var name: String { layer.name }
+    /// What a row of the input has, patches of all channels for a convolution.
+    var inputSize: Int { linear.inputSize }
+    var outputSize: Int { linear.outputSize }
+    var groups: Int { linear.groups }
+    var isTransposed: Bool { linear.isTransposed }
+    /// Places of the kernel.
+    var taps: Int { kernel.reduce(1, *) }
+    /// Input channels.
+    var channels: Int { inputSize / max(taps, 1) }
+    /// `[out, in/groups]` and the kernel.
+    var weightShape: [Int] { [outputSize, channels / groups] + kernel }
+
+    /// The layer's weight as `[out, in/groups]`, f32, in memory of its own.
+    func weight(_ tensor: Tensor, _ engine: Engine) throws(PEFTError) -> Tensor {
+        let w = try tensor.converted(to: .f32, engine, .scratch)
+        return isTransposed ? try w.transposed(engine) : try w.reshaped([outputSize, w.count / max(outputSize, 1)])
+    }
+}
+
+/// Where a hook is called: the layer, what stands in for its tensors, the computation.
+struct HookSite {
+    let layer: Linear
+    let replacements: [String: Parameter]
+    let tape: Tape
+
+    var weight: Tensor { replacements["weight"]?.value ?? layer.weight }
+    var bias: Variable? { replacements["bias"].map { tape.variable($0) } ?? layer.bias.map { Variable($0) } }
+}
+
+/// A module of a matrix that acts through hooks of its own, as it stands: what `LayerHook` has, with the module's scale.
+/// It gives what the method is at scale 1; at others input and output go that part of the way.
+protocol MatrixModule: AdapterModule {
+    var target: MatrixTarget { get }
+    func input(_ x: Variable, _ site: HookSite) throws(PEFTError) -> Variable
+    func add(to y: consuming Variable, input x: Variable, scale: Float, _ site: HookSite) throws(PEFTError) -> Variable
+    func output(_ y: consuming Variable, _ site: HookSite) throws(PEFTError) -> Variable
+}
+
+extension MatrixModule {
+    var layer: any Layer { target.layer }
+    func input(_ x: Variable, _ site: HookSite) throws(PEFTError) -> Variable { x }
+    func add(to y: consuming Variable, input x: Variable, scale: Float, _ site: HookSite) throws(PEFTError) -> Variable { y }
+    func output(_ y: consuming Variable, _ site: HookSite) throws(PEFTError) -> Variable { y }
+
+    func hook(scale: Float, beside replacements: [String: Parameter]) -> any LayerHook {
+        MatrixHook(self, scale: scale, replacements)
+    }
+
+    func fold(into weights: inout FoldedWeights, scale: Float) throws(PEFTError) {
+        try weights.fold(hook(scale: scale, beside: [:]), target)
+    }
+}
+
+/// The hook of every `MatrixModule`.
+private final class MatrixHook: LayerHook {
+    private let module: any MatrixModule
+    private let scale: Float
+    private let replacements: [String: Parameter]
+
+    init(_ module: any MatrixModule, scale: Float, _ replacements: [String: Parameter]) {
+        self.module = module
+        self.scale = scale
+        self.replacements = replacements
+    }
+
+    private func site(_ layer: Linear, _ tape: Tape) -> HookSite { HookSite(layer: layer, replacements: replacements, tape: tape) }
+
+    func input(_ x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable {
+        let changed = try module.input(x, site(layer, tape))
+        return try partly(x, changed, tape)
+    }
+
+    func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable {
+        try module.add(to: y, input: x, scale: scale, site(layer, tape))
+    }
+
+    func output(_ y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable {
+        if scale == 1 { return try module.output(y, site(layer, tape)) }
+        let before = y
+        return try partly(before, try module.output(before, site(layer, tape)), tape)
+    }
+
+    /// `x + scale·(changed − x)`
+    private func partly(_ x: Variable, _ changed: Variable, _ tape: Tape) throws(PEFTError) -> Variable {
+        if scale == 1 || changed.value.storage === x.value.storage { return changed }
+        return try tape.add(try tape.scaled(x, by: 1 - scale), try tape.scaled(changed, by: scale))
+    }
+}
+
+extension Tape {
+    /// A parameter as a matrix of `rows` rows (kernels of convolutions have more dimensions).
+    func matrix(_ parameter: Parameter, rows: Int? = nil) throws(PEFTError) -> Variable {
+        let value = parameter.value
+        let rows = rows ?? value.shape.first ?? 1
+        let shape = [rows, value.count / max(rows, 1)]
+        return value.shape == shape ? variable(parameter) : try reshaped(variable(parameter), shape)
+    }
+
+    /// A parameter's values as a row for `scaleColumns`.
+    func vector(_ parameter: Parameter) throws(PEFTError) -> Variable {
+        parameter.value.shape.count == 1 ? variable(parameter) : try reshaped(variable(parameter), [parameter.value.count])
+    }
+}

@@ -1,0 +1,60 @@
+internal import Kernels
+package import Platform
+package import Tensors
+
+/// For each column of a result, a column of the input: an order, a selection, a repetition. Checked once.
+package struct ColumnMap: Sendable {
+    /// i32
+    let indices: Tensor
+    /// Columns there are to choose from.
+    package let width: Int
+    package var count: Int { indices.count }
+
+    package init(_ engine: Engine, _ indices: [Int], of width: Int) throws(PEFTError) {
+        try require(indices.allSatisfy { $0 >= 0 && $0 < width } && width <= Int(Int32.max), "a column that is none of \(width)")
+        self.indices = try Tensor(engine, indices.map { Int32(truncatingIfNeeded: $0) }, shape: [indices.count], .adapters)
+        self.width = width
+    }
+}
+
+extension Tape {
+    /// `y[:, c] = x[:, map[c]]`; `x` `[rows, map.width]`, `y` `[rows, map.count]`. Keeps nothing.
+    package func gatherColumns(_ x: Variable, _ map: ColumnMap) throws(PEFTError) -> Variable {
+        try require(x.value.columns == map.width, "gatherColumns: \(map.width) columns of \(x.shape)")
+        let output = result(try engine.gatherColumns(x.value, map), of: x)
+        record(output) { [engine, slot = x.slot] dY throws(PEFTError) in
+            try slot?.add(try engine.scatterColumns(dY, map), engine)
+        }
+        return output
+    }
+
+    /// The other way: `y[:, map[c]] = Σ x[:, c]`; `x` `[rows, map.count]`, `y` `[rows, map.width]`, zero where nothing comes.
+    package func scatterColumns(_ x: Variable, _ map: ColumnMap) throws(PEFTError) -> Variable {
+        try require(x.value.columns == map.count, "scatterColumns: \(map.count) columns of \(x.shape)")
+        let output = result(try engine.scatterColumns(x.value, map), of: x)
+        record(output) { [engine, slot = x.slot] dY throws(PEFTError) in
+            try slot?.add(try engine.gatherColumns(dY, map), engine)
+        }
+        return output
+    }
+}
+
+extension Engine {
+    fileprivate func gatherColumns(_ x: Tensor, _ map: ColumnMap) throws(PEFTError) -> Tensor {
+        let y = try Tensor(self, [x.rows, map.count], x.dtype)
+        parallel(shares(y.count)) { part, parts in
+            unsafe pk_gather_columns(
+                x.dtype.rawValue, x.pointer, map.indices.int32Pointer, y.pointer, Int64(x.rows), Int64(map.width), Int64(map.count), part, parts)
+        }
+        return y
+    }
+
+    fileprivate func scatterColumns(_ x: Tensor, _ map: ColumnMap) throws(PEFTError) -> Tensor {
+        let sums = try Tensor(self, [x.rows, map.width], .f32)
+        parallel(shares(x.count)) { part, parts in
+            unsafe pk_scatter_columns(
+                x.dtype.rawValue, x.pointer, map.indices.int32Pointer, sums.floatPointer, Int64(x.rows), Int64(map.count), Int64(map.width), part, parts)
+        }
+        return x.dtype == .f32 ? sums : try sums.converted(to: x.dtype, self)
+    }
+}
