@@ -249,8 +249,11 @@ int32_t peft_model_state(peft_tensors **state, const peft_model *model, const ch
  * `inputs` by Hugging Face's names, integers of any type:
  *   "input_ids" [batch, length], and of the same shape "attention_mask" (1 token, 0 padding, on either side),
  *   "position_ids", "token_type_ids"; packed rows of a data set also have "first_key": for each token the place in its
- *   row where its sample begins. Networks without tokens: "x" or "pixel_values", f32 [batch, …].
- *   "labels", by the model's head: language models and token classifiers [batch, length] (-100: not learned);
+ *   row where its sample begins. Networks without tokens: "x" or "pixel_values", f32 [batch, …]. Encoder-decoders: "input_ids"
+ *   and "attention_mask" are the encoder's, "decoder_input_ids" and "decoder_attention_mask" [batch, other length] the
+ *   decoder's (left out: the labels shifted by one place, without labels for tokens the encoder's ids).
+ *   "labels", by the model's head: language models and token classifiers [batch, length] (-100: not learned; of a
+ *   decoder its own length);
  *   classifiers [batch], or f32 numbers [batch, outputs] (`problem_type` of config.json);
  *   question answering: "start_positions" and "end_positions" [batch].
  * `options_json`: {
@@ -502,7 +505,8 @@ typedef int32_t (*peft_texts_fn)(void *user_data, int64_t index, const char *tex
 int32_t peft_session_create(peft_session **session, const peft_model *model, const char *options_json, peft_error *error);
 void peft_session_free(peft_session *session);
 
-/* Reads tokens: the cache is filled, nothing is sampled. Errors: PEFT_ERROR_ARGUMENT for ids that the model does not have;
+/* Reads tokens: the cache is filled, nothing is sampled. What an encoder-decoder reads first is its source: the encoder
+ * reads it, and the decoder its start token; what is appended later the decoder reads. Errors: PEFT_ERROR_ARGUMENT for ids that the model does not have;
  * PEFT_ERROR_CONTEXT_FULL when there is no room. Nothing was read then. */
 int32_t peft_session_append(peft_session *session, const int32_t *ids, size_t count, peft_error *error);
 /* Reads text. Errors: also PEFT_ERROR_STATE when the model came without a tokenizer. */
@@ -535,7 +539,7 @@ int32_t peft_session_set_adapters(peft_session *session, const char *const *name
                                   peft_error *error);
 /* New options, the keys of peft_session_create but "context_length" and "adapters"; those left out stay. */
 int32_t peft_session_configure(peft_session *session, const char *options_json, peft_error *error);
-/* Forgets all tokens but the first `keep`. */
+/* Forgets all tokens but the first `keep` (0: an encoder-decoder's source too). */
 int32_t peft_session_rewind(peft_session *session, int64_t keep, peft_error *error);
 /* A copy that goes its own way from here. */
 int32_t peft_session_fork(peft_session **copy, const peft_session *session, peft_error *error);

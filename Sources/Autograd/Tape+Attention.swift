@@ -9,10 +9,11 @@ extension Tape {
     /// - Parameters:
     ///   - keyMask: u8 `[batch, keyLength]`, 0 = padding.
     ///   - firstKey: i32 `[batch, queryLength]`, first key each query may see (packed sequences).
+    ///   - bias: added to scores by distance; frozen.
     /// Keeps q, k, v, the result and one f32 per query and head. A query that sees no key for all the padding gives the
     /// mean of all values (`BlindQueries`).
     package func attention(
-        q: Variable, k: Variable, v: Variable, shape: AttentionShape, keyMask: Tensor? = nil, firstKey: Tensor? = nil
+        q: Variable, k: Variable, v: Variable, shape: AttentionShape, keyMask: Tensor? = nil, firstKey: Tensor? = nil, bias: DistanceBias? = nil
     ) throws(PEFTError) -> Variable {
         let dtype = q.value.dtype
         try require(k.value.dtype == dtype && v.value.dtype == dtype, "attention: q \(dtype.name), k \(k.value.dtype.name), v \(v.value.dtype.name)")
@@ -22,7 +23,7 @@ extension Tape {
         try engine.attention(
             q: AttentionOperand(q.value, length: shape.queryLength), k: AttentionOperand(k.value, length: shape.keyLength),
             v: AttentionOperand(v.value, length: shape.keyLength), out: AttentionOperand(out, length: shape.queryLength), shape: shape, keyMask: keyMask,
-            firstKey: firstKey, logSums: logSums)
+            firstKey: firstKey, bias: bias, logSums: logSums)
         let blind = BlindQueries.find(shape, keyMask: keyMask)
         for some in blind { try engine.attention(blind: some, q: q.value, k: k.value, v: v.value, out: out, shape: shape) }
         record(output) { [engine] dY throws(PEFTError) in
@@ -31,7 +32,7 @@ extension Tape {
             let dK = try Tensor(engine, k.shape, dtype)
             let dV = try Tensor(engine, v.shape, dtype)
             try engine.attentionBackward(
-                q: q.value, k: k.value, v: v.value, out: out, shape: shape, keyMask: keyMask, firstKey: firstKey, logSums: logSums, dOut: dY, dQ: dQ, dK: dK,
+                q: q.value, k: k.value, v: v.value, out: out, shape: shape, keyMask: keyMask, firstKey: firstKey, bias: bias, logSums: logSums, dOut: dY, dQ: dQ, dK: dK,
                 dV: dV)
             for some in blind {
                 try engine.attentionBackward(blind: some, q: q.value, k: k.value, v: v.value, out: out, shape: shape, dOut: dY, dQ: dQ, dK: dK, dV: dV)

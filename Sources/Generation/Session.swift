@@ -85,6 +85,7 @@ package final class Session: @unchecked Sendable {
     /// Forgets all tokens but the first `keep`.
     package func rewind(to keep: Int) throws(PEFTError) {
         guard keep >= 0, keep <= tokens.count else { throw PEFTError(.argument, "rewinding to \(keep) tokens; the session holds \(tokens.count)") }
+        if keep == 0 { cache.forgetSource() }
         guard keep < tokens.count else { return }
         cache.truncate(to: max(keep - 1, 0))
         let last = keep > 0 ? tokens[keep - 1] : nil
@@ -93,12 +94,13 @@ package final class Session: @unchecked Sendable {
         if let last { try append([last]) }
     }
 
-    /// Reads tokens: afterwards the next one can be sampled.
+    /// Reads tokens: afterwards the next one can be sampled. What is read first by an encoder-decoder is its source.
     /// - Throws: `.argument` for ids the model does not have, `.contextFull`; the session is as it was.
     package func append(_ ids: [Int32]) throws(PEFTError) {
         guard !ids.isEmpty else { return }
-        if let vocabulary = model.configuration["vocab_size"]?.intValue, let wrong = ids.first(where: { $0 < 0 || Int($0) >= vocabulary }) {
-            throw PEFTError(.argument, "token id \(wrong); this model's are 0 to \(vocabulary - 1)", detail: Int64(wrong))
+        try checkIDs(ids)
+        guard !model.network.readsSource || cache.hasSource else {
+            return try readSource(Source(.ids(try Tensor(model.engine, ids, shape: [ids.count])), length: ids.count))
         }
         try makeRoom(for: ids.count)
         let start = tokens.count
@@ -109,6 +111,27 @@ package final class Session: @unchecked Sendable {
             tokens.removeSubrange(start...)
             throw error
         }
+    }
+
+    private func checkIDs(_ ids: [Int32]) throws(PEFTError) {
+        if let vocabulary = model.configuration["vocab_size"]?.intValue, let wrong = ids.first(where: { $0 < 0 || Int($0) >= vocabulary }) {
+            throw PEFTError(.argument, "token id \(wrong); this model's are 0 to \(vocabulary - 1)", detail: Int64(wrong))
+        }
+    }
+
+    /// Of an encoder-decoder: the encoder reads `source`, and the decoder starts anew.
+    package func readSource(_ source: Source) throws(PEFTError) {
+        let engine = model.engine
+        cache.truncate(to: 0)
+        cache.forgetSource()
+        tokens = []
+        logits = nil
+        try model.lock.read { () throws(PEFTError) in
+            let context = ForwardContext(
+                tape: Tape(engine, model.generationPrecision), routing: .all(try adaptation()), batch: 1, length: 1, positions: try Tensor(engine, [Int32(0)], shape: [1]), source: source)
+            try model.network.readSource(into: cache, context)
+        }
+        try append([model.decoderStart])
     }
 
     private func read(_ ids: [Int32]) throws(PEFTError) {

@@ -83,7 +83,7 @@ static size_t pk_forward_pieces_of(const pk_attention *op, uintptr_t base, pk_fo
  * what was summed before must be multiplied by `fade` = e^(old top − new top). plain: everything is seen and nothing capped,
  * so the scale goes into the exponent. */
 INLINE void NAME(softmax_block)(const pk_attention *op, int pairs, int plain, const uint8_t *mask, const pk_queries *queries, const pk_quarters *quarters,
-                                int64_t first, float *scores, uint32_t *weights, float *top, float *total, float *fade) {
+                                const float *bias, int64_t first, float *scores, uint32_t *weights, float *top, float *total, float *fade) {
   const float unit = EXPONENT_UNIT(pairs), factor = plain ? op->scale * unit : unit;
   for (int64_t lane = 0; lane < BLOCK; lane += WIDTH) {
     const pk_range keys = quarters->keys[2 * lane / BLOCK];
@@ -93,7 +93,7 @@ INLINE void NAME(softmax_block)(const pk_attention *op, int pairs, int plain, co
       float *at = scores + k * BLOCK + lane;
       vf s = vget(at), slope;
       if (!plain) {
-        s = score_of(op, s, queries, lane, first + k, !mask || mask[k], &slope);
+        s = score_of(op, s, queries, bias, lane, first + k, !mask || mask[k], &slope);
         vput(at, s);
       }
       now = vmax(now, s);
@@ -124,6 +124,7 @@ INLINE void NAME(forward_block_as)(int pairs, const pk_attention *op, int64_t b,
   const int64_t n = op->head_dim, words = pairs ? n / 2 : n, element = pairs ? 2 : 4;
   pk_queries queries;
   pk_queries_of(op, b, block, &queries);
+  const float *bias = pk_bias_of(op, h, queries.first);
 
   const int64_t q_at = b * op->q_batch + queries.first * op->q_token + h * n;
   const rows_view q = operand_rows(pairs, op->act, op->q, q_at, op->q_token, queries.count, n, pieces->rows);
@@ -164,10 +165,10 @@ INLINE void NAME(forward_block_as)(int pairs, const pk_attention *op, int64_t b,
                  pieces->scores + seen.begin * BLOCK + half * BLOCK / 2, BLOCK, seen.end - seen.begin, BLOCK / 2, words, 0, NULL);
       }
     }
-    if (sees == PK_EVERYTHING && op->softcap == 0 && op->scale > 0) {
-      NAME(softmax_block)(op, pairs, 1, NULL, &queries, &quarters, first, pieces->scores, pieces->weights, top, total, fade);
+    if (sees == PK_EVERYTHING && op->softcap == 0 && op->scale > 0 && !bias) {
+      NAME(softmax_block)(op, pairs, 1, NULL, &queries, &quarters, NULL, first, pieces->scores, pieces->weights, top, total, fade);
     } else {
-      NAME(softmax_block)(op, pairs, 0, mask, &queries, &quarters, first, pieces->scores, pieces->weights, top, total, fade);
+      NAME(softmax_block)(op, pairs, 0, mask, &queries, &quarters, bias, first, pieces->scores, pieces->weights, top, total, fade);
     }
     if (sees == PK_EVERYTHING) {
       multiply(pairs, values, BLOCK * element, pieces->weights, BLOCK, pieces->sums, BLOCK, n, BLOCK, pairs ? (count + 1) / 2 : count, 1, fade);

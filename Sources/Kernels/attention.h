@@ -23,6 +23,11 @@ static inline int pk_uses_pairs(const pk_attention *op) {
   return op->level >= PK_LEVEL_AVX512_BF16 && op->act == PK_BF16 && op->head_dim % 2 == 0;
 }
 
+/* The biases of head h as seen by query `first`: key k takes the value at −k, the queries after `first` those that follow. */
+static inline const float *pk_bias_of(const pk_attention *op, int64_t h, int64_t first) {
+  return op->distance_bias ? op->distance_bias + h * op->bias_head + first + op->q_offset : NULL;
+}
+
 /* Keys that query t may see, before the key mask. */
 static inline pk_range pk_visible(const pk_attention *op, int64_t b, int64_t t) {
   const int64_t position = t + op->q_offset;

@@ -91,7 +91,7 @@ INLINE vu NAME(put_rows)(int pairs, void *rows, int64_t key, int64_t lane, const
 
 /* S and dO Vᵀ of a block pair → P and dS / scale as operands. lse is +∞ where there is no query: P = 0. */
 INLINE void NAME(slopes_block)(const pk_attention *op, int pairs, int plain, const uint8_t *mask, const pk_queries *queries, const pk_quarters *quarters,
-                               int64_t first, const float *lse, const float *delta, pk_backward_pieces *pieces) {
+                               const float *bias, int64_t first, const float *lse, const float *delta, pk_backward_pieces *pieces) {
   const float unit = EXPONENT_UNIT(pairs), factor = plain ? op->scale * unit : unit;
   for (int64_t lane = 0; lane < BLOCK; lane += WIDTH) {
     const pk_range keys = quarters->keys[2 * lane / BLOCK];
@@ -100,7 +100,7 @@ INLINE void NAME(slopes_block)(const pk_attention *op, int pairs, int plain, con
       vf p[2] = {0, 0}, d[2] = {0, 0};
       for (int64_t i = 0; i < (pairs ? 2 : 1) && k + i < keys.end; i++) {
         vf s = vget(pieces->scores + (k + i) * BLOCK + lane), slope = 1;
-        if (!plain) s = score_of(op, s, queries, lane, first + k + i, !mask || mask[k + i], &slope);
+        if (!plain) s = score_of(op, s, queries, bias, lane, first + k + i, !mask || mask[k + i], &slope);
         p[i] = probability(pairs, s, factor, shift);
         d[i] = p[i] * (vget(pieces->slopes + (k + i) * BLOCK + lane) - mean);
         if (!plain) d[i] *= slope;
@@ -119,6 +119,7 @@ INLINE void NAME(backward_block)(int pairs, const pk_attention *op, int64_t b, i
   const int64_t n = op->head_dim, words = pairs ? n / 2 : n, element = pairs ? 2 : 4, padded = pk_padded(n);
   pk_queries queries;
   pk_queries_of(op, b, block, &queries);
+  const float *bias = pk_bias_of(op, h, queries.first);
   const int64_t query_words = pairs ? (queries.count + 1) / 2 : queries.count;
 
   const int64_t q_at = b * op->q_batch + queries.first * op->q_token + h * n;
@@ -171,10 +172,10 @@ INLINE void NAME(backward_block)(int pairs, const pk_attention *op, int64_t b, i
       multiply(pairs, (const uint8_t *)k.rows + seen.begin * k.row_bytes, k.row_bytes, pieces->q_columns + lane, BLOCK, pieces->scores + at, BLOCK, m, wide, words, 0, NULL);
       multiply(pairs, (const uint8_t *)v.rows + seen.begin * v.row_bytes, v.row_bytes, pieces->o_columns + lane, BLOCK, pieces->slopes + at, BLOCK, m, wide, words, 0, NULL);
     }
-    if (sees == PK_EVERYTHING && op->softcap == 0) {
-      NAME(slopes_block)(op, pairs, 1, NULL, &queries, &quarters, first, lse, delta, pieces);
+    if (sees == PK_EVERYTHING && op->softcap == 0 && !bias) {
+      NAME(slopes_block)(op, pairs, 1, NULL, &queries, &quarters, NULL, first, lse, delta, pieces);
     } else {
-      NAME(slopes_block)(op, pairs, 0, mask, &queries, &quarters, first, lse, delta, pieces);
+      NAME(slopes_block)(op, pairs, 0, mask, &queries, &quarters, bias, first, lse, delta, pieces);
     }
     for (int half = 0; half < halves; half++) {
       const int64_t key = half * wide, m = pk_min(wide, count - key), per_word = pairs ? 2 : 1;

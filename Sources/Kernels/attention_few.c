@@ -80,11 +80,14 @@ INLINE vf NAME(products)(int pairs, const void *query, const uint8_t *keys, int6
 }
 
 /* Scores of one head over the keys [begin, end) → weights e^(s − top); their sum, and the top score. */
-INLINE float NAME(weigh)(const pk_attention *op, int64_t b, pk_range keys, float *weights, float *top) {
+INLINE float NAME(weigh)(const pk_attention *op, int64_t b, pk_range keys, const float *bias, float *weights, float *top) {
   vf maximum = -INFINITY;
   FOR_VECTORS(k, m, keys.begin, keys.end) {
     vf s = vget(weights + k - keys.begin) * op->scale;
     if (op->softcap > 0) s = op->softcap * vtanh(s / op->softcap);
+    if (bias) {
+      for (int64_t lane = 0; lane < m; lane++) s[lane] += bias[-(k + lane)];
+    }
     if (m < WIDTH) s = vlanes() < (vi)(int32_t)m ? s : -INFINITY;
     if (op->key_mask) {
       for (int64_t lane = 0; lane < m; lane++) {
@@ -148,7 +151,7 @@ INLINE void NAME(few_heads_as)(int pairs, const pk_attention *op, int64_t b, int
   float total[FEW_HEADS];
   for (int64_t i = 0; i < count; i++) {
     float top;
-    total[i] = NAME(weigh)(op, b, keys, pieces->weights + i * ld, &top);
+    total[i] = NAME(weigh)(op, b, keys, pk_bias_of(op, h + i, t), pieces->weights + i * ld, &top);
     if (op->lse) op->lse[(b * op->heads + h + i) * op->q_len + t] = total[i] != 0 ? top + logf(total[i]) : -INFINITY;
   }
 

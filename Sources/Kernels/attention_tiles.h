@@ -167,9 +167,9 @@ static inline void store_transposed(const float *sums, int64_t head_dim, const f
 
 /* ---- scores ---- */
 
-/* The score of a key for the WIDTH queries from `lane` on: scaled, capped, −∞ where invisible. slope: d score / d (q·k) / scale. */
+/* The score of a key for the WIDTH queries from `lane` on: scaled, capped, biased, −∞ where invisible. slope: d score / d (q·k) / scale. */
 #define score_of NAME(score_of)
-INLINE vf score_of(const pk_attention *op, vf product, const pk_queries *queries, int64_t lane, int64_t key, int kept, vf *slope) {
+INLINE vf score_of(const pk_attention *op, vf product, const pk_queries *queries, const float *bias, int64_t lane, int64_t key, int kept, vf *slope) {
   vf s = product * op->scale;
   *slope = 1;
   if (op->softcap > 0) {
@@ -177,6 +177,7 @@ INLINE vf score_of(const pk_attention *op, vf product, const pk_queries *queries
     s = op->softcap * t;
     *slope = 1.0f - t * t;
   }
+  if (bias) s += vget(bias - key + lane);
   vi begin, end;
   memcpy(&begin, queries->begin + lane, sizeof begin);
   memcpy(&end, queries->end + lane, sizeof end);

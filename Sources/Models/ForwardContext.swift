@@ -2,6 +2,21 @@ package import Autograd
 internal import Platform
 package import Tensors
 
+/// What the encoder of an encoder-decoder reads.
+package struct Source {
+    package let input: ModelInput
+    /// Tokens of a sample, or steps of a recording.
+    package let length: Int
+    /// u8 `[batch, length]`, 0 = padding; nil: none.
+    package let keyMask: Tensor?
+
+    package init(_ input: ModelInput, length: Int, keyMask: Tensor? = nil) {
+        self.input = input
+        self.length = length
+        self.keyMask = keyMask
+    }
+}
+
 /// One forward pass over a model: the tape, who adapts what, and where the tokens stand.
 ///
 /// Activations are `[batch·length, features]`, row `b·length + t`.
@@ -22,6 +37,8 @@ package final class ForwardContext {
     package let keyMask: Tensor?
     /// i32 `[batch·length]`: first key each query may see (packed sequences); nil: 0.
     package let firstKey: Tensor?
+    /// Of an encoder-decoder, for which everything else here is the decoder's; nil where the caches know it.
+    package let source: Source?
     /// Keys and values of earlier tokens, one cache per sample; empty outside generation.
     package let caches: [KeyValueCache]
     /// Recompute each block in the backward pass instead of keeping its activations.
@@ -31,17 +48,17 @@ package final class ForwardContext {
 
     package convenience init(
         tape: Tape, routing: Routing, batch: Int, length: Int, positions: Tensor, positionsAreGiven: Bool = false, tokenTypes: Tensor? = nil,
-        keyMask: Tensor? = nil, firstKey: Tensor? = nil, caches: [KeyValueCache] = [], recomputesBlocks: Bool = false
+        keyMask: Tensor? = nil, firstKey: Tensor? = nil, source: Source? = nil, caches: [KeyValueCache] = [], recomputesBlocks: Bool = false
     ) {
         self.init(
             tape: tape, routing: routing, batch: batch, length: length, positions: positions,
             positionCount: max(length, unsafe positions.withInt32s { unsafe Int($0.max() ?? 0) } + 1), positionsAreGiven: positionsAreGiven,
-            tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, caches: caches, recomputesBlocks: recomputesBlocks, runNumber: nil)
+            tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, source: source, caches: caches, recomputesBlocks: recomputesBlocks, runNumber: nil)
     }
 
     private init(
         tape: Tape, routing: Routing, batch: Int, length: Int, positions: Tensor, positionCount: Int, positionsAreGiven: Bool, tokenTypes: Tensor?, keyMask: Tensor?,
-        firstKey: Tensor?, caches: [KeyValueCache], recomputesBlocks: Bool, runNumber: Int?
+        firstKey: Tensor?, source: Source?, caches: [KeyValueCache], recomputesBlocks: Bool, runNumber: Int?
     ) {
         self.tape = tape
         self.routing = routing
@@ -53,6 +70,7 @@ package final class ForwardContext {
         self.positionCount = positionCount
         self.keyMask = keyMask
         self.firstKey = firstKey
+        self.source = source
         self.caches = caches
         self.recomputesBlocks = recomputesBlocks
         self.runNumber = runNumber
@@ -62,23 +80,26 @@ package final class ForwardContext {
     package func on(_ tape: Tape) -> ForwardContext {
         ForwardContext(
             tape: tape, routing: routing, batch: batch, length: length, positions: positions, positionCount: positionCount, positionsAreGiven: positionsAreGiven,
-            tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, caches: caches, recomputesBlocks: false, runNumber: runNumber)
+            tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, source: source, caches: caches, recomputesBlocks: false, runNumber: runNumber)
     }
 
     /// The same pass for one run through a block.
     func run(_ number: Int, _ adaptation: Adaptation) -> ForwardContext {
         ForwardContext(
             tape: tape, routing: .all(adaptation), batch: batch, length: length, positions: positions, positionCount: positionCount,
-            positionsAreGiven: positionsAreGiven, tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, caches: caches,
+            positionsAreGiven: positionsAreGiven, tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, source: source, caches: caches,
             recomputesBlocks: recomputesBlocks, runNumber: number)
     }
 }
 
 extension ForwardContext {
     /// The same pass over `length` tokens a sample, whose positions are not asked for (patches of pictures).
-    func tokens(_ length: Int) -> ForwardContext {
-        ForwardContext(tape: tape, routing: routing, batch: batch, length: length, positions: positions, recomputesBlocks: recomputesBlocks)
+    func tokens(_ length: Int, keyMask: Tensor? = nil) -> ForwardContext {
+        ForwardContext(tape: tape, routing: routing, batch: batch, length: length, positions: positions, keyMask: keyMask, recomputesBlocks: recomputesBlocks)
     }
+
+    /// The pass of the encoder.
+    func onSource(_ source: Source) -> ForwardContext { tokens(source.length, keyMask: source.keyMask) }
 }
 
 // MARK: Which adapters apply to which rows

@@ -22,6 +22,8 @@ package final class KeyValueCache {
     /// `[allocated, width]` each.
     private var keys: [Tensor] = []
     private var values: [Tensor] = []
+    /// Of an encoder-decoder: keys and values of what the encoder read, per layer; never changed once they are there.
+    private var sources: [Int: (keys: Tensor, values: Tensor)] = [:]
 
     /// - Throws: `.argument` for sizes that cannot be.
     package init(_ engine: Engine, layerCount: Int, capacity: Int, keyValueHeads: Int, headSize: Int, dtype: DType) throws(PEFTError) {
@@ -73,6 +75,7 @@ package final class KeyValueCache {
             copyRows(values[layer], 0..<length, into: copy.values[layer], at: 0)
         }
         copy.length = length
+        copy.sources = sources
         return copy
     }
 
@@ -100,7 +103,24 @@ package final class KeyValueCache {
     }
 
     /// Bytes of the budget.
-    package var byteCount: Int { (keys + values).reduce(0) { $0 + $1.byteCount } }
+    package var byteCount: Int { (keys + values + sources.values.flatMap { [$0.keys, $0.values] }).reduce(0) { $0 + $1.byteCount } }
+
+    // MARK: Sources
+
+    package var hasSource: Bool { !sources.isEmpty }
+    /// Columns of keys and values; nil: nothing was read.
+    package func source(layer: Int) -> (keys: Tensor, values: Tensor)? { sources[layer] }
+    package func forgetSource() { sources = [:] }
+
+    package func setSource(_ k: Tensor, _ v: Tensor, layer: Int) throws(PEFTError) {
+        guard k.columns == width, k.shape == v.shape, k.dtype == dtype, v.dtype == dtype else {
+            throw PEFTError(.internal, "source of layer \(layer): keys \(k.dtype.name) \(k.shape), values \(v.dtype.name) \(v.shape), width \(width)")
+        }
+        let copies = (keys: try Tensor(engine, k.shape, dtype, .cache), values: try Tensor(engine, v.shape, dtype, .cache))
+        copyRows(k, 0..<k.rows, into: copies.keys, at: 0)
+        copyRows(v, 0..<v.rows, into: copies.values, at: 0)
+        sources[layer] = copies
+    }
 
     /// Makes room for `count` tokens, doubling so that growth costs little.
     private func reserve(_ count: Int) throws(PEFTError) {

@@ -62,6 +62,12 @@ package final class Model: Sendable {
     /// What a pooler makes of the states; nil without one.
     package func pooled(_ hidden: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable? { try network.pooled(hidden, context) }
 
+    /// What the decoder of an encoder-decoder reads first.
+    package var decoderStart: Int32 {
+        let id = configuration["decoder_start_token_id"]?.intValue ?? configuration["pad_token_id"]?.intValue ?? configuration["bos_token_id"]?.intValue
+        return Int32(clamping: id ?? 0)
+    }
+
     /// An empty cache for one sequence.
     /// - Parameter runs: through the network's blocks, where adapters have more of them run than there are.
     /// - Throws: `.unsupported` when the network has none.

@@ -27,6 +27,8 @@ extension ModelInput {
 package enum ModelTask: Sendable, Equatable {
     /// Logits of a row predict the next token.
     case causalLM
+    /// Logits of a decoder's row predict the label there: the decoder reads the labels shifted by one.
+    case conditionalGeneration
     /// Logits of a sample are of its label, of each of its labels, or a number for each (`problem_type`).
     case classification
     /// Logits of a token are of its label.
@@ -55,6 +57,10 @@ package protocol Network: AnyObject, Sendable {
     var blockList: (name: String, count: Int)? { get }
     /// What a cache must hold; nil when the network has none.
     var cacheShape: CacheShape? { get }
+    /// It is an encoder-decoder: passes have a source beside what the decoder reads.
+    var readsSource: Bool { get }
+    /// Leaves in the cache of one sample what the decoder looks at of `context.source`.
+    func readSource(into cache: KeyValueCache, _ context: ForwardContext) throws(PEFTError)
     /// The states before the head, `[batch·length, hiddenSize]`; of a network without tokens `[batch, hiddenSize]`.
     func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable
     /// The head's output: `[batch·length, vocabulary]` (`.last`: `[batch, vocabulary]`), `[batch, labels]`, or `[batch·length, labels]`.
@@ -67,6 +73,8 @@ extension Network {
     /// A network that does not generate.
     package var cacheShape: CacheShape? { nil }
     package var head: Linear? { nil }
+    package var readsSource: Bool { false }
+    package func readSource(into cache: KeyValueCache, _ context: ForwardContext) throws(PEFTError) { throw PEFTError(.unsupported, "this model reads no source") }
     package func pooled(_ hidden: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable? { nil }
 }
 

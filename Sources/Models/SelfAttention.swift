@@ -26,24 +26,26 @@ package struct SelfAttention: Sendable {
         self.scale = scale
     }
 
-    /// `q` `[batch·length, heads·headSize]`, `k`, `v` `[batch·length, keyValueHeads·headSize]`, rotated already.
-    package func callAsFunction(_ q: Variable, _ k: Variable, _ v: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable {
+    /// `q` `[batch·length, heads·headSize]`, `k`, `v` `[batch·length, keyValueHeads·headSize]`, rotated already; `bias`: positions that are added to the scores.
+    package func callAsFunction(_ q: Variable, _ k: Variable, _ v: Variable, bias: RelativeBias? = nil, _ context: ForwardContext) throws(PEFTError) -> Variable {
+        let engine = context.tape.engine
         guard !context.caches.isEmpty else {
+            let shape = shape(batch: context.batch, keys: context.length, context)
             return try context.tape.attention(
-                q: q, k: k, v: v, shape: shape(batch: context.batch, keys: context.length, context), keyMask: context.keyMask, firstKey: context.firstKey)
+                q: q, k: k, v: v, shape: shape, keyMask: context.keyMask, firstKey: context.firstKey, bias: try bias?.table(shape, engine))
         }
         guard context.caches.count == context.batch, !q.needsGradient, !k.needsGradient, !v.needsGradient else {
             throw PEFTError(.internal, "\(context.caches.count) caches for \(context.batch) samples; caches are for inference only")
         }
-        let engine = context.tape.engine
         let result = try Tensor(engine, q.shape, q.value.dtype)
         for (sample, cache) in context.caches.enumerated() {
             let rows = sample * context.length..<(sample + 1) * context.length
             let (keys, values) = try cache.append(try k.value.rows(rows), try v.value.rows(rows), layer: context.runNumber ?? layer)
+            let shape = shape(batch: 1, keys: keys.rows, context)
             try engine.attention(
                 q: AttentionOperand(try q.value.rows(rows), length: context.length), k: AttentionOperand(keys, length: keys.rows),
                 v: AttentionOperand(values, length: keys.rows), out: AttentionOperand(try result.rows(rows), length: context.length),
-                shape: shape(batch: 1, keys: keys.rows, context))
+                shape: shape, bias: try bias?.table(shape, engine))
         }
         return Variable(result)
     }

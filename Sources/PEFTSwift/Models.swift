@@ -171,7 +171,7 @@ public func peft_model_forward(
 ) -> Int32 {
     unsafe guarded(outputs, "outputs", error) { () throws(PEFTError) -> OpaquePointer? in
         let object = unsafe try handles.model(model)
-        let batch = try Batch(named: unsafe handles.tensors(inputs).all)
+        let batch = try Batch(named: unsafe handles.tensors(inputs).all, for: object.model)
         let options = unsafe try options(options_json, "options_json", allowing: ["adapter_names", "outputs"])
         let wanted = try options.strings("outputs") ?? ["logits"]
         if let wrong = wanted.first(where: { $0 != "logits" && $0 != "last_hidden_state" }) {
@@ -200,7 +200,7 @@ public func peft_model_gradients(
     unsafe guarded(gradients, "gradients", error) { () throws(PEFTError) -> OpaquePointer? in
         unsafe loss?.pointee = 0
         let object = unsafe try handles.model(model)
-        let batch = try Batch(named: unsafe handles.tensors(inputs).all)
+        let batch = try Batch(named: unsafe handles.tensors(inputs).all, for: object.model)
         let options = unsafe try options(options_json, "options_json", allowing: ["adapter_names"])
         let parameters = try object.adapters.trainableParameters()
         guard !parameters.isEmpty else { throw PEFTError(.state, "no active adapter has trainable parameters") }

@@ -66,7 +66,7 @@ public func peft_trainer_step(
     unsafe guarded(error) { () throws(PEFTError) -> Void in
         unsafe try give(peft_step(), to: step, "peft_step")
         let object = unsafe try handles.trainer(trainer)
-        let batch = try Batch(named: unsafe handles.tensors(inputs).all)
+        let batch = try Batch(named: unsafe handles.tensors(inputs).all, for: object.trainer.model)
         let result = try object.use.alone(.trainer) { () throws(PEFTError) in try object.trainer.step(batch) }
         unsafe try give(peft_step(result), to: step, "peft_step")
     }

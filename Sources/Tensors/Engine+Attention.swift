@@ -42,6 +42,30 @@ package struct AttentionShape: Sendable {
     }
 }
 
+/// What is added to scores by how far a query stands behind its key (T5's relative positions): f32 `[heads, …]`, the value
+/// of distance d at column `zero + d`. Not differentiated.
+package struct DistanceBias {
+    package let table: Tensor
+    package let zero: Int
+
+    /// Values the kernels may read beyond the last query.
+    private static let padding = 64
+
+    /// For all distances of `shape`, in the order of `distances`.
+    package static func distances(_ shape: AttentionShape) -> ClosedRange<Int> {
+        -shape.keyLength...max(-shape.keyLength, shape.queryLength + shape.queryOffset + padding)
+    }
+
+    package init(_ table: Tensor, _ shape: AttentionShape) {
+        self.table = table
+        zero = shape.keyLength
+    }
+
+    fileprivate func fits(_ shape: AttentionShape) -> Bool {
+        table.dtype == .f32 && table.shape == [shape.heads, DistanceBias.distances(shape).count] && zero == shape.keyLength && shape.queryOffset >= 0
+    }
+}
+
 /// Heads of queries, keys or values somewhere in a tensor: a head's values are contiguous, tokens and samples have their
 /// own strides (in values), so caches and fused projections are read where they are.
 package struct AttentionOperand {
@@ -83,22 +107,22 @@ extension Engine {
     ///     needs it); nil: not wanted.
     package func attention(
         q: AttentionOperand, k: AttentionOperand, v: AttentionOperand, out: AttentionOperand, shape: AttentionShape, keyMask: Tensor? = nil,
-        firstKey: Tensor? = nil, logSums: Tensor? = nil
+        firstKey: Tensor? = nil, bias: DistanceBias? = nil, logSums: Tensor? = nil
     ) throws(PEFTError) {
-        var op = unsafe try attentionOperation(q, k, v, out, shape, keyMask, firstKey, logSums)
+        var op = unsafe try attentionOperation(q, k, v, out, shape, keyMask, firstKey, bias, logSums)
         guard shape.batch > 0, shape.queryLength > 0 else { return }
         unsafe try runAttention(&op, shape, phases: 1) { op, _, part, parts, _, each in unsafe pk_attention_forward(op, part, parts, each) }
     }
 
     /// The derivative of `attention` over contiguous operands; `dQ`, `dK`, `dV` are overwritten.
     package func attentionBackward(
-        q: Tensor, k: Tensor, v: Tensor, out: Tensor, shape: AttentionShape, keyMask: Tensor?, firstKey: Tensor?, logSums: Tensor, dOut: Tensor, dQ: Tensor,
+        q: Tensor, k: Tensor, v: Tensor, out: Tensor, shape: AttentionShape, keyMask: Tensor?, firstKey: Tensor?, bias: DistanceBias? = nil, logSums: Tensor, dOut: Tensor, dQ: Tensor,
         dK: Tensor, dV: Tensor
     ) throws(PEFTError) {
         let (queries, keys) = (shape.queryLength, shape.keyLength)
         var op = unsafe try attentionOperation(
             AttentionOperand(q, length: queries), AttentionOperand(k, length: keys), AttentionOperand(v, length: keys), AttentionOperand(out, length: queries), shape,
-            keyMask, firstKey, logSums)
+            keyMask, firstKey, bias, logSums)
         guard shape.batch > 0, queries > 0 else { return }
         unsafe op.d_out = unsafe UnsafeRawPointer(dOut.pointer)
         unsafe (op.d_q, op.d_k, op.d_v) = unsafe (dQ.pointer, dK.pointer, dV.pointer)
@@ -128,7 +152,7 @@ extension Engine {
 
     private func attentionOperation(
         _ q: AttentionOperand, _ k: AttentionOperand, _ v: AttentionOperand, _ out: AttentionOperand, _ shape: AttentionShape, _ keyMask: Tensor?,
-        _ firstKey: Tensor?, _ logSums: Tensor?
+        _ firstKey: Tensor?, _ bias: DistanceBias?, _ logSums: Tensor?
     ) throws(PEFTError) -> pk_attention {
         let (width, keyWidth) = (shape.heads * shape.headDim, shape.keyValueHeads * shape.headDim)
         let dtype = q.tensor.dtype
@@ -137,7 +161,7 @@ extension Engine {
             out.fits(batch: shape.batch, length: shape.queryLength, width: width), k.fits(batch: shape.batch, length: shape.keyLength, width: keyWidth),
             v.fits(batch: shape.batch, length: shape.keyLength, width: keyWidth),
             keyMask.map({ $0.byteCount == shape.batch * shape.keyLength && $0.dtype.blockBytes == 1 }) ?? true,
-            firstKey.map({ $0.dtype == .i32 && $0.count == shape.batch * shape.queryLength }) ?? true
+            firstKey.map({ $0.dtype == .i32 && $0.count == shape.batch * shape.queryLength }) ?? true, bias?.fits(shape) ?? true
         else {
             throw PEFTError(
                 .internal,
@@ -159,6 +183,10 @@ extension Engine {
         unsafe (op.q_offset, op.window) = (Int64(shape.queryOffset), Int64(shape.window))
         unsafe op.key_mask = unsafe keyMask.map { unsafe UnsafePointer($0.pointer.assumingMemoryBound(to: UInt8.self)) }
         unsafe op.first_key = unsafe firstKey.map { unsafe UnsafePointer($0.pointer.assumingMemoryBound(to: Int32.self)) }
+        if let bias {
+            unsafe op.distance_bias = unsafe UnsafePointer(bias.table.pointer.assumingMemoryBound(to: Float.self)) + bias.zero
+            unsafe op.bias_head = Int64(bias.table.columns)
+        }
         return unsafe op
     }
 }

@@ -9,6 +9,7 @@ indirect enum Normalizer: Sendable {
     case prepend([UInt8])
     case replace(TextMatcher, with: [UInt8])
     case bert(BertNormalizer)
+    case precompiled(CharacterMap)
     case sequence([Normalizer])
 
     func apply(to text: AlignedText) throws(PEFTError) -> AlignedText {
@@ -40,6 +41,7 @@ indirect enum Normalizer: Sendable {
             new.copy(done..<text.bytes.count)
             return new.finish()
         case .bert(let options): return try options.apply(to: text)
+        case .precompiled(let map): return map.apply(to: text)
         case .sequence(let steps):
             var text = text
             for step in steps { text = try step.apply(to: text) }

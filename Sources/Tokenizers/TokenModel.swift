@@ -6,7 +6,7 @@ struct EncodedToken: Sendable {
     var byteCount: Int32
 }
 
-/// What turns a piece of pre-tokenized text into tokens: byte-pair encoding, WordPiece…
+/// What turns a piece of pre-tokenized text into tokens: byte-pair encoding, WordPiece, Unigram.
 protocol TokenModel: Sendable {
     var vocabulary: Vocabulary { get }
 

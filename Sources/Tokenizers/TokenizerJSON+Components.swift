@@ -25,6 +25,7 @@ extension TokenizerJSON {
                 left: try json.flag("strip_left", default: true), right: try json.flag("strip_right", default: true))
         case "Prepend": return .prepend(Array(try json.text("prepend").utf8))
         case "Replace": return .replace(try json.matcher("pattern"), with: Array(try json.text("content").utf8))
+        case "Precompiled": return .precompiled(try CharacterMap(base64: try json.text("precompiled_charsmap")))
         case "BertNormalizer":
             return .bert(
                 BertNormalizer(

@@ -8,13 +8,14 @@ extension TokenizerJSON {
         }
         // Old files name no type.
         let guess =
-            json["merges"] != nil ? "BPE" : json["max_input_chars_per_word"] != nil ? "WordPiece" : "without a type"
+            json["merges"] != nil ? "BPE" : json["unk_id"] != nil ? "Unigram" : json["max_input_chars_per_word"] != nil ? "WordPiece" : "without a type"
         let type = json["type"]?.stringValue ?? guess
         do throws(PEFTError) {
             switch type {
             case "BPE": return try readBPE(json, isByteLevel: isByteLevel)
             case "WordPiece": return try readWordPiece(json)
-            default: throw PEFTError(.unsupported, "model \"\(type)\" is not supported; BPE and WordPiece are")
+            case "Unigram": return try readUnigram(json)
+            default: throw PEFTError(.unsupported, "model \"\(type)\" is not supported; BPE, WordPiece and Unigram are")
             }
         } catch {
             throw error.within("tokenizer.json: model")
@@ -51,6 +52,24 @@ extension TokenizerJSON {
             continuationPrefix: Array((json["continuing_subword_prefix"]?.stringValue ?? "##").utf8),
             maximumCharacters: maximum)
         return (model, unknown)
+    }
+
+    /// `vocab`: pairs of a piece and its score, in the order of the ids.
+    private func readUnigram(_ json: JSONValue) throws(PEFTError) -> (any TokenModel, Int32?) {
+        var entries: [(token: [UInt8], id: Int)] = []
+        var scores: [Double] = []
+        for (id, pair) in try json.list("vocab").enumerated() {
+            guard let both = pair.arrayValue, both.count == 2, let piece = both[0].stringValue, let score = both[1].doubleValue, score.isFinite else {
+                throw PEFTError(.format, "vocab: entry \(id) is no piece with a score")
+            }
+            entries.append((Array(piece.utf8), id))
+            scores.append(score)
+        }
+        let unknown = json["unk_id"]?.intValue
+        if let unknown, !scores.indices.contains(unknown) { throw PEFTError(.format, "unk_id is \(unknown), but there are \(scores.count) pieces") }
+        let model = UnigramModel(
+            vocabulary: try Vocabulary(entries), scores: scores, unknownToken: unknown.map { Int32(clamping: $0) }, byteFallback: try json.flag("byte_fallback", default: false))
+        return (model, unknown.map { Int32(clamping: $0) })
     }
 
     private func readBPE(_ json: JSONValue, isByteLevel: Bool) throws(PEFTError) -> (any TokenModel, Int32?) {

@@ -15,7 +15,7 @@ extension ModelLoss {
     static func headLoss(_ logits: Variable, _ batch: Batch, _ model: Model, _ tape: Tape) throws(PEFTError) -> LossResult {
         switch model.task {
         case .causalLM: try crossEntropy(logits, batch.shiftedLabels, tape)
-        case .tokenClassification: try crossEntropy(logits, batch.labels, tape)
+        case .tokenClassification, .conditionalGeneration: try crossEntropy(logits, batch.labels, tape)
         case .questionAnswering: try answerLoss(logits, batch, tape)
         case .classification: try classifierLoss(logits, batch, model, tape)
         case .features: throw PEFTError(.argument, "this model has no head, so there is no loss")

@@ -33,6 +33,7 @@ package enum ModelLoss {
             guard model.configuration["type_vocab_size"] != nil else { throw PEFTError(.argument, "a \(model.architecture) model has no token_type_ids") }
             try check(types.count, tokens, "token_type_ids")
         }
+        try checkSource(batch, model)
         try checkLabels(batch, model.task, tokens: tokens)
         if let longest = model.network.cacheShape?.maximumLength, batch.length > longest {
             throw PEFTError(.argument, "a row of \(batch.length) tokens; the model was made for at most \(longest)")
@@ -40,7 +41,19 @@ package enum ModelLoss {
     }
 
     /// How many labels a batch of a task has.
-    static func labelCount(_ task: ModelTask, rows: Int, tokens: Int) -> Int { task == .causalLM || task == .tokenClassification ? tokens : rows }
+    static func labelCount(_ task: ModelTask, rows: Int, tokens: Int) -> Int {
+        task == .causalLM || task == .conditionalGeneration || task == .tokenClassification ? tokens : rows
+    }
+
+    private static func checkSource(_ batch: Batch, _ model: Model) throws(PEFTError) {
+        guard (batch.source != nil) == model.network.readsSource else {
+            throw PEFTError(.argument, batch.source == nil ? "an encoder-decoder reads a source (input_ids) beside what its decoder reads" : "a \(model.architecture) model reads no source")
+        }
+        guard let source = batch.source else { return }
+        let tokens = try checkedProduct(batch.rows, source.length, of: "batch")
+        if source.featureShape.isEmpty { try check(source.ids.count, tokens, "input_ids") }
+        if let mask = source.keyMask { try check(mask.count, tokens, "attention_mask") }
+    }
 
     private static func checkLabels(_ batch: Batch, _ task: ModelTask, tokens: Int) throws(PEFTError) {
         guard batch.hasLabels else { return }
@@ -67,16 +80,24 @@ package enum ModelLoss {
         let context = ForwardContext(
             tape: tape, routing: routing, batch: batch.rows, length: batch.length, positions: try Tensor(engine, places, shape: [count]),
             positionsAreGiven: batch.positions != nil, tokenTypes: try batch.tokenTypes.map { (types) throws(PEFTError) in try Tensor(engine, types, shape: [count]) },
-            keyMask: try batch.keyMask.map { (mask) throws(PEFTError) in try ModelLoss.mask(mask, batch, engine) },
-            firstKey: try batch.firstKey.map { (first) throws(PEFTError) in try Tensor(engine, first, shape: [count]) }, recomputesBlocks: recomputesBlocks)
+            keyMask: try batch.keyMask.map { (mask) throws(PEFTError) in try ModelLoss.mask(mask, batch.rows, engine) },
+            firstKey: try batch.firstKey.map { (first) throws(PEFTError) in try Tensor(engine, first, shape: [count]) },
+            source: try batch.source.map { (source) throws(PEFTError) in try ModelLoss.source(source, batch.rows, engine) }, recomputesBlocks: recomputesBlocks)
         if !batch.featureShape.isEmpty {
             return (.features(Variable(try Tensor(engine, batch.features, shape: [batch.rows] + batch.featureShape))), context)
         }
         return (.ids(try Tensor(engine, batch.ids, shape: [count])), context)
     }
 
-    private static func mask(_ mask: [UInt8], _ batch: Batch, _ engine: Engine) throws(PEFTError) -> Tensor {
-        let tensor = try Tensor(engine, [batch.rows, batch.length], .u8)
+    private static func source(_ source: SourceBatch, _ rows: Int, _ engine: Engine) throws(PEFTError) -> Source {
+        if !source.featureShape.isEmpty { return Source(.features(Variable(try Tensor(engine, source.features, shape: [rows] + source.featureShape))), length: 1) }
+        return Source(
+            .ids(try Tensor(engine, source.ids, shape: [rows * source.length])), length: source.length,
+            keyMask: try source.keyMask.map { (mask) throws(PEFTError) in try ModelLoss.mask(mask, rows, engine) })
+    }
+
+    private static func mask(_ mask: [UInt8], _ rows: Int, _ engine: Engine) throws(PEFTError) -> Tensor {
+        let tensor = try Tensor(engine, [rows, mask.count / max(rows, 1)], .u8)
         if !engine.isPlanning {
             unsafe mask.withUnsafeBytes { if let base = $0.baseAddress { unsafe tensor.pointer.copyMemory(from: base, byteCount: min($0.count, tensor.byteCount)) } }
         }
@@ -115,10 +136,10 @@ package enum ModelLoss {
         let (input, context) = try input(batch, routing, tape, recomputesBlocks: recomputesBlocks)
         let hidden = try model.hidden(input, context)
         // Rows of a chunk come from any samples: where samples have adapters of their own the head sees whole batches.
-        guard model.task == .causalLM, let head = model.network.head, case .all = routing else {
+        guard let head = model.network.head, case .all = routing else {
             return (try headLoss(try model.logits(hidden, of: input, context), batch, model, tape), gradientScale)
         }
-        let labels = batch.shiftedLabels
+        let labels = model.task == .causalLM ? batch.shiftedLabels : batch.labels
         let counted = labels.count { $0 != ignoredLabel }
         let rowsPerChunk = max(32, min(512, chunkBytes / (4 * max(head.outputSize, 1)) / 32 * 32))
         let loss = try tape.chunkedCrossEntropy(

@@ -174,9 +174,9 @@ package final class Trainer {
     /// Whether blocks are recomputed for a batch like this one; checks that it fits the budget before anything is taken.
     private func recomputesBlocks(for batch: Batch) throws(PEFTError) -> Bool {
         guard model.engine.budget.limit != .max else { return options.recomputation == .on }
-        let shape = [batch.rows, batch.length]
+        let shape = [batch.rows, batch.length, batch.source?.length ?? 0]
         if let known = recomputation[shape] { return known }
-        let plan = try plan(rows: batch.rows, length: batch.length, featureShape: batch.featureShape)
+        let plan = try plan(rows: batch.rows, length: batch.length, featureShape: batch.featureShape, sourceLength: batch.source?.length, sourceShape: batch.source?.featureShape ?? [])
         guard plan.fits else { throw plan.tooLarge(rows: batch.rows, length: batch.length) }
         recomputation[shape] = plan.recomputesBlocks
         return plan.recomputesBlocks

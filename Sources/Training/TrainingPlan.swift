@@ -25,9 +25,10 @@ package struct TrainingPlan: Sendable {
 }
 
 extension Trainer {
-    /// The plan of a step on `rows` × `length` tokens (all learned); nothing is taken. With `Recomputation.automatic`:
+    /// The plan of a step on `rows` × `length` tokens (all learned; an encoder-decoder: after a source of `sourceLength`, or as many,
+    /// tokens); nothing is taken. With `Recomputation.automatic`:
     /// the plan with recomputed blocks if the one without does not fit the budget.
-    package func plan(rows: Int, length: Int, featureShape: [Int] = []) throws(PEFTError) -> TrainingPlan {
+    package func plan(rows: Int, length: Int, featureShape: [Int] = [], sourceLength: Int? = nil, sourceShape: [Int] = []) throws(PEFTError) -> TrainingPlan {
         let (count, overflow) = rows.multipliedReportingOverflow(by: length)
         guard rows > 0, length > 0, !overflow, count <= 1 << 24 else {
             throw PEFTError(.argument, "a plan for \(rows) rows of \(length) tokens; 1 to \(1 << 24) tokens are planned for")
@@ -40,6 +41,11 @@ extension Trainer {
             batch = Batch(rows: rows, features: Array(repeating: 0, count: values), featureShape: featureShape, labels: labels)
         }
         if model.task == .questionAnswering { batch.ends = labels }
+        if model.network.readsSource {
+            let (source, values) = (sourceLength ?? length, try checkedProduct(rows, sourceShape.reduce(1, *), of: "batch"))
+            let tokens = try checkedProduct(rows, source, of: "batch")
+            batch.source = SourceBatch(length: source, ids: Array(repeating: 0, count: sourceShape.isEmpty ? tokens : 0), features: Array(repeating: 0, count: sourceShape.isEmpty ? 0 : values), featureShape: sourceShape)
+        }
         try ModelLoss.check(batch, model)
         let plain = options.recomputation == .on ? nil : try plan(batch, recomputes: false)
         if let plain, plain.fits || options.recomputation == .off { return plain }

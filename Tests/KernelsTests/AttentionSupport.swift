@@ -13,6 +13,8 @@ struct Attention {
     var masked: Float?
     /// Queries see from a random first key on (packed sequences).
     var isPacked = false
+    /// A value per head and distance is added to the scores.
+    var isBiased = false
     /// Values between tokens.
     var gap = 0
     var scale: Float = 0.3
@@ -22,7 +24,7 @@ struct Attention {
     }
 
     var description: String {
-        "\(name(type)) batch \(batch) queries \(queries) keys \(keys) heads \(heads)/\(keyValueHeads) × \(headDim) causal \(isCausal) window \(window) cap \(softcap) mask \(masked ?? 0) packed \(isPacked)"
+        "\(name(type)) batch \(batch) queries \(queries) keys \(keys) heads \(heads)/\(keyValueHeads) × \(headDim) causal \(isCausal) window \(window) cap \(softcap) mask \(masked ?? 0) packed \(isPacked) biased \(isBiased)"
     }
 
     private var offset: Int { keys - queries }
@@ -34,6 +36,8 @@ struct Attention {
         var q, k, v, dOut: [Float]
         var mask: [UInt8]?
         var firstKey: [Int32]?
+        /// `[heads, keys + queries + offset + 64]`, distance 0 at column `keys`.
+        var bias: [Float]?
     }
 
     func inputs() -> Inputs {
@@ -45,8 +49,11 @@ struct Attention {
         if isPacked {
             inputs.firstKey = (0..<batch * queries).map { index in Int32((index % queries + max(offset, 0)) / 50 * 50) }
         }
+        if isBiased { inputs.bias = random.values(heads * biasWidth, scale: 2) }
         return inputs
     }
+
+    private var biasWidth: Int { keys + queries + offset + 64 }
 
     private func sees(_ inputs: Inputs, _ b: Int, _ t: Int, _ key: Int) -> Bool {
         let position = t + offset
@@ -79,6 +86,7 @@ struct Attention {
                     }
                     var scores = visible.map { scale * dot(q, qAt, k, kAt($0)) }
                     if cap != 0 { scores = scores.map { cap * tanh($0 / cap) } }
+                    if let bias = inputs.bias { scores = zip(scores, visible).map { $0 + Double(bias[h * biasWidth + keys + t + offset - $1]) } }
                     let top = scores.max() ?? 0
                     let sum = scores.reduce(0) { $0 + exp($1 - top) }
                     r.logSums[(b * heads + h) * queries + t] = top + log(sum)
@@ -88,7 +96,10 @@ struct Attention {
                     for (i, key) in visible.enumerated() {
                         let at = kAt(key)
                         var dS = p[i] * (dP[i] - mean) * scale
-                        if cap != 0 { dS *= 1 - (scores[i] / cap) * (scores[i] / cap) }
+                        if cap != 0 {
+                            let s = scores[i] - (inputs.bias.map { Double($0[h * biasWidth + keys + t + offset - key]) } ?? 0)
+                            dS *= 1 - (s / cap) * (s / cap)
+                        }
                         for d in 0..<headDim {
                             r.out[qAt + d] += p[i] * v[at + d]
                             r.dV[at + d] += p[i] * dOut[qAt + d]
@@ -148,6 +159,7 @@ struct Attention {
         op.d_out = UnsafeRawPointer(place(padded(inputs.dOut, qWidth).bytes))
         if let mask = inputs.mask { op.key_mask = placed(mask) }
         if let first = inputs.firstKey { op.first_key = placed(first) }
+        if let bias = inputs.bias { (op.distance_bias, op.bias_head) = (placed(bias).map { $0 + keys }, Int64(biasWidth)) }
 
         for phases: Int32 in backward ? [1, 2] : [1] {
             var (each, shared) = (0, 0)

@@ -36,6 +36,18 @@ import Testing
         }
     }
 
+    @Test("biases by distance, with everything else", arguments: activationTypes)
+    func biases(_ type: Int32) {
+        for attention in [
+            Attention(queries: 70, keys: 70), Attention(queries: 130, keys: 130, isCausal: false), Attention(queries: 9, keys: 150, softcap: 4, masked: 0.3),
+            Attention(queries: 1, keys: 90), Attention(queries: 3, keys: 17, masked: 0.2), Attention(queries: 100, keys: 140, window: 40),
+        ] {
+            var biased = attention
+            (biased.type, biased.isBiased, biased.heads, biased.keyValueHeads, biased.headDim) = (type, true, 4, 2, 12)
+            biased.check()
+        }
+    }
+
     @Test("queries that see nothing give zeros", arguments: activationTypes)
     func blindQueries(_ type: Int32) {
         for queries in [2, 40] {

@@ -6,7 +6,7 @@ import Tokenizers
 @Suite struct EncodingTests {
     static let kinds = [
         "gpt2", "smollm", "llama3", "qwen2", "gpt4o", "roberta", "misc", "bert", "llama2", "mistral", "metaspace",
-        "gemma",
+        "gemma", "t5", "xlm",
     ]
 
     @Test(arguments: kinds) func sameIDs(kind: String) throws {
@@ -18,6 +18,15 @@ import Tokenizers
                 "\(kind): \(text.debugDescription)")
         }
         #expect(try tokenizer.encode("Hi you", addSpecialTokens: true) == Fixtures.ids(expected["special"]))
+    }
+
+    /// SentencePiece's compiled rules: ligatures, full-width letters, composed accents, spaces.
+    @Test(arguments: ["t5", "xlm"]) func compiledRules(kind: String) throws {
+        let tokenizer = try Fixtures.tokenizer(kind)
+        for pair in try Fixtures.json("\(kind).expected.json")["normalized"]?.arrayValue ?? [] {
+            let text = pair.arrayValue?[0].stringValue ?? ""
+            #expect(try tokenizer.encode(text, addSpecialTokens: false) == Fixtures.ids(pair.arrayValue?[1]), "\(kind): \(text.debugDescription)")
+        }
     }
 
     @Test(arguments: kinds) func sameText(kind: String) throws {

@@ -123,6 +123,10 @@ typedef struct pk_attention {
   int64_t window;   /* 0: none; else query at p sees keys > p − window */
   const uint8_t *key_mask;   /* [batch, k_len], 0 = never seen; NULL: all seen */
   const int32_t *first_key;  /* [batch, q_len] first visible key of each query (packed sequences); NULL: 0 */
+  /* NULL: none; else distance_bias[h·bias_head + d] is added to the score of a query that stands d after its key, for every
+   * d from −k_len to q_len + q_offset + 63 (the last 63 are read and not used) */
+  const float *distance_bias;
+  int64_t bias_head;
   /* backward only; same strides as q k v out */
   const void *d_out;
   void *d_q, *d_k, *d_v;     /* overwritten */

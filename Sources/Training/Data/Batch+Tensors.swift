@@ -4,10 +4,10 @@ package import Tensors
 /// Batches as named arrays, under the names Hugging Face's models have for their inputs: how hosts hand them in and get
 /// them from a data set.
 extension Batch {
-    private static let tokenNames = ["attention_mask", "position_ids", "token_type_ids", "first_key"]
-    private static let labelNames = ["labels", "start_positions", "end_positions"]
+    static let tokenNames = ["attention_mask", "position_ids", "token_type_ids", "first_key"]
+    static let labelNames = ["labels", "start_positions", "end_positions"]
     /// Networks without tokens: vectors, pictures.
-    private static let featureNames = ["x", "pixel_values"]
+    static let featureNames = ["x", "pixel_values", "input_features"]
     private static let inputNames = ["input_ids"] + tokenNames + labelNames + featureNames
 
     /// From `input_ids` `[rows, length]` with `attention_mask`, `position_ids`, `token_type_ids` and `first_key` (packed rows), or
@@ -46,7 +46,7 @@ extension Batch {
         if mask.contains(0) { keyMask = mask.map { $0 == 0 ? 0 : 1 } }
     }
 
-    private mutating func readLabels(_ byName: [String: Tensor]) throws(PEFTError) {
+    mutating func readLabels(_ byName: [String: Tensor]) throws(PEFTError) {
         if let tensor = byName["labels"] {
             if tensor.dtype == .f32 { targets = unsafe tensor.withFloats { unsafe Array($0) } } else { labels = try tensor.integers("labels") }
         }
@@ -72,7 +72,7 @@ extension Batch {
 
 extension Tensor {
     /// The values of an integer or boolean array as 32-bit integers.
-    fileprivate func integers(_ name: String) throws(PEFTError) -> [Int32] {
+    func integers(_ name: String) throws(PEFTError) -> [Int32] {
         switch dtype {
         case .i32: unsafe withInt32s { unsafe Array($0) }
         case .i64: try integers(Int64.self, name)

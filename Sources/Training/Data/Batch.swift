@@ -1,3 +1,16 @@
+/// What an encoder reads beside the decoder's tokens of a `Batch` with as many rows.
+package struct SourceBatch: Sendable, Equatable {
+    /// Tokens of a row.
+    package var length: Int
+    /// `[rows·length]`; empty where features are read.
+    package var ids: [Int32]
+    /// 0 = padding; nil: none.
+    package var keyMask: [UInt8]?
+    /// `[rows, featureShape…]`: recordings.
+    package var features: [Float] = []
+    package var featureShape: [Int] = []
+}
+
 /// What goes into one pass: token ids of `rows` sequences of equal length, `[rows·length]`, row after row; or vectors of
 /// a network without tokens.
 package struct Batch: Sendable, Equatable {
@@ -25,6 +38,8 @@ package struct Batch: Sendable, Equatable {
     package var keyMask: [UInt8]?
     /// Packed rows, per token: index in the row where its sample begins; nil: 0.
     package var firstKey: [Int32]?
+    /// Of an encoder-decoder: what its encoder reads. All else is the decoder's.
+    package var source: SourceBatch?
 
     package init(rows: Int, length: Int, ids: [Int32], labels: [Int32], positions: [Int32]? = nil, keyMask: [UInt8]? = nil, firstKey: [Int32]? = nil) {
         (self.rows, self.length, self.ids, self.labels) = (rows, length, ids, labels)

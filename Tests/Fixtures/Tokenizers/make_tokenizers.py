@@ -157,7 +157,7 @@ def write(name, value):
 
 def main():
     for old in glob.glob(os.path.join(HERE, "*.json")):
-        if "templates" not in old and "smollm2" not in old:
+        if not any(other in old for other in ["templates", "smollm2", "t5", "xlm"]):
             os.remove(old)
     write("texts.json", TEXTS)
     parts = sentencepiece_model()

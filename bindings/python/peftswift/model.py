@@ -122,18 +122,20 @@ class Model(Handle):
         return Session.create(self, **options)
 
     def generate(self, input_ids, max_new_tokens=20, do_sample=False, eos_token_id="model", temperature=1.0, seed=0, **options):
-        """Continues rows of token ids; returns prompt and new ids ``[rows, length]``.
+        """Continues rows of token ids; returns prompt and new ids ``[rows, length]`` (encoder-decoders: the decoder's ids).
 
         eos_token_id None: never stop; "model": at the model's own ends. Rows that end early are filled up with the end token.
         """
         rows = np.atleast_2d(np.asarray(input_ids))
+        writes_anew = bool(self.config.get("is_encoder_decoder"))
         options = {"temperature": temperature if do_sample else 0, "seed": seed, "ignore_eos": eos_token_id is None, **options}
         options.setdefault("context_length", rows.shape[1] + max_new_tokens)
         ends = set(np.atleast_1d(eos_token_id).tolist()) if eos_token_id not in (None, "model") else set()
-        results = []
+        starts, results = [], []
         for row in rows:
             session = self.session(**options)
             session.append([int(i) for i in row])
+            starts.append(session.token_ids() if writes_anew else row.tolist())
             new = []
             for token in session.tokens(max_new_tokens):
                 new.append(token)
@@ -141,7 +143,7 @@ class Model(Handle):
                     break
             results.append(new)
         width = max((len(new) for new in results), default=0)
-        return np.array([[*row.tolist(), *new, *[new[-1] if new else 0] * (width - len(new))] for row, new in zip(rows, results)], dtype=np.int64)
+        return np.array([[*start, *new, *[new[-1] if new else 0] * (width - len(new))] for start, new in zip(starts, results)], dtype=np.int64)
 
     # ---- adapters
 
