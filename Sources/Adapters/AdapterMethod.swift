@@ -112,7 +112,7 @@ extension AdapterCompanion {
 package enum AdapterMethods {
     package static let all: [any AdapterMethod.Type] = [
         LoRA.self,
-        IA3.self,
+        IA3.self, LoHa.self, LoKr.self,
     ]
 
     static func named(_ peftType: String) throws(PEFTError) -> any AdapterMethod.Type {

@@ -24,7 +24,7 @@ final class EmbeddingLoRA: AdapterModule {
             name: key + ".lora_embedding_A", value: try .zeros(engine, [rank, embedding.count], .f32, .adapters))
         b = Parameter(
             name: key + ".lora_embedding_B", value: try .zeros(engine, [embedding.dimension, rank], .f32, .adapters))
-        magnitude = settings.hasMagnitude ? try Magnitude(key: key, size: embedding.dimension, model) : nil
+        magnitude = settings.hasMagnitude ? try Magnitude(key: key, shape: [embedding.dimension], model) : nil
         factor = scaling
         start = settings.start
     }
@@ -38,7 +38,7 @@ final class EmbeddingLoRA: AdapterModule {
         var random = random
         if start == .random { a.value.fillNormal(1, &random) }
         b.value.fillNormal(1, &random)
-        try magnitude?.initialize(embedding.weight, isTransposed: true, b: b, a: a, scale: Float(factor))
+        try magnitude?.initialize(embedding.weight, isTransposed: true, (b.value, a.value), scale: Float(factor))
         return [:]
     }
 
@@ -53,7 +53,7 @@ final class EmbeddingLoRA: AdapterModule {
         try engine.multiply(
             .forward, try a.value.transposed(engine), b.value, into: w, compute: .f32, alpha: scale, accumulate: true)
         if let magnitude, let original = weights.original("weight") {
-            weights.set("weight", try magnitude.scaled(w, original, isTransposed: true, b: b, a: a, scale: scale))
+            weights.set("weight", try magnitude.scaled(w, original, isTransposed: true, (b.value, a.value), scale: scale))
         }
     }
 }

@@ -3,12 +3,13 @@ internal import Models
 internal import Platform
 internal import Tensors
 
-/// LoRA of a linear layer, with DoRA's magnitude where the configuration asks for one.
+/// LoRA of a linear layer or a convolution, with DoRA's magnitude where the configuration asks for one.
 final class LinearLoRA: AdapterModule {
+    let target: MatrixTarget
     let linear: Linear
-    /// f32 `[r, in]`
+    /// f32 `[r, in]`, and the kernel of a convolution
     let a: Parameter
-    /// f32 `[out, r]`
+    /// f32 `[out, r]`; `[out, r/groups, 1…]` of a convolution
     let b: Parameter
     /// f32 `[out]`: `lora_bias`.
     let bias: Parameter?
@@ -19,36 +20,45 @@ final class LinearLoRA: AdapterModule {
     let engine: Engine
     private let dropout: Float
 
-    init(_ linear: Linear, key: String, rank: Int, scaling: Double, _ settings: LoRASettings, _ model: Model)
+    init(_ target: MatrixTarget, key: String, rank: Int, scaling: Double, _ settings: LoRASettings, _ model: Model)
         throws(PEFTError)
     {
-        self.linear = linear
+        guard rank % target.groups == 0 else {
+            throw PEFTError(.argument, "r is \(rank); '\(target.name)' has \(target.groups) groups, into which it must divide")
+        }
+        self.target = target
+        linear = target.linear
         self.rank = rank
         factor = scaling
         start = settings.start
         dropout = settings.dropout
         engine = model.engine
         a = Parameter(
-            name: key + ".lora_A.weight", value: try .zeros(engine, [rank, linear.inputSize], .f32, .adapters))
+            name: key + ".lora_A.weight", value: try .zeros(engine, [rank, target.channels] + target.kernel, .f32, .adapters))
         b = Parameter(
-            name: key + ".lora_B.weight", value: try .zeros(engine, [linear.outputSize, rank], .f32, .adapters),
+            name: key + ".lora_B.weight",
+            value: try .zeros(engine, [linear.outputSize, rank / target.groups] + target.kernel.map { _ in 1 }, .f32, .adapters),
             isTrainable: start != .mica)
         bias =
             settings.hasBias
             ? Parameter(name: key + ".lora_B.bias", value: try .zeros(engine, [linear.outputSize], .f32, .adapters))
             : nil
-        magnitude = settings.hasMagnitude ? try Magnitude(key: key, size: linear.outputSize, model) : nil
+        let ones = target.kernel.map { _ in 1 }
+        magnitude = settings.hasMagnitude ? try Magnitude(key: key, shape: ones.isEmpty ? [linear.outputSize] : [1, linear.outputSize] + ones, model) : nil
     }
 
-    var layer: any Layer { linear }
+    var layer: any Layer { target.layer }
+    /// A and B as matrices: views.
+    private func factors() throws(PEFTError) -> (b: Tensor, a: Tensor) {
+        (try b.value.reshaped([linear.outputSize, rank / target.groups]), try a.value.reshaped([rank, linear.inputSize]))
+    }
     var parameters: [Parameter] { [a, b, bias, magnitude?.parameter].compactMap { $0 } }
     var scaling: Double? { factor }
     var changesBase: Bool { start.changesBase }
 
     func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] {
         let residual = try start(random)
-        try magnitude?.initialize(
-            residual ?? linear.weight, isTransposed: linear.isTransposed, b: b, a: a, scale: Float(factor))
+        try magnitude?.initialize(residual ?? linear.weight, isTransposed: linear.isTransposed, try factors(), scale: Float(factor))
         return residual.map { ["weight": $0] } ?? [:]
     }
 
@@ -57,13 +67,14 @@ final class LinearLoRA: AdapterModule {
     }
 
     func fold(into weights: inout FoldedWeights, scale: Float) throws(PEFTError) {
+        if target.groups > 1 { return try weights.fold(hook(scale: scale, beside: [:]), target) }
         let scale = Float(factor) * scale
-        guard let w = try weights.tensor("weight") else { return }
+        guard let stored = try weights.tensor("weight") else { return }
+        let w = try target.matrix(stored)
         try addProduct(to: w, scale: scale)
         if let magnitude, let original = weights.original("weight") {
-            weights.set(
-                "weight", try magnitude.scaled(w, original, isTransposed: linear.isTransposed, b: b, a: a, scale: scale)
-            )
+            let scaled = try magnitude.scaled(w, try target.matrix(original), isTransposed: linear.isTransposed, try factors(), scale: scale)
+            weights.set("weight", try scaled.reshaped(stored.shape))
         }
         guard let bias else { return }
         guard let layerBias = try weights.tensor("bias") else {
@@ -74,13 +85,14 @@ final class LinearLoRA: AdapterModule {
 
     /// `w += scale·B·A`, as the layer stores it.
     func addProduct(to w: Tensor, scale: Float) throws(PEFTError) {
+        let (b, a) = try factors()
         if linear.isTransposed {  // W [in, out] += s·Aᵀ·Bᵀ
             try engine.multiply(
-                .forward, try a.value.transposed(engine), b.value, into: w, compute: .f32, alpha: scale,
+                .forward, try a.transposed(engine), b, into: w, compute: .f32, alpha: scale,
                 accumulate: true)
         } else {  // W [out, in] += s·B·A
             try engine.multiply(
-                .inputGradient, b.value, a.value, into: w, compute: .f32, alpha: scale, accumulate: true)
+                .inputGradient, b, a, into: w, compute: .f32, alpha: scale, accumulate: true)
         }
     }
 }
@@ -100,7 +112,7 @@ private final class LinearLoRAHook: LayerHook {
 
     func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable
     {
-        let (a, b) = (tape.variable(module.a), tape.variable(module.b))
+        let (a, b) = (try tape.matrix(module.a), try tape.matrix(module.b))
         if let magnitude = module.magnitude {
             let weight = replacements["weight"]?.value ?? layer.weight
             let bias = replacements["bias"].map { tape.variable($0) } ?? layer.bias.map { Variable($0) }
@@ -108,9 +120,24 @@ private final class LinearLoRAHook: LayerHook {
                 to: y, input: x, weight, bias: bias, isTransposed: layer.isTransposed, a: a, b: b, scale: scale,
                 dropout: dropout, tape)
         }
-        let sum = try tape.addLowRank(to: y, input: x, a: a, b: b, scale: scale, dropout: dropout)
+        let sum =
+            layer.groups == 1
+            ? try tape.addLowRank(to: y, input: x, a: a, b: b, scale: scale, dropout: dropout)
+            : try tape.add(y, try grouped(x, a, b, layer, tape))
         guard let bias = module.bias else { return sum }
         return try tape.scaleColumns(sum, scale: nil, shift: try tape.scaled(tape.variable(bias), by: scale))
+    }
+}
+
+extension LinearLoRAHook {
+    /// Each group of outputs sees its own of the r values.
+    private func grouped(_ x: Variable, _ a: Variable, _ b: Variable, _ layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable {
+        let (groups, each) = (layer.groups, layer.outputSize / layer.groups)
+        let parts = try tape.splitColumns(try tape.linear(try tape.dropout(x, dropout), a), Array(repeating: a.value.rows / groups, count: groups))
+        let products = try parts.enumerated().map { (group, part) throws(PEFTError) in
+            try tape.linear(part, try tape.rows(b, group * each..<(group + 1) * each))
+        }
+        return try tape.scaled(try tape.concatenateColumns(products), by: scale)
     }
 }
 

@@ -7,7 +7,7 @@ internal import Tensors
 ///
 ///     y = W·x + b + s·B·(A·drop(x))        A [r, in]   B [out, r]   s = α/r, with rsLoRA α/√r
 ///
-/// for linear layers and Conv1D (`LinearLoRA`), and embeddings (`EmbeddingLoRA`).
+/// for linear layers, Conv1D and convolutions (`LinearLoRA`), and embeddings (`EmbeddingLoRA`).
 package struct LoRA: AdapterMethod {
     package static let peftType = "LORA"
 
@@ -75,20 +75,21 @@ package struct LoRA: AdapterMethod {
         try AdapterConfiguration.checkRank(rank, layer)
         let alpha = try alphas.value(for: layer.name) ?? self.alpha
         let scaling = isRankStabilized ? alpha / Double(rank).squareRoot() : alpha / Double(rank)
-        switch layer {
-        case let linear as Linear:
-            if settings.hasBias, linear.bias == nil {
-                model.engine.warn("lora_bias: '\(layer.name)' has no bias, so this adapter cannot be merged")
-            }
-            return try LinearLoRA(linear, key: key, rank: rank, scaling: scaling, settings, model)
-        case let embedding as Embedding:
+        if let embedding = layer as? Embedding {
             if settings.hasBias {
                 throw PEFTError(.argument, "lora_bias is not possible for an embedding, '\(layer.name)'")
             }
             return try EmbeddingLoRA(embedding, key: key, rank: rank, scaling: scaling, settings, model)
-        default:
-            throw PEFTError(.unsupported, "'\(layer.name)' is \(layer.kind); LORA adapts Linear, Conv1D and Embedding")
         }
+        guard layer is Linear || layer is Convolution else {
+            throw MatrixTarget.refusal(of: layer, MatrixTarget.linears + ["Embedding"] + MatrixTarget.convolutions, LoRA.self)
+        }
+        let target = try MatrixTarget(layer, MatrixTarget.linears + MatrixTarget.convolutions, of: LoRA.self)
+        if settings.hasBias, target.linear.bias == nil {
+            model.engine.warn("lora_bias: '\(layer.name)' has no bias, so this adapter cannot be merged")
+        }
+        if layer is Convolution { try settings.check(target) }
+        return try LinearLoRA(target, key: key, rank: rank, scaling: scaling, settings, model)
     }
 
     package func twins(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule] {
@@ -125,6 +126,15 @@ struct LoRASettings: Sendable {
         }
         if hasMagnitude, start == .mica {
             throw PEFTError(.argument, "use_dora and init_lora_weights 'mica' do not go together")
+        }
+    }
+    /// - Throws: for what there is not for a convolution.
+    func check(_ target: MatrixTarget) throws(PEFTError) {
+        guard [.standard, .gaussian, .random].contains(start) else {
+            throw PEFTError(.argument, "'\(target.name)' is \(target.layer.kind); init_lora_weights can be true, false or 'gaussian' for it")
+        }
+        if hasMagnitude, target.groups > 1 {
+            throw PEFTError(.unsupported, "'\(target.name)' has \(target.groups) groups; use_dora is not possible for it")
         }
     }
 }

@@ -10,23 +10,23 @@ internal import Tensors
 ///
 /// so the gradient to A and B passes `m/n` as a scale, and that to m is `Σ dy ⊙ (W·x + s·B·A·x) / n`.
 final class Magnitude: Sendable {
-    /// f32 `[out]`: m.
+    /// f32 `[out]`, `[1, out, 1…]` of a convolution: m.
     let parameter: Parameter
     private let model: Model
     /// 1/n, and what it was computed for. Norms read all of W, so they are kept until something is written under the model's
     /// lock: in generation and within an optimizer step they are computed once.
     private let known = Mutex<(generation: UInt64, scale: Float, inverse: Tensor)?>(nil)
 
-    init(key: String, size: Int, _ model: Model) throws(PEFTError) {
+    init(key: String, shape: [Int], _ model: Model) throws(PEFTError) {
         parameter = Parameter(
-            name: key + ".lora_magnitude_vector", value: try .zeros(model.engine, [size], .f32, .adapters))
+            name: key + ".lora_magnitude_vector", value: try .zeros(model.engine, shape, .f32, .adapters))
         self.model = model
     }
 
     /// m = n, so that a fresh adapter changes nothing.
-    func initialize(_ w: Tensor, isTransposed: Bool, b: Parameter, a: Parameter, scale: Float) throws(PEFTError) {
+    func initialize(_ w: Tensor, isTransposed: Bool, _ factors: (b: Tensor, a: Tensor), scale: Float) throws(PEFTError) {
         let squares = try model.engine.rowNormsSquared(
-            w: w, plus: b.value, a: a.value, scale: scale, transposed: isTransposed)
+            w: w, plus: factors.b, a: factors.a, scale: scale, transposed: isTransposed)
         unsafe squares.withFloats { squares in
             unsafe parameter.value.withMutableFloats { m in
                 for index in 0..<min(squares.count, m.count) { unsafe m[index] = squares[index].squareRoot() }
@@ -72,7 +72,7 @@ final class Magnitude: Sendable {
         _ tape: Tape
     ) throws(PEFTError) -> Variable {
         let inverse = try inverseNorms(w, isTransposed: isTransposed, b: b.value, a: a.value, scale: scale, tape.engine)
-        let ratio = try tape.multiply(tape.variable(parameter), Variable(inverse))
+        let ratio = try tape.multiply(try tape.vector(parameter), Variable(inverse))
         if tape.isTraining, dropout > 0 {
             let dropped = try tape.dropout(x, dropout)
             let product = try tape.linear(dropped, frozen: w, transposed: isTransposed, as: y.value.dtype)
@@ -93,20 +93,20 @@ final class Magnitude: Sendable {
         throws(PEFTError) -> Variable
     {
         let inverse = try inverseNorms(w, isTransposed: true, b: b.value, a: a.value, scale: scale, tape.engine)
-        let ratio = try tape.multiply(tape.variable(parameter), Variable(inverse))
+        let ratio = try tape.multiply(try tape.vector(parameter), Variable(inverse))
         return try tape.scaleColumns(
             try tape.addLowRankEmbedding(to: y, ids: ids, a: a, b: b, scale: scale), scale: ratio)
     }
 
     /// `m/n ⊙ w`; n of the weight as it was before any adapter was merged.
-    func scaled(_ w: Tensor, _ original: Tensor, isTransposed: Bool, b: Parameter, a: Parameter, scale: Float)
+    func scaled(_ w: Tensor, _ original: Tensor, isTransposed: Bool, _ factors: (b: Tensor, a: Tensor), scale: Float)
         throws(PEFTError) -> Tensor
     {
         let engine = model.engine
         let inverse = try Magnitude.inverseNorms(
-            original, isTransposed: isTransposed, b: b.value, a: a.value, scale: scale, engine)
+            original, isTransposed: isTransposed, b: factors.b, a: factors.a, scale: scale, engine)
         let tape = Tape(engine, .f32)
-        let ratio = try tape.multiply(Variable(parameter.value), Variable(inverse))
+        let ratio = try tape.multiply(try tape.vector(parameter), Variable(inverse))
         return try isTransposed
             ? tape.scaleColumns(Variable(w), scale: ratio).value : tape.scaleRows(Variable(w), ratio).value
     }

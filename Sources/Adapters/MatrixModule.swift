@@ -43,6 +43,11 @@ struct MatrixTarget: Sendable {
     /// `[out, in/groups]` and the kernel.
     var weightShape: [Int] { [outputSize, channels / groups] + kernel }
 
+    /// The layer's weight without a kernel's dimensions, as it is stored.
+    func matrix(_ tensor: Tensor) throws(PEFTError) -> Tensor {
+        kernel.isEmpty ? tensor : try tensor.reshaped([outputSize, tensor.count / max(outputSize, 1)])
+    }
+
     /// The layer's weight as `[out, in/groups]`, f32, in memory of its own.
     func weight(_ tensor: Tensor, _ engine: Engine) throws(PEFTError) -> Tensor {
         let w = try tensor.converted(to: .f32, engine, .scratch)

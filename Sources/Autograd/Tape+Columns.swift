@@ -28,6 +28,12 @@ extension Tape {
         return output
     }
 
+    /// The same for rows: `y[r, :] = x[map[r], :]`.
+    package func gatherRows(_ x: Variable, _ map: ColumnMap) throws(PEFTError) -> Variable {
+        try require(x.value.rows == map.width, "gatherRows: \(map.width) rows of \(x.shape)")
+        return try gatherRows(x, checked: map.indices)
+    }
+
     /// The other way: `y[:, map[c]] = Σ x[:, c]`; `x` `[rows, map.count]`, `y` `[rows, map.width]`, zero where nothing comes.
     package func scatterColumns(_ x: Variable, _ map: ColumnMap) throws(PEFTError) -> Variable {
         try require(x.value.columns == map.count, "scatterColumns: \(map.count) columns of \(x.shape)")

@@ -44,6 +44,10 @@ extension Tape {
     package func gatherRows(_ x: Variable, _ indices: [Int32]) throws(PEFTError) -> Variable {
         let indices = try Tensor(engine, indices, shape: [indices.count])
         try checkIndices(indices, in: 0..<x.value.rows, "row")
+        return try gatherRows(x, checked: indices)
+    }
+
+    func gatherRows(_ x: Variable, checked indices: Tensor) throws(PEFTError) -> Variable {
         let y = try Tensor(engine, [indices.count, x.value.columns], x.value.dtype)
         engine.gatherRows(x.value, indices, into: y)
         let output = result(y, of: x)

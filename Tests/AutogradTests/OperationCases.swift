@@ -6,7 +6,7 @@ import Testing
 
 extension OperationCase {
     /// Every differentiable operation with each of its options.
-    static let all: [OperationCase] = linear + lowRank + norms + rotary + attention + activations + elementwise + rows + losses
+    static let all: [OperationCase] = linear + lowRank + norms + rotary + attention + activations + elementwise + rows + columns + blocks + parameters + losses
 
     static let linear: [OperationCase] = [
         OperationCase(name: "linear, frozen f32 with bias", inputs: [([3, 5], .activation)]) { tape, x in
@@ -173,6 +173,42 @@ extension OperationCase {
         OperationCase(name: "concatenateColumns", inputs: [([3, 2], .activation), ([3, 1], .activation)]) { tape, x in
             try tape.concatenateColumns([x[0], x[1], x[0]])
         },
+    ]
+
+    static let columns: [OperationCase] = [
+        OperationCase(name: "gatherColumns", inputs: [([3, 4], .activation)]) { tape, x in
+            try tape.gatherColumns(x[0], ColumnMap(tape.engine, [3, 0, 3, 3, 1], of: 4))
+        },
+        OperationCase(name: "scatterColumns", inputs: [([3, 5], .activation)]) { tape, x in
+            try tape.scatterColumns(x[0], ColumnMap(tape.engine, [3, 0, 3, 3, 1], of: 4))
+        },
+    ]
+
+    static let blocks: [OperationCase] = [
+        OperationCase(name: "blockLinear", inputs: [([3, 6], .activation), ([3, 2, 4], .parameter)]) { tape, x in try tape.blockLinear(x[0], x[1]) },
+        OperationCase(name: "blockLinear of long columns", inputs: [([33, 8], .activation), ([2, 4, 4], .parameter)]) { tape, x in
+            try tape.blockLinear(x[0], x[1])
+        },
+        OperationCase(name: "blockProducts", inputs: [([2, 3, 4], .parameter), ([2, 4, 2], .parameter)]) { tape, x in try tape.blockProducts(x[0], x[1]) },
+        OperationCase(name: "inverses", inputs: [([2, 3, 3], .parameter)], step: 0.005) { tape, x in
+            let four = try Tensor(tape.engine, (0..<18).map { $0 % 9 % 4 == 0 ? Float(4) : 0 }, shape: [2, 3, 3])
+            return try tape.inverses(tape.add(x[0], Variable(four)))
+        },
+        OperationCase(
+            name: "computed weight", inputs: [([3, 4], .activation), ([3, 5], .activation), ([4, 2], .parameter), ([2, 5], .parameter), ([4, 5], .parameter)]
+        ) { tape, x in
+            try tape.addProduct(to: x[0], input: x[1], scale: 1.5, of: [x[2], x[3], x[4]]) { (tape, w) throws(PEFTError) in
+                try tape.multiply(try tape.linear(w[0], w[1], transposed: true), w[2])
+            }
+        },
+    ]
+
+    static let parameters: [OperationCase] = [
+        OperationCase(name: "cosine", inputs: [([5], .parameter)]) { tape, x in try tape.cosine(x[0]) },
+        OperationCase(name: "sine", inputs: [([5], .parameter)]) { tape, x in try tape.sine(x[0]) },
+        OperationCase(name: "inverse norms of rows", inputs: [([3, 4], .parameter)]) { tape, x in try tape.inverseNorms(x[0], ofColumns: false, floor: 1e-4) },
+        OperationCase(name: "inverse norms of columns", inputs: [([3, 4], .parameter)]) { tape, x in try tape.inverseNorms(x[0], ofColumns: true, floor: 1e-4) },
+        OperationCase(name: "norm", inputs: [([3, 4], .parameter)]) { tape, x in try tape.norm(x[0]) },
     ]
 
     static let losses: [OperationCase] = [
