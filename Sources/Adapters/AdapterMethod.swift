@@ -92,11 +92,13 @@ package protocol AdapterCompanion: AnyObject, Sendable {
     var penalty: (any LossPenalty)? { get }
     /// Kept in a training's checkpoint beside the adapter.
     var state: [(name: String, tensor: Tensor)] { get }
+    /// Before an optimizer step; the caller holds the model's write lock.
+    func willStep(_ gradients: GradientStore)
     /// After an optimizer step; the caller holds the model's write lock.
     /// - Parameters:
     ///   - step: 1, 2, …
     ///   - factor: what clipping made of the gradients.
-    func didStep(_ step: Int, _ gradients: GradientStore, factor: Float)
+    func didStep(_ step: Int, _ gradients: GradientStore, factor: Double)
     /// Before the configuration is saved.
     func complete(_ configuration: inout JSONObject)
 }
@@ -104,7 +106,8 @@ package protocol AdapterCompanion: AnyObject, Sendable {
 extension AdapterCompanion {
     package var penalty: (any LossPenalty)? { nil }
     package var state: [(name: String, tensor: Tensor)] { [] }
-    package func didStep(_ step: Int, _ gradients: GradientStore, factor: Float) {}
+    package func willStep(_ gradients: GradientStore) {}
+    package func didStep(_ step: Int, _ gradients: GradientStore, factor: Double) {}
     package func complete(_ configuration: inout JSONObject) {}
 }
 
@@ -112,7 +115,7 @@ extension AdapterCompanion {
 package enum AdapterMethods {
     package static let all: [any AdapterMethod.Type] = [
         LoRA.self,
-        IA3.self, LoHa.self, LoKr.self,
+        IA3.self, LoHa.self, LoKr.self, OFT.self, BOFT.self, HRA.self,
     ]
 
     static func named(_ peftType: String) throws(PEFTError) -> any AdapterMethod.Type {

@@ -55,6 +55,8 @@ package struct AdapterSelection: Sendable {
         }
     }
 
+    package var companions: [any AdapterCompanion] { adapters.compactMap(\.companion) }
+
     /// LoRA's factor of the layer that a parameter belongs to; nil where there is none.
     package func scaling(of parameter: Parameter) -> Double? {
         for adapter in adapters {

@@ -182,7 +182,10 @@ package final class AdapterSet: Sendable {
 
     /// The configuration as it would be saved.
     package func configuration(of name: String) throws(PEFTError) -> JSONObject {
-        try adapter(name).configuration.saved(for: model, baseName: baseName)
+        let adapter = try adapter(name)
+        var configuration = adapter.configuration.saved(for: model, baseName: baseName)
+        model.lock.read { adapter.companion?.complete(&configuration) }
+        return configuration
     }
 
     /// The trainable parameters of the active adapters, by saved key, "adapter|key" when several are active.

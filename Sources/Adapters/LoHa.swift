@@ -90,12 +90,24 @@ private final class LoHaModule: MatrixModule {
             guard let pairs else {
                 return try tape.addProduct(to: y, input: x, groups: target.groups, scale: scale, of: variables) { [tucker] (tape, w) throws(PEFTError) in
                     guard let tucker else { return try tape.multiply(try tape.linear(w[0], w[1], transposed: true), try tape.linear(w[2], w[3], transposed: true)) }
-                    return try tape.multiply(try tucker(w[4], w[0], w[1], tape), try tucker(w[5], w[2], w[3], tape))
+                    return try tape.multiply(
+                        try tucker.likePEFT(w[4], w[0], w[1], other: (w[5], w[3]), tape), try tucker.likePEFT(w[5], w[2], w[3], other: (w[4], w[1]), tape))
                 }
             }
             let left = try tape.multiply(try tape.gatherColumns(variables[0], pairs.first), try tape.gatherColumns(variables[2], pairs.second))
             let right = try tape.multiply(try tape.gatherRows(variables[1], pairs.first), try tape.gatherRows(variables[3], pairs.second))
             return try tape.addLowRank(to: y, input: x, a: right, b: left, scale: scale)
         }
+    }
+}
+
+extension TuckerKernel {
+    /// The kernel, with PEFT's gradient to `a`: PEFT 0.21's derivative takes it through the kernel and the inputs of the other
+    /// factor. Training is to give PEFT's numbers, so it does here too.
+    fileprivate func likePEFT(_ t: Variable, _ a: Variable, _ b: Variable, other: (t: Variable, b: Variable), _ tape: Tape) throws(PEFTError) -> Variable {
+        let kernel = try self(t, Variable(a.value), b, tape)
+        guard tape.isRecording else { return kernel }
+        let way = try self(Variable(other.t.value), a, Variable(other.b.value), tape)
+        return try tape.add(kernel, try tape.add(way, try tape.scaled(Variable(way.value), by: -1)))
     }
 }

@@ -10,6 +10,6 @@ extension Trainee {
             name: selection.name, entries: selection.entries,
             adaptation: { () throws(PEFTError) in try selection.adaptation() },
             configuration: selection.configuration,
-            scaling: { key in parameters[key].flatMap { selection.scaling(of: $0) } })
+            scaling: { key in parameters[key].flatMap { selection.scaling(of: $0) } }, companions: selection.companions)
     }
 }

@@ -1,3 +1,4 @@
+package import Adapters
 package import Autograd
 package import Models
 package import Platform
@@ -15,16 +16,19 @@ package struct Trainee: Sendable {
     package let configuration: JSONObject
     /// LoRA's factor of the layer that a parameter key belongs to; nil where there is none.
     package let scaling: @Sendable (_ key: String) -> Double?
+    /// Told of steps.
+    package let companions: [any AdapterCompanion]
 
     package init(
         name: String, entries: [(key: String, parameter: Parameter)], adaptation: @escaping @Sendable () throws(PEFTError) -> Adaptation,
-        configuration: JSONObject, scaling: @escaping @Sendable (String) -> Double? = { _ in nil }
+        configuration: JSONObject, scaling: @escaping @Sendable (String) -> Double? = { _ in nil }, companions: [any AdapterCompanion] = []
     ) {
         self.name = name
         self.entries = entries
         self.adaptation = adaptation
         self.configuration = configuration
         self.scaling = scaling
+        self.companions = companions
     }
 
     /// Each once, also when it is saved under several keys.

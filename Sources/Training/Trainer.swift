@@ -1,3 +1,4 @@
+internal import Adapters
 internal import Autograd
 internal import Glibc
 package import Models
@@ -134,7 +135,11 @@ package final class Trainer {
         guard norm.isFinite else { throw PEFTError(.numeric, "the norm of the gradients is \(norm); nothing was changed by this step") }
         let factor = schedule.factor(step)
         let clip = GradientClipping.factor(norm: norm, maximum: options.maximumGradientNorm)
-        model.lock.write { optimizer.update(gradients, gradientScale: clip, rateFactor: factor) }
+        model.lock.write {
+            for companion in trainee.companions { companion.willStep(gradients) }
+            optimizer.update(gradients, gradientScale: clip, rateFactor: factor)
+            for companion in trainee.companions { companion.didStep(step + 1, gradients, factor: clip) }
+        }
         gradients.clear()
         step += 1
         result.updated = true
