@@ -23,18 +23,19 @@ package final class GPT2: Architecture {
         try configuration.require("scale_attn_weights", .bool(true))
         try configuration.require("scale_attn_by_inverse_layer_idx", .bool(false))
         build.ignore { $0.hasSuffix(".attn.bias") || $0.hasSuffix(".attn.masked_bias") }  // masks of older checkpoints
-        tokens = try build.embedding("transformer.wte", try configuration.size("vocab_size"), hidden)
-        places = try build.embedding("transformer.wpe", positions, hidden)
+        let prefix = DecoderHead.prefix(configuration, "transformer.", usual: "transformer.", build)
+        tokens = try build.embedding(prefix + "wte", try configuration.size("vocab_size"), hidden)
+        places = try build.embedding(prefix + "wpe", positions, hidden)
         var blocks: [GPT2Block] = []
-        for layer in 0..<(try configuration.size("n_layer", "num_hidden_layers", most: 4096)) { blocks.append(try GPT2Block(layer, hidden, heads, configuration, build)) }
+        for layer in 0..<(try configuration.size("n_layer", "num_hidden_layers", most: 4096)) { blocks.append(try GPT2Block(layer, "\(prefix)h.\(layer)", hidden, heads, configuration, build)) }
         self.blocks = blocks
-        norm = try build.layerNorm("transformer.ln_f", hidden, epsilon: try configuration.number("layer_norm_epsilon", or: 1e-5))
-        decoderHead = try DecoderHead(configuration, build, embedding: tokens, hiddenSize: hidden)
+        norm = try build.layerNorm(prefix + "ln_f", hidden, epsilon: try configuration.number("layer_norm_epsilon", or: 1e-5))
+        decoderHead = try DecoderHead(configuration, build, embedding: tokens, hiddenSize: hidden, perToken: "classifier")
         cacheShape = CacheShape(layerCount: blocks.count, keyValueHeads: heads, headSize: hidden / heads, maximumLength: positions, rotary: nil)
     }
 
     package var task: ModelTask { decoderHead.task }
-    package var head: Linear? { task == .causalLM ? decoderHead.linear : nil }
+    package var head: Linear? { decoderHead.languageHead }
 
     package func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {
         guard context.positionCount <= places.count else {
@@ -63,8 +64,7 @@ private final class GPT2Block: Sendable {
     private let attention: SelfAttention
     private let activation: ActivationKind
 
-    init(_ layer: Int, _ hidden: Int, _ heads: Int, _ configuration: ModelConfiguration, _ build: LayerBuilder) throws(PEFTError) {
-        let name = "transformer.h.\(layer)"
+    init(_ layer: Int, _ name: String, _ hidden: Int, _ heads: Int, _ configuration: ModelConfiguration, _ build: LayerBuilder) throws(PEFTError) {
         let epsilon = try configuration.number("layer_norm_epsilon", or: 1e-5)
         let inner = try configuration.size("n_inner", or: 4 * hidden)
         attentionNorm = try build.layerNorm(name + ".ln_1", hidden, epsilon: epsilon)

@@ -45,8 +45,8 @@ package final class LayerBuilder {
         add(Embedding(name: name, index: layers.count, weight: try matrix(name + ".weight", [count, dimension])))
     }
 
-    package func rmsNorm(_ name: String, _ size: Int, epsilon: Double) throws(PEFTError) -> RMSNorm {
-        add(RMSNorm(name: name, index: layers.count, weight: try vector(name + ".weight", size), epsilon: Float(epsilon)))
+    package func rmsNorm(_ name: String, _ size: Int, epsilon: Double, offset: Float = 0) throws(PEFTError) -> RMSNorm {
+        add(RMSNorm(name: name, index: layers.count, weight: try vector(name + ".weight", size), epsilon: Float(epsilon), offset: offset))
     }
 
     package func layerNorm(_ name: String, _ size: Int, epsilon: Double) throws(PEFTError) -> LayerNorm {

@@ -82,6 +82,13 @@ package struct ModelConfiguration: Sendable {
         return ModelConfiguration(object, origin: "\(origin): \(key)")
     }
 
+    /// The same with another value for a key.
+    func replacing(_ key: String, _ value: JSONValue) -> ModelConfiguration {
+        var json = json
+        json[key] = value
+        return ModelConfiguration(json, origin: origin)
+    }
+
     package func has(_ key: String) -> Bool { value(key) != nil }
 
     /// An error for a setting that this version does not have, with what it has.

@@ -2,21 +2,24 @@ package import Autograd
 package import Platform
 package import Tensors
 
-/// `y = x / √(mean x² + ε) · weight` over the last dimension.
+/// `y = x / √(mean x² + ε) · (weight + offset)` over the last dimension.
 package final class RMSNorm: Layer, @unchecked Sendable {
     // Sendable: `weight` is replaced only by the holder of the model's write lock.
 
     package let name: String
     package let index: Int
     package let epsilon: Float
+    /// 1 for Gemma.
+    package let offset: Float
     /// f32 `[size]`
     package private(set) var weight: Tensor
 
-    package init(name: String, index: Int, weight: Tensor, epsilon: Float) {
+    package init(name: String, index: Int, weight: Tensor, epsilon: Float, offset: Float = 0) {
         self.name = name
         self.index = index
         self.weight = weight
         self.epsilon = epsilon
+        self.offset = offset
     }
 
     package var kind: String { "RMSNorm" }
@@ -31,7 +34,7 @@ package final class RMSNorm: Layer, @unchecked Sendable {
     /// `x` `[rows, size]`.
     package func callAsFunction(_ x: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable {
         try context.applied(to: x, self) { (x, adaptation, tape) throws(PEFTError) in
-            try tape.rmsNorm(x, weight: adaptation.own("weight", tape) ?? Variable(weight), eps: epsilon)
+            try tape.rmsNorm(x, weight: adaptation.own("weight", tape) ?? Variable(weight), offset: offset, eps: epsilon)
         }
     }
 }

@@ -6,11 +6,13 @@ extension RotaryTable {
     /// The table that a configuration describes: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`.
     ///
     ///     θᵢ = base^(−2i/dimension), scaled: "linear" divides by `factor`; "llama3" (meta-llama/llama-models) divides long
-    ///     wavelengths by `factor`, leaves short ones, and goes smoothly from one to the other between.
-    ///
-    /// - Parameter dimension: rotated values of a head.
-    package convenience init(_ engine: Engine, dimension: Int, _ configuration: ModelConfiguration) throws(PEFTError) {
+    ///     wavelengths by `factor`, leaves short ones, and goes smoothly from one to the other between; "longrope"
+    ///     (arXiv:2402.13753) divides each by a factor of its own, others in long texts.
+    package convenience init(_ engine: Engine, headSize: Int, _ configuration: ModelConfiguration) throws(PEFTError) {
         let scaling = try configuration.object(configuration.has("rope_parameters") ? "rope_parameters" : "rope_scaling")
+        let part = try (scaling.flatMap { $0.has("partial_rotary_factor") ? $0 : nil } ?? configuration).number("partial_rotary_factor", or: 1)
+        guard part > 0, part <= 1 else { throw PEFTError(.format, "\(configuration.origin): partial_rotary_factor is \(part); above 0 and at most 1 is right") }
+        let dimension = Int(Double(headSize) * part)
         let base = try (scaling.flatMap { $0.has("rope_theta") ? $0 : nil } ?? configuration).number("rope_theta", or: 10000)
         guard base > 0, dimension > 0, dimension % 2 == 0 else {
             throw PEFTError(.format, "\(configuration.origin): rotary embedding of \(dimension) values with base \(base); an even number and a positive base are needed")
@@ -27,11 +29,44 @@ extension RotaryTable {
             case "llama3":
                 let rule = try Llama3Scaling(scaling)
                 frequencies = frequencies.map { rule.scaled($0) }
-            default: throw scaling.unsupported(key, "default, linear, llama3")
+            case "longrope", "su":
+                let rule = try LongRope(scaling, configuration, count: frequencies.count)
+                self.init(
+                    engine, frequencies: rule.divided(frequencies, by: rule.short), longFrequencies: rule.divided(frequencies, by: rule.long), border: rule.border,
+                    factor: rule.factor)
+                return
+            default: throw scaling.unsupported(key, "default, linear, llama3, longrope")
             }
         }
         self.init(engine, frequencies: frequencies)
     }
+}
+
+/// Phi-3's rule for longer contexts.
+private struct LongRope {
+    let short: [Float], long: [Float]
+    /// Longest text of the first training.
+    let border: Int
+    let factor: Float
+
+    init(_ scaling: ModelConfiguration, _ configuration: ModelConfiguration, count: Int) throws(PEFTError) {
+        func factors(_ key: String) throws(PEFTError) -> [Float] {
+            let values = (scaling.json[key]?.arrayValue ?? []).compactMap(\.doubleValue).filter { $0.isFinite && $0 > 0 }
+            guard values.count == count, scaling.json[key]?.arrayValue?.count == count else {
+                throw PEFTError(.format, "\(scaling.origin): \(key) needs \(count) factors above 0, has \(values.count)")
+            }
+            return values.map { Float($0) }
+        }
+        short = try factors("short_factor")
+        long = try factors("long_factor")
+        let longest = try configuration.size("max_position_embeddings")
+        border = try (configuration.has("original_max_position_embeddings") ? configuration : scaling).size("original_max_position_embeddings", or: longest)
+        let growth = try scaling.number("factor", or: Double(longest) / Double(border))
+        let usual = growth <= 1 ? 1 : (1 + log(growth) / max(log(Double(border)), 1e-9)).squareRoot()
+        factor = Float(try scaling.number("attention_factor", or: usual))
+    }
+
+    func divided(_ frequencies: [Float], by factors: [Float]) -> [Float] { zip(frequencies, factors).map { $0 / $1 } }
 }
 
 /// Llama 3.1's rule for longer contexts.

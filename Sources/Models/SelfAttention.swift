@@ -15,8 +15,10 @@ package struct SelfAttention: Sendable {
     package var isCausal = true
     /// nil: 1/√headSize.
     package var scale: Float?
+    /// 0: none.
+    package var softcap: Float = 0
 
-    package init(layer: Int, heads: Int, keyValueHeads: Int, headSize: Int, window: Int = 0, isCausal: Bool = true, scale: Float? = nil) {
+    package init(layer: Int, heads: Int, keyValueHeads: Int, headSize: Int, window: Int = 0, isCausal: Bool = true, scale: Float? = nil, softcap: Float = 0) {
         self.layer = layer
         self.heads = heads
         self.keyValueHeads = keyValueHeads
@@ -24,6 +26,7 @@ package struct SelfAttention: Sendable {
         self.window = window
         self.isCausal = isCausal
         self.scale = scale
+        self.softcap = softcap
     }
 
     /// `q` `[batch·length, heads·headSize]`, `k`, `v` `[batch·length, keyValueHeads·headSize]`, rotated already; `bias`: positions that are added to the scores.
@@ -52,7 +55,7 @@ package struct SelfAttention: Sendable {
 
     private func shape(batch: Int, keys: Int, _ context: ForwardContext) -> AttentionShape {
         AttentionShape(
-            batch: batch, queryLength: context.length, keyLength: keys, heads: heads, keyValueHeads: keyValueHeads, headDim: headSize, scale: scale,
+            batch: batch, queryLength: context.length, keyLength: keys, heads: heads, keyValueHeads: keyValueHeads, headDim: headSize, scale: scale, softcap: softcap,
             isCausal: isCausal, window: window)
     }
 }

@@ -30,6 +30,8 @@ package final class T5: Architecture {
 
     package init(_ configuration: ModelConfiguration, _ build: LayerBuilder) throws(PEFTError) {
         let name = configuration.headClass ?? "T5ForConditionalGeneration"
+        let endings = ["ForConditionalGeneration", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model"]
+        guard endings.contains(where: { name.hasSuffix($0) }) else { throw configuration.unsupported("architectures", endings.map { "…\($0)" }.joined(separator: ", ")) }
         let hidden = try configuration.size("d_model")
         let isWhole = !name.hasSuffix("EncoderModel") && !name.hasSuffix("ForTokenClassification")
         let prefix = name.hasSuffix("ForSequenceClassification") || name.hasSuffix("ForTokenClassification") ? "transformer." : ""
@@ -59,11 +61,9 @@ package final class T5: Architecture {
         } else if name.hasSuffix("ForQuestionAnswering") {
             task = .questionAnswering
             finish = .tokens(try build.linear("qa_outputs", hidden, 2, bias: .required))
-        } else if name.hasSuffix("Model") {
+        } else {
             task = .features
             finish = .states
-        } else {
-            throw configuration.unsupported("architectures", "T5ForConditionalGeneration, …ForSequenceClassification, …ForTokenClassification, …ForQuestionAnswering, T5Model, T5EncoderModel")
         }
         cacheShape = if let decoder, case .language = finish {
             CacheShape(layerCount: decoder.blocks.count, keyValueHeads: decoder.sizes.heads, headSize: decoder.sizes.headSize, maximumLength: T5.longest, rotary: nil)

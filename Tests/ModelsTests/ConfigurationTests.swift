@@ -39,7 +39,7 @@ import Testing
             (.unsupported, "model_type", { $0["model_type"] = .string("mamba") }),
             (.unsupported, "hidden_act", { $0["hidden_act"] = .string("xielu") }),
             (.unsupported, "yarn", { $0["rope_parameters"] = .object(["rope_type": .string("yarn"), "factor": .integer(2)]) }),
-            (.unsupported, "architectures", { $0["architectures"] = .array([.string("LlamaForQuestionAnswering")]) }),
+            (.unsupported, "architectures", { $0["architectures"] = .array([.string("LlamaForMaskedLM")]) }),
             (.format, "num_hidden_layers", { $0["num_hidden_layers"] = .integer(-1) }),
             (.format, "num_hidden_layers", { $0["num_hidden_layers"] = .integer(1 << 40) }),
             (.format, "head_dim", { $0["head_dim"] = .number(1e300) }),
@@ -66,7 +66,7 @@ import Testing
     /// Frequencies against transformers 5.23.0 (`ROPE_INIT_FUNCTIONS`), head size 8, base 10000.
     @Test func rotaryScaling() throws {
         func frequencies(_ rope: JSONObject) throws -> [Float] {
-            try RotaryTable(Engine(), dimension: 8, ModelConfiguration(["rope_parameters": .object(rope)], origin: "test")).frequencies
+            try RotaryTable(Engine(), headSize: 8, ModelConfiguration(["rope_parameters": .object(rope)], origin: "test")).frequencies
         }
         #expect(try frequencies(["rope_type": .string("default"), "rope_theta": .integer(10000)]) == [1, 0.1, 0.01, 0.001])
         #expect(try frequencies(["type": .string("linear"), "factor": .integer(4)]) == [0.25, 0.025, 0.0025, 0.00025])

@@ -38,7 +38,7 @@ def test_same_numbers(name):
             got, want = got[inputs["attention_mask"] == 1], want[inputs["attention_mask"] == 1]  # padding is nobody's
         assert np.abs(got - want).max() <= 2e-4 * np.abs(want).max(), key
     if "generated" in expected:
-        prompt = inputs["input_ids"][:1]
+        prompt = inputs["input_ids"][:1, :expected["generated"].shape[1] - 12]
         assert model.generate(prompt, max_new_tokens=12, eos_token_id=None).tolist() == expected["generated"].tolist()
 
 
@@ -93,3 +93,30 @@ def test_encoder_decoder_sessions():
     assert want[1][1:] == list(fork.tokens(6))
     with pytest.raises(ValueError, match="token id 500"):
         model.session().append([500])
+
+
+@pytest.mark.parametrize("name, key, value, word", [
+    ("t5_seqcls", "relative_attention_num_buckets", 6, "buckets"), ("t5_seqcls", "relative_attention_max_distance", 2, "buckets"),
+    ("t5_seqcls", "num_heads", 0, "num_heads"), ("t5_seqcls", "d_kv", 7, "SelfAttention.q.weight"), ("t5_seqcls", "num_decoder_layers", 3, "decoder.block.2"),
+    ("t5_seqcls", "feed_forward_proj", "gated-mish", "mish"), ("t5_seqcls", "architectures", ["T5ForMaskedLM"], "architectures"),
+    ("gemma2", "layer_types", ["full_attention"], "layer_types"), ("gemma2", "layer_types", ["chunked", "chunked"], "layer_types"),
+    ("gemma2", "query_pre_attn_scalar", -1, "query_pre_attn_scalar"), ("gemma", "use_bidirectional_attention", True, "use_bidirectional_attention"),
+    ("gemma3", "rope_parameters", {"full_attention": 3}, "full_attention"), ("gemma3", "sliding_window", "x", "sliding_window"),
+    ("phi3", "rope_parameters", {"rope_type": "default", "partial_rotary_factor": 4}, "partial_rotary_factor"),
+    ("phi3", "num_key_value_heads", 4, "qkv_proj"), ("phi3_long", "rope_parameters", {"rope_type": "longrope", "short_factor": [1], "long_factor": [1]}, "short_factor"),
+])
+def test_bad_configurations(name, key, value, word, tmp_path):
+    config = json.loads((FIXTURES / name / "config.json").read_text())
+    config[key] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").write_bytes((FIXTURES / name / "model.safetensors").read_bytes())
+    with pytest.raises(peftswift.PeftError, match=word):
+        peftswift.Model.from_pretrained(tmp_path)
+
+
+def test_sessions_do_not_cross_the_border_of_longrope():
+    model = peftswift.Model.from_pretrained(FIXTURES / "phi3_long", dtype="float32")
+    session = model.session(ignore_eos=True).append([5, 6, 7])
+    with pytest.raises(peftswift.PeftError, match="longrope"):
+        list(session.tokens(20))
+    assert len(session.token_ids()) == 16

@@ -40,7 +40,7 @@ def text_inputs(generator, vocabulary=80, length=11, left=False):
 
 
 def models(g):
-    """name → (class, configuration, inputs, generates)"""
+    """name → (class, configuration, inputs, generates: from the whole text or from so many tokens)"""
     return {
         "t5_seqcls": (t.T5ForSequenceClassification, t.T5Config(**T5), t5_inputs(g, {"labels": torch.tensor([2, 0])}), False),
         "t5_tokcls": (t.T5ForTokenClassification, t.T5Config(**T5, feed_forward_proj="gated-silu"), t5_inputs(g, {"labels": torch.randint(0, 3, (2, 9), generator=g)}), False),
@@ -53,7 +53,11 @@ def models(g):
                    rope_parameters={"full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1000000.0}, "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0}}), text_inputs(g, left=True), True),
         "phi3": (t.Phi3ForCausalLM, t.Phi3Config(**{k: v for k, v in DECODER.items() if k != "head_dim"}, sliding_window=5, partial_rotary_factor=0.5, attn_implementation="eager"), text_inputs(g), True),
         "phi3_long": (t.Phi3ForCausalLM, t.Phi3Config(**{k: v for k, v in DECODER.items() if k != "head_dim"}, original_max_position_embeddings=16, attn_implementation="eager",
-                      rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.3, 1.5], "long_factor": [1.2, 2.0, 3.0, 5.0], "original_max_position_embeddings": 16, "partial_rotary_factor": 1.0}), text_inputs(g), True),
+                      rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.3, 1.5], "long_factor": [1.2, 2.0, 3.0, 5.0], "original_max_position_embeddings": 16, "partial_rotary_factor": 1.0}), text_inputs(g, length=20), 4),
+        "llama_qa": (t.LlamaForQuestionAnswering, t.LlamaConfig(**DECODER), {k: v for k, v in text_inputs(g).items() if k != "labels"} | {"start_positions": torch.tensor([1, 3]), "end_positions": torch.tensor([4, 3])}, False),
+        "gpt2_tokcls": (t.GPT2ForTokenClassification, t.GPT2Config(vocab_size=80, n_positions=32, n_embd=24, n_layer=2, n_head=4, num_labels=3, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, classifier_dropout=0.0),
+                        text_inputs(g) | {"labels": torch.randint(0, 3, (2, 11), generator=g)}, False),
+        "gemma3_bare": (t.Gemma3TextModel, t.Gemma3TextConfig(**DECODER, sliding_window=4), {k: v for k, v in text_inputs(g).items() if k != "labels"}, False),
     }
 
 
@@ -80,6 +84,8 @@ def make(name, cls, config, inputs, generates):
             expected["last_hidden_state"] = out.last_hidden_state
         if generates:
             prompt = {k: v[:1] for k, v in inputs.items() if k in ["input_ids", "input_features"]}
+            if generates is not True:
+                prompt = {"input_ids": prompt["input_ids"][:, :generates]}
             done = model.generate(**prompt, max_new_tokens=12, do_sample=False, eos_token_id=None, return_dict_in_generate=True, output_logits=True)
             gap = min(float(x[0].topk(2).values.diff().abs()) for x in done.logits)
             assert gap > 1e-3, (name, gap)
