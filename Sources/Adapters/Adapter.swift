@@ -12,6 +12,7 @@ final class Adapter: Sendable {
     let configuration: AdapterConfiguration
     let modules: [any AdapterModule]
     let companion: (any AdapterCompanion)?
+    let method: any AdapterMethod
     /// The order its blocks run in, where that is not the model's.
     let replication: LayerReplication?
     /// By the base layers that they stand in for.
@@ -42,6 +43,7 @@ final class Adapter: Sendable {
         }
         modules += try TokenRows.modules(configuration, modules.map(\.layer), model)
         self.modules = modules
+        self.method = method
         companion = try method.companion(of: modules, model)
         replacements = try modules.flatMap(\.replacements) + SavedModules.replacements(configuration, targets: modules.map(\.layer), model)
         if let replication, let inside = replacements.first(where: { replication.run(of: $0.layer) != nil }) {
@@ -52,7 +54,7 @@ final class Adapter: Sendable {
         }
         self.configuration = configuration
         saved =
-            modules.flatMap { module in module.parameters.map { SavedTensor($0) } + module.views }
+            modules.flatMap { module in module.parameters.map { SavedTensor($0) } + module.views } + method.shared
             + replacements.map { SavedTensor($0.parameter, key: $0.key) }
             + Adapter.savedEmbeddings(configuration, modules.map(\.layer), model)
         trainable = saved.compactMap(\.parameter).filter(\.isTrainable)
@@ -69,7 +71,7 @@ final class Adapter: Sendable {
             case .string: targets.contains { target in names.contains { target.name.isNamed($0) } }
             default: false
             }
-        guard isNamed, !configuration.isSet("trainable_token_indices") else { return [] }
+        guard isNamed, !configuration.isSet("trainable_token_indices"), configuration.method != TrainableTokens.self else { return [] }
         let ends = [model.layers.first { $0 is Embedding }, model.network.head].compactMap { $0 as (any Layer)? }
         return ends.filter { end in targets.contains { $0.index == end.index } }.map { SavedTensor(base: $0, "weight") }
     }
@@ -77,7 +79,8 @@ final class Adapter: Sendable {
     /// Fresh values.
     /// - Returns: what the base layers must be changed to with them.
     func initialize(seed: UInt64) throws(PEFTError) -> [BaseChange] {
-        try initialize(modules, seed: seed)
+        method.initializeShared(RandomStream(seed: seed, purpose: "shared"))
+        return try initialize(modules, seed: seed)
     }
 
     /// What base layers must be changed to for an adapter whose own values come from a file.
@@ -127,6 +130,7 @@ final class Adapter: Sendable {
         configuration = other.configuration
         modules = other.modules
         companion = other.companion
+        method = other.method
         replication = other.replication
         replacements = other.replacements + own
         let keys = Set(own.map(\.key))

@@ -29,6 +29,17 @@ package protocol AdapterMethod: Sendable {
     /// - Throws: `.unsupported` naming the layer's kind and those the method takes.
     func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule
 
+    /// What the layers share, under names of its own ("base_model.vera_A").
+    var shared: [SavedTensor] { get }
+    /// Fresh values for what is shared.
+    func initializeShared(_ random: RandomStream)
+    /// The tensors of a file under the adapter's own keys, where the method has another form for files.
+    func read(_ tensors: [(name: String, tensor: Tensor)], _ engine: Engine) throws(PEFTError) -> [(name: String, tensor: Tensor)]
+    /// The other way: what a file has.
+    func written(_ tensors: [(name: String, tensor: Tensor)], _ engine: Engine) throws(PEFTError) -> [(
+        name: String, tensor: Tensor
+    )]
+
     /// Modules for layers that are no targets themselves but follow one.
     func twins(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule]
 
@@ -42,6 +53,14 @@ extension AdapterMethod {
     package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, _ model: Model)
         throws(PEFTError)
     {}
+    package var shared: [SavedTensor] { [] }
+    package func initializeShared(_ random: RandomStream) {}
+    package func read(_ tensors: [(name: String, tensor: Tensor)], _ engine: Engine) throws(PEFTError) -> [(
+        name: String, tensor: Tensor
+    )] { tensors }
+    package func written(_ tensors: [(name: String, tensor: Tensor)], _ engine: Engine) throws(PEFTError) -> [(
+        name: String, tensor: Tensor
+    )] { tensors }
     package func twins(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule] { [] }
     package func companion(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> (any AdapterCompanion)? { nil }
 }
@@ -116,6 +135,8 @@ package enum AdapterMethods {
     package static let all: [any AdapterMethod.Type] = [
         LoRA.self,
         IA3.self, LoHa.self, LoKr.self, OFT.self, BOFT.self, HRA.self,
+        IA3.self,
+        VeRA.self, PVeRA.self, RandLoRA.self, VBLoRA.self, UniLoRA.self, TinyLoRA.self, BEFT.self, TrainableTokens.self,
     ]
 
     static func named(_ peftType: String) throws(PEFTError) -> any AdapterMethod.Type {

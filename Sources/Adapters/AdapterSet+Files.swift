@@ -39,9 +39,12 @@ extension AdapterSet {
                 "the adapter does not fit this base model (it was made for '\(madeFor(configuration))'): \(error.message)"
             )
         }
-        let named = AdapterKeys.known(files.tensors.all.map { ($0.name, $0.tensor) }, of: adapter)
+        let named = AdapterKeys.known(
+            try adapter.method.read(files.tensors.all.map { ($0.name, $0.tensor) }, engine), of: adapter)
         let present = adapter.saved.filter { named.byKey[$0.key] != nil }.compactMap(\.parameter)
-        let missing = adapter.parameters.filter { item in !present.contains { $0 === item.parameter } }.map(\.key)
+        let missing =
+            adapter.parameters.filter { item in !present.contains { $0 === item.parameter } }.map(\.key)
+            + adapter.saved.filter { $0.table != nil && named.byKey[$0.key] == nil }.map(\.key)
         let base = AdapterKeys.baseTensors(named.unknown, model)
         guard missing.isEmpty, base.unknown.isEmpty else {
             var parts: [String] = []
@@ -71,7 +74,7 @@ extension AdapterSet {
     /// A PEFT folder; a path that ends in ".h5": one HDF5 file.
     package func save(_ name: String, path: String) throws(PEFTError) {
         let config = try configuration(of: name)
-        let tensors = try state(of: name).map { NamedTensor($0.name, $0.tensor) }
+        let tensors = try adapter(name).method.written(try state(of: name), engine).map { NamedTensor($0.name, $0.tensor) }
         if path.hasSuffix(".h5") {
             try AdapterFiles.writeHDF5(path, config: config, tensors: tensors, budget: engine.budget)
         } else {
@@ -109,10 +112,13 @@ extension AdapterSet {
     /// Names and shapes are right. All conversions come before the first change.
     private func set(_ adapter: Adapter, _ byKey: [String: Tensor]) throws(PEFTError) {
         var values: [(parameter: Parameter, value: Tensor)] = []
+        var indices: [(table: IndexTable, values: [Int32])] = []
         for item in adapter.saved {
+            if let table = item.table, let tensor = byKey[item.key] { indices.append((table, try table.checked(tensor))) }
             guard let parameter = item.parameter, let tensor = byKey[item.key] else { continue }
             values.append((parameter, tensor.dtype == .f32 ? tensor : try tensor.converted(to: .f32, engine, .scratch)))
         }
+        for (table, values) in indices { table.set(values) }
         for (parameter, value) in values {
             engine.axpby(1, try value.reshaped(parameter.value.shape), 0, into: parameter.value)
         }
@@ -163,7 +169,8 @@ enum AdapterKeys {
         return (known, unknown)
     }
 
-    private static func full(_ name: String) -> String { name.hasPrefix(Adapter.prefix) ? name : Adapter.prefix + name }
+    /// What layers share stands directly below "base_model.".
+    private static func full(_ name: String) -> String { name.hasPrefix("base_model.") ? name : Adapter.prefix + name }
 
     static func checkShapes(_ adapter: Adapter, _ byKey: [String: Tensor]) throws(PEFTError) {
         for item in adapter.saved {
@@ -171,7 +178,7 @@ enum AdapterKeys {
             guard tensor.shape == item.shape else {
                 throw PEFTError(.mismatch, "'\(item.key)' has the shape \(tensor.shape), \(item.shape) is needed")
             }
-            guard tensor.dtype.isWeightFormat else {
+            guard item.table != nil || tensor.dtype.isWeightFormat else {
                 throw PEFTError(
                     .mismatch, "'\(item.key)' is \(tensor.dtype.name); numbers of a floating-point type are needed")
             }

@@ -200,6 +200,19 @@ package final class AdapterSet: Sendable {
         }
     }
 
+    /// The same with a shared one under every key it is saved with, as PEFT lists gradients.
+    package func trainableTensors() throws(PEFTError) -> [(key: String, parameter: Parameter)] {
+        let active = table.withLock { table in
+            table.active.compactMap { item in table.entries[item.name].map { (item.name, $0.adapter) } }
+        }
+        return active.flatMap { name, adapter in
+            adapter.saved.compactMap { item in
+                guard let parameter = item.parameter, parameter.isTrainable else { return nil }
+                return (active.count > 1 ? "\(name)|\(item.key)" : item.key, parameter)
+            }
+        }
+    }
+
     func adapter(_ name: String) throws(PEFTError) -> Adapter {
         try table.withLock { (table) throws(PEFTError) in try table.entry(name).adapter }
     }

@@ -11,6 +11,7 @@ package struct SavedTensor: Sendable {
         case transposed(Parameter)
         /// Of a base layer, kept beside an adapter of an embedding.
         case base(any Layer, String)
+        case table(IndexTable)
     }
 
     let key: String
@@ -27,6 +28,11 @@ package struct SavedTensor: Sendable {
         source = .transposed(parameter)
     }
 
+    init(_ table: IndexTable) {
+        key = table.key
+        source = .table(table)
+    }
+
     init(base layer: any Layer, _ tensor: String) {
         key = "\(Adapter.prefix)\(layer.name).base_layer.\(tensor)"
         source = .base(layer, tensor)
@@ -35,6 +41,11 @@ package struct SavedTensor: Sendable {
     /// nil: nothing that is set through this key.
     var parameter: Parameter? {
         if case .parameter(let parameter) = source { parameter } else { nil }
+    }
+
+    /// Integers that are set through this key.
+    var table: IndexTable? {
+        if case .table(let table) = source { table } else { nil }
     }
 
     /// The base layer whose tensor this is.
@@ -47,6 +58,7 @@ package struct SavedTensor: Sendable {
         case .parameter(let parameter): parameter.value.shape
         case .transposed(let parameter): parameter.value.shape.reversed()
         case .base(let layer, let name): layer.tensor(name)?.shape ?? []
+        case .table(let table): table.shape
         }
     }
 
@@ -55,6 +67,7 @@ package struct SavedTensor: Sendable {
         switch source {
         case .parameter(let parameter): return try parameter.value.converted(to: .f32, engine, .adapters)
         case .transposed(let parameter): return try parameter.value.transposed(engine)
+        case .table(let table): return try table.tensor(engine)
         case .base(let layer, let name):
             guard let tensor = layer.tensor(name) else { throw PEFTError(.internal, "\(layer.name) has no \(name)") }
             return try tensor.converted(to: tensor.dtype.isFloat ? tensor.dtype : .f32, engine, .adapters)

@@ -12,11 +12,21 @@ final class TokenRows: AdapterModule {
     /// f32 `[indices.count, dimension]`
     let rows: Parameter
     let isTwin: Bool
+    let views: [SavedTensor]
     private let slots: [Int32: Int32]
+    private let isRandom: Bool
     private let engine: Engine
 
-    /// - Parameter twin: the rows of the embedding whose matrix the layer shares.
-    private init(_ layer: any Layer, _ indices: [Int32], _ rows: Parameter, isTwin: Bool, _ engine: Engine) {
+    /// - Parameters:
+    ///   - isTwin: the rows are those of the embedding whose matrix the layer shares.
+    ///   - key: under which a twin is saved once more; nil: it is not.
+    ///   - isRandom: the rows begin as random numbers instead of the layer's own.
+    private init(
+        _ layer: any Layer, _ indices: [Int32], _ rows: Parameter, isTwin: Bool, key: String? = nil, isRandom: Bool = false,
+        _ engine: Engine
+    ) {
+        views = key.map { [SavedTensor(rows, key: $0)] } ?? []
+        self.isRandom = isRandom
         self.layer = layer
         self.indices = indices
         self.rows = rows
@@ -60,15 +70,28 @@ final class TokenRows: AdapterModule {
                     "'\(layer.name)' and '\(embedding.name)' are one matrix; trainable_token_indices must name the same rows for both"
                 )
             }
-            let key = "\(Adapter.prefix)\(layer.name).token_adapter.trainable_tokens_delta"
-            let dimension = layer.tensor("weight")?.columns ?? 0
-            let rows = Parameter(
-                name: key, value: try .zeros(model.engine, [indices.count, dimension], .f32, .adapters))
-            modules.append(TokenRows(layer, indices, rows, isTwin: false, model.engine))
-            let heads = model.layers.compactMap { $0 as? Linear }.filter { $0.tiedEmbedding?.index == layer.index }
-            modules += heads.map { TokenRows($0, indices, rows, isTwin: true, model.engine) }
+            let own = try TokenRows.module(layer, indices, end: ".token_adapter.trainable_tokens_delta", model)
+            modules += [own] + own.heads(model)
         }
         return modules
+    }
+
+    /// The rows of one layer.
+    /// - Parameter end: of the key.
+    static func module(_ layer: any Layer, _ indices: [Int32], end: String, isRandom: Bool = false, _ model: Model)
+        throws(PEFTError) -> TokenRows
+    {
+        let dimension = layer.tensor("weight")?.columns ?? 0
+        let rows = try model.parameter(Adapter.prefix + layer.name + end, [indices.count, dimension])
+        return TokenRows(layer, indices, rows, isTwin: false, isRandom: isRandom, model.engine)
+    }
+
+    /// The same rows of heads that share the layer's matrix.
+    /// - Parameter end: of the keys that they have too; nil: none.
+    func heads(end: String? = nil, _ model: Model) -> [TokenRows] {
+        model.layers.compactMap { $0 as? Linear }.filter { $0.tiedEmbedding?.index == layer.index }.map { head in
+            TokenRows(head, indices, rows, isTwin: true, key: end.map { Adapter.prefix + head.name + $0 }, engine)
+        }
     }
 
     private static func layers(_ value: JSONValue, _ model: Model) throws(PEFTError) -> [(any Layer, JSONValue)] {
@@ -87,10 +110,11 @@ final class TokenRows: AdapterModule {
         }
     }
 
-    private static func indices(_ value: JSONValue, of layer: any Layer) throws(PEFTError) -> [Int32] {
+    /// - Parameter key: what the configuration calls the list.
+    static func indices(_ value: JSONValue, of layer: any Layer, key: String = "trainable_token_indices") throws(PEFTError) -> [Int32] {
         let count = layer.tensor("weight")?.rows ?? 0
         guard let list = value.arrayValue, !list.isEmpty else {
-            throw PEFTError(.argument, "trainable_token_indices is \(value.text()); a list of token ids is expected")
+            throw PEFTError(.argument, "\(key) is \(value.text()); a list of token ids is expected")
         }
         var indices: [Int32] = []
         var seen: Set<Int32> = []
@@ -100,7 +124,7 @@ final class TokenRows: AdapterModule {
             else {
                 throw PEFTError(
                     .argument,
-                    "trainable_token_indices has \(element.text()) in it; ids from 0 to \(count - 1), each once, are expected for '\(layer.name)'"
+                    "\(key) has \(element.text()) in it; ids from 0 to \(count - 1), each once, are expected for '\(layer.name)'"
                 )
             }
             indices.append(index)
@@ -112,7 +136,9 @@ final class TokenRows: AdapterModule {
 
     /// The rows as they are.
     func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] {
-        if !isTwin { engine.axpby(1, try present(engine), 0, into: rows.value) }
+        var random = random
+        if isTwin { return [:] }
+        if isRandom { rows.value.fillNormal(1, &random) } else { engine.axpby(1, try present(engine), 0, into: rows.value) }
         return [:]
     }
 

@@ -202,7 +202,7 @@ public func peft_model_gradients(
         let object = unsafe try handles.model(model)
         let batch = try Batch(named: unsafe handles.tensors(inputs).all, for: object.model)
         let options = unsafe try options(options_json, "options_json", allowing: ["adapter_names"])
-        let parameters = try object.adapters.trainableParameters()
+        let parameters = try object.adapters.trainableTensors()
         guard !parameters.isEmpty else { throw PEFTError(.state, "no active adapter has trainable parameters") }
         let result = try object.model.gradients(batch, try object.routing(options, batch), isTraining: object.isTraining, random: object.nextRandom())
         var named: [(name: String, tensor: Tensor)] = []

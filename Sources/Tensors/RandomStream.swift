@@ -47,6 +47,24 @@ package struct RandomStream: Sendable, Equatable {
         return Float((-2 * log(u * 0x1p-32)).squareRoot() * cos(2 * Double.pi * v * 0x1p-32))
     }
 
+    /// Many standard normal numbers, both halves of Box–Muller: faster than one by one, and another stream.
+    package mutating func normals(_ count: Int) -> [Float] {
+        let pairs = (max(count, 0) + 1) / 2
+        var words = [UInt32](repeating: 0, count: 2 * pairs)
+        unsafe words.withUnsafeMutableBufferPointer { unsafe pk_philox(seed, position, $0.baseAddress, 2 * pairs) }
+        position &+= UInt64(2 * pairs)  // Safe: as in nextWord.
+        var values: [Float] = []
+        values.reserveCapacity(2 * pairs)
+        for index in 0..<pairs {
+            let radius = (-2 * logf((Float(words[2 * index] >> 8) + 1) * 0x1p-24)).squareRoot()
+            let angle = 2 * Float.pi * Float(words[2 * index + 1] >> 8) * 0x1p-24
+            values.append(radius * cosf(angle))
+            values.append(radius * sinf(angle))
+        }
+        if count % 2 != 0 { values.removeLast() }
+        return values
+    }
+
     /// A permutation of 0..<count (Fisher–Yates).
     package mutating func permutation(_ count: Int) -> [Int] {
         var order = Array(0..<count)

@@ -48,9 +48,21 @@ package struct TorchGenerator: Sendable {
 
     // MARK: Filling
 
-    /// `torch.rand`, `uniform_` of f32. That of bf16 is the same, rounded, between rounded bounds.
+    /// `torch.rand`, `uniform_` of f32; what rounds up to `high` becomes `low`.
     package mutating func uniform(_ count: Int, from low: Float = 0, to high: Float = 1) -> [Float] {
-        (0..<max(count, 0)).map { _ in low.addingProduct(Float(nextWord() & 0xff_ffff) * 0x1p-24, high - low) }
+        (0..<max(count, 0)).map { _ in
+            let value = low.addingProduct(Float(nextWord() & 0xff_ffff) * 0x1p-24, high - low)
+            return value < high ? value : low
+        }
+    }
+
+    /// `uniform_` of bf16: the same numbers, rounded.
+    package mutating func uniformBF16(_ count: Int, from low: Float, to high: Float) -> [Float] {
+        let (low16, high16) = (low.roundedToBF16, high.roundedToBF16)
+        return uniform(count, from: low, to: high).map { value in
+            let rounded = value.roundedToBF16
+            return rounded < high16 ? rounded : low16
+        }
     }
 
     /// `kaiming_uniform_` with a = 0 unless said otherwise: within ±√(6/((1 + a²)·fanIn)).

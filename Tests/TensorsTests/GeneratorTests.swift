@@ -24,9 +24,9 @@ import Testing
                 1_047_470_270, 3_196_542_144, 1_049_855_248, 1_046_980_324, 1_050_155_004, 3_196_766_733,
             ])
         five = TorchGenerator(seed: 5)
-        let bound = five.kaimingBound(fanIn: 8, squaredSlope: 5).roundedToBF16
+        let bound = five.kaimingBound(fanIn: 8, squaredSlope: 5)
         #expect(
-            bits(five.uniform(8, from: -bound, to: bound).map(\.roundedToBF16)) == [
+            bits(five.uniformBF16(8, from: -bound, to: bound)) == [
                 1_047_461_888, 3_196_518_400, 1_049_886_720, 1_047_003_136, 1_050_148_864, 3_196_780_544,
                 3_195_207_680, 1_043_070_976,
             ])
