@@ -135,7 +135,6 @@ package enum AdapterMethods {
     package static let all: [any AdapterMethod.Type] = [
         LoRA.self,
         IA3.self, LoHa.self, LoKr.self, OFT.self, BOFT.self, HRA.self,
-        IA3.self,
         VeRA.self, PVeRA.self, RandLoRA.self, VBLoRA.self, UniLoRA.self, TinyLoRA.self, BEFT.self, TrainableTokens.self,
     ]
 

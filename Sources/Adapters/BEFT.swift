@@ -55,4 +55,12 @@ private final class BEFTLinear: LinearBranch {
         let bias = tape.variable(bias)
         return try tape.scaleColumns(y, scale: nil, shift: scale == 1 ? bias : try tape.scaled(bias, by: scale))
     }
+
+    /// The weight is not touched, not even by rounding.
+    func fold(into weights: inout FoldedWeights, scale: Float) throws(PEFTError) {
+        guard let present = try weights.tensor("bias") else {
+            throw PEFTError(.unsupported, "'\(linear.name)' has no bias that BEFT's could be merged into")
+        }
+        weights.engine.axpby(scale, bias.value, 1, into: present)
+    }
 }
