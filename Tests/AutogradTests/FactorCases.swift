@@ -11,7 +11,7 @@ extension OperationCase {
         },
         OperationCase(name: "mixtures of the bank", inputs: [([2, 5], .parameter), ([5, 4], .parameter)]) { tape, x in
             // Far enough apart that a step does not change which are the largest.
-            let apart = try Tensor(tape.engine, [0, 4, -8, -4, 8, 4, 8, -4, 0, -8], shape: [2, 5])
+            let apart = try Tensor(tape.engine, [0, 4, -8, -4, 8, 4, 8, -4, 0, -8] as [Float], shape: [2, 5])
             return try tape.topMixture(try tape.scaled(try tape.add(x[0], Variable(apart)), by: 0.5), x[1], 2)
         },
     ]
