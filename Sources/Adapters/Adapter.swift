@@ -54,7 +54,7 @@ final class Adapter: Sendable {
         }
         self.configuration = configuration
         saved =
-            modules.flatMap { module in module.parameters.map { SavedTensor($0) } + module.views } + method.shared
+            modules.flatMap(\.saved) + method.shared
             + replacements.map { SavedTensor($0.parameter, key: $0.key) }
             + Adapter.savedEmbeddings(configuration, modules.map(\.layer), model)
         trainable = saved.compactMap(\.parameter).filter(\.isTrainable)

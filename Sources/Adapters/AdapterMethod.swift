@@ -74,12 +74,16 @@ package protocol AdapterModule: AnyObject, Sendable {
     var replacements: [Replacement] { get }
     /// What is saved besides, and not read back.
     var views: [SavedTensor] { get }
+    /// The parameters and views as they are saved.
+    var saved: [SavedTensor] { get }
     /// LoRA's factor of the branch, for optimizers that ask.
     var scaling: Double? { get }
     /// A head's, when it repeats what the module of the embedding does that shares its matrix: that one alone is folded.
     var isTwin: Bool { get }
     /// `initialize` gives the layer other weights (PiSSA, OLoRA), also for an adapter whose own values come from a file.
     var changesBase: Bool { get }
+    /// What it adds depends on the weight that other adapters change too: only one of these can act on a layer.
+    var readsWeight: Bool { get }
 
     /// Fresh values.
     /// - Returns: what takes the place of the layer's own tensors, if anything; the caller sets them when all modules are made.
@@ -99,6 +103,8 @@ package protocol AdapterModule: AnyObject, Sendable {
 extension AdapterModule {
     package var scaling: Double? { nil }
     package var views: [SavedTensor] { [] }
+    package var saved: [SavedTensor] { parameters.map { SavedTensor($0) } + views }
+    package var readsWeight: Bool { false }
     package var replacements: [Replacement] { [] }
     package func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] { [:] }
     package var isTwin: Bool { false }
@@ -134,7 +140,8 @@ extension AdapterCompanion {
 package enum AdapterMethods {
     package static let all: [any AdapterMethod.Type] = [
         LoRA.self,
-        IA3.self, LoHa.self, LoKr.self, OFT.self, BOFT.self, HRA.self,
+        IA3.self, LoHa.self, LoKr.self, OFT.self, BOFT.self, HRA.self, AdaLoRA.self,
+        MiSS.self, RoAd.self, GraLoRA.self, DeLoRA.self, HiRA.self, LNTuning.self,
         VeRA.self, PVeRA.self, RandLoRA.self, VBLoRA.self, UniLoRA.self, TinyLoRA.self, BEFT.self, TrainableTokens.self,
     ]
 

@@ -111,17 +111,16 @@ extension AdapterSet {
 
     /// Names and shapes are right. All conversions come before the first change.
     private func set(_ adapter: Adapter, _ byKey: [String: Tensor]) throws(PEFTError) {
-        var values: [(parameter: Parameter, value: Tensor)] = []
+        var values: [(item: SavedTensor, value: Tensor)] = []
         var indices: [(table: IndexTable, values: [Int32])] = []
         for item in adapter.saved {
-            if let table = item.table, let tensor = byKey[item.key] { indices.append((table, try table.checked(tensor))) }
-            guard let parameter = item.parameter, let tensor = byKey[item.key] else { continue }
-            values.append((parameter, tensor.dtype == .f32 ? tensor : try tensor.converted(to: .f32, engine, .scratch)))
+            guard let tensor = byKey[item.key] else { continue }
+            if let table = item.table { indices.append((table, try table.checked(tensor))) }
+            guard item.parameter != nil else { continue }
+            values.append((item, tensor.dtype == .f32 ? tensor : try tensor.converted(to: .f32, engine, .scratch)))
         }
         for (table, values) in indices { table.set(values) }
-        for (parameter, value) in values {
-            engine.axpby(1, try value.reshaped(parameter.value.shape), 0, into: parameter.value)
-        }
+        for (item, value) in values { try item.assign(value, engine) }
     }
 }
 

@@ -130,6 +130,7 @@ struct AdapterTable: Sendable {
                 "adapters with different layer_replication cannot act together: \(adapters.map(\.name).joined(separator: ", "))"
             )
         }
+        try AdapterTable.checkWeightReaders(chosen.filter { !$0.entry.isMerged }.map(\.entry.adapter))
         for (entry, _) in chosen { try entry.adapter.addReplacements(to: &adaptation, isMerged: entry.isMerged) }
         for (entry, weight) in chosen where !entry.isMerged {
             entry.adapter.addHooks(to: &adaptation, scale: entry.scale * weight)
@@ -137,5 +138,15 @@ struct AdapterTable: Sendable {
         if cached.count >= AdapterTable.mostCached { cached.removeAll() }
         cached[adapters] = adaptation
         return adaptation
+    }
+
+    /// What some add depends on the weight itself, which another adapter would change.
+    private static func checkWeightReaders(_ adapters: [Adapter]) throws(PEFTError) {
+        var seen: Set<Int> = []
+        for module in adapters.flatMap(\.modules) where module.readsWeight {
+            guard seen.insert(module.layer.index).inserted else {
+                throw PEFTError(.unsupported, "two adapters multiply '\(module.layer.name)' by matrices of their own (MISS 'bat') and cannot act together; merge the first")
+            }
+        }
     }
 }

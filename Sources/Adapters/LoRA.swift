@@ -35,7 +35,7 @@ package struct LoRA: AdapterMethod {
     private let settings: LoRASettings
 
     package init(_ configuration: inout AdapterConfiguration, _ model: Model, isNew: Bool) throws(PEFTError) {
-        try LoRA.refuseMissing(configuration)
+        try configuration.refuse(LoRA.missing)
         rank = try configuration.integer("r")
         alpha = try configuration.number("lora_alpha")
         ranks = try PatternTable(configuration, "rank_pattern")
@@ -47,18 +47,11 @@ package struct LoRA: AdapterMethod {
     }
 
     /// Options that this version does not have yet.
-    private static let missing = [
+    static let missing = [
         "alora_invocation_tokens", "arrow_config", "kasa_config", "megatron_config", "monteclora_config",
         "target_parameters",
         "use_bdlora", "use_qalora", "velora_config",
     ]
-
-    private static func refuseMissing(_ configuration: AdapterConfiguration) throws(PEFTError) {
-        for key in missing where configuration.isSet(key) {
-            throw PEFTError(
-                .unsupported, "LORA with \"\(key)\": \(configuration.values[key]?.text() ?? "") is not in this version")
-        }
-    }
 
     package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, _ model: Model)
         throws(PEFTError)

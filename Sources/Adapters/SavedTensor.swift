@@ -9,6 +9,8 @@ package struct SavedTensor: Sendable {
         case parameter(Parameter)
         /// A parameter that is saved elsewhere, the other way round.
         case transposed(Parameter)
+        /// Those rows or columns of a parameter that are left.
+        case kept(Parameter, RankMask, ofColumns: Bool)
         /// Of a base layer, kept beside an adapter of an embedding.
         case base(any Layer, String)
         case table(IndexTable)
@@ -21,6 +23,16 @@ package struct SavedTensor: Sendable {
     init(_ parameter: Parameter, key: String? = nil) {
         self.key = key ?? parameter.name
         source = .parameter(parameter)
+    }
+
+    init(_ parameter: Parameter, rows mask: RankMask) {
+        key = parameter.name
+        source = .kept(parameter, mask, ofColumns: false)
+    }
+
+    init(_ parameter: Parameter, columns mask: RankMask) {
+        key = parameter.name
+        source = .kept(parameter, mask, ofColumns: true)
     }
 
     init(transposed parameter: Parameter, key: String) {
@@ -40,7 +52,10 @@ package struct SavedTensor: Sendable {
 
     /// nil: nothing that is set through this key.
     var parameter: Parameter? {
-        if case .parameter(let parameter) = source { parameter } else { nil }
+        switch source {
+        case .parameter(let parameter), .kept(let parameter, _, _): parameter
+        case .transposed, .base, .table: nil
+        }
     }
 
     /// Integers that are set through this key.
@@ -57,6 +72,8 @@ package struct SavedTensor: Sendable {
         switch source {
         case .parameter(let parameter): parameter.value.shape
         case .transposed(let parameter): parameter.value.shape.reversed()
+        case .kept(let parameter, let mask, let ofColumns):
+            mask.kept.map { ofColumns ? [parameter.value.rows, $0.count] : [$0.count, parameter.value.columns] } ?? parameter.value.shape
         case .base(let layer, let name): layer.tensor(name)?.shape ?? []
         case .table(let table): table.shape
         }
@@ -68,9 +85,43 @@ package struct SavedTensor: Sendable {
         case .parameter(let parameter): return try parameter.value.converted(to: .f32, engine, .adapters)
         case .transposed(let parameter): return try parameter.value.transposed(engine)
         case .table(let table): return try table.tensor(engine)
+        case .kept(let parameter, let mask, let ofColumns):
+            guard mask.kept != nil else { return try parameter.value.converted(to: .f32, engine, .adapters) }
+            let result = try Tensor(engine, shape, .f32, .adapters)
+            SavedTensor.copy(parameter.value, to: result, mask, ofColumns)
+            return result
         case .base(let layer, let name):
             guard let tensor = layer.tensor(name) else { throw PEFTError(.internal, "\(layer.name) has no \(name)") }
             return try tensor.converted(to: tensor.dtype.isFloat ? tensor.dtype : .f32, engine, .adapters)
+        }
+    }
+
+    /// Writes a value of `shape` into the parameter.
+    func assign(_ value: Tensor, _ engine: Engine) throws(PEFTError) {
+        guard let parameter else { return }
+        if case .kept(_, let mask, let ofColumns) = source, mask.kept != nil {
+            parameter.value.clear()
+            return SavedTensor.copy(value, to: parameter.value, mask, ofColumns)
+        }
+        engine.axpby(1, try value.reshaped(parameter.value.shape), 0, into: parameter.value)
+    }
+
+    /// Between a matrix and what is left of it; the smaller one has as many rows or columns as the mask leaves.
+    private static func copy(_ from: Tensor, to target: Tensor, _ mask: RankMask, _ ofColumns: Bool) {
+        let kept = mask.kept ?? []
+        let (width, result) = (from.columns, target.columns)
+        let isSmaller = ofColumns ? result == kept.count : target.rows == kept.count
+        unsafe from.withFloats { from in
+            unsafe target.withMutableFloats { to in
+                for (small, large) in kept.enumerated() {
+                    let (source, place) = isSmaller ? (large, small) : (small, large)
+                    if ofColumns {
+                        for row in 0..<min(from.count / max(width, 1), to.count / max(result, 1)) { unsafe to[row * result + place] = from[row * width + source] }
+                    } else {
+                        for column in 0..<min(width, result) { unsafe to[place * result + column] = from[source * width + column] }
+                    }
+                }
+            }
         }
     }
 }

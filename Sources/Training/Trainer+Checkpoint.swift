@@ -1,3 +1,4 @@
+internal import Adapters
 internal import Autograd
 internal import Checkpoints
 internal import Models
@@ -45,8 +46,18 @@ extension Trainer {
         if microStep > 0 {
             groups["gradients"] = zip(keys, optimizer.parameters).compactMap { key, parameter in gradients.gradient(of: parameter).map { NamedTensor(key, $0) } }
         }
+        let own = companionState
+        if !own.isEmpty { groups["companion"] = own.map { NamedTensor($0.name, $0.tensor) } }
         if !runState.best.isEmpty { groups["best"] = zip(keys, runState.best).map { NamedTensor($0, $1) } }
         return groups
+    }
+
+    /// What adapters keep besides their parameters, numbered where several are trained.
+    private var companionState: [(name: String, tensor: Tensor)] {
+        let all = trainee.companions
+        return all.enumerated().flatMap { index, companion in
+            companion.state.map { (all.count > 1 ? "\(index)|\($0.name)" : $0.name, $0.tensor) }
+        }
     }
 
     /// What must be equal for a run to go on: options and arithmetic.
@@ -82,6 +93,7 @@ extension Trainer {
         let parameters = optimizer.parameters
         var copies = try copies(file, "adapter", trainee.entries.map { ($0.key, $0.parameter.value) })
         for moment in optimizer.moments { copies += try self.copies(file, "optimizer/" + moment.name, Array(zip(keys, moment.tensors))) }
+        if !companionState.isEmpty { copies += try self.copies(file, "companion", companionState.map { ($0.name, $0.tensor) }) }
         let (step, micro) = (try state.integer("step"), try state.integer("micro_step"))
         let counts = try state.integers("update_counts", count: parameters.count)
         let stream = try state.stream("dropout")
