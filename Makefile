@@ -37,10 +37,11 @@ setup: ## Install what is missing on this machine (apt)
 # of Unicode's characters (Sources/StaticRuntime) and the unwinding tables stay out: nothing in it throws or catches.
 RUNTIME := .build-library/runtime/libswiftCore.a
 LINK    := -soname=$(SONAME) --version-script=$(CURDIR)/packaging/peftswift.map --gc-sections --icf=safe -znodelete \
-           -zpack-relative-relocs --wrap=_swift_stdlib_getScalarName --remap-inputs=*/libswiftCore.a=$(CURDIR)/$(RUNTIME)
+           -zpack-relative-relocs --wrap=_swift_stdlib_getScalarName --remap-inputs=*/libswiftCore.a=$(CURDIR)/$(RUNTIME) \
+           --no-eh-frame-hdr $(CURDIR)/packaging/peftswift.ld
 LIBRARY_BUILD := swift build -c release --product peftswift --scratch-path .build-library \
                  -Xswiftc -static-stdlib -Xswiftc -use-ld=lld $(addprefix -Xlinker ,$(LINK))
-LIBRARY_SOURCES := Package.swift Makefile packaging/peftswift.map $(shell find Sources include -type f)
+LIBRARY_SOURCES := Package.swift Makefile packaging/peftswift.map packaging/peftswift.ld $(shell find Sources include -type f)
 
 .PHONY: library
 library: $(LIBRARY) ## Build the release library: build/libpeftswift.so.1
