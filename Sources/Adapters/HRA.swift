@@ -27,7 +27,9 @@ package struct HRA: AdapterMethod {
         rank = try configuration.positive("r")
         isOrthogonal = try configuration.flag("apply_GS")
         isIdentity = try configuration.choice("init_weights", [], orFlag: true) == "true"
-        if isNew, isIdentity, rank % 2 != 0 { model.engine.warn("r is \(rank); with an odd number of reflections HRA does not begin as the identity") }
+        if isNew, isIdentity, rank % 2 != 0 || isOrthogonal {
+            model.engine.warn("with an odd r (\(rank)) or apply_GS, HRA does not begin as the identity")
+        }
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
@@ -54,10 +56,10 @@ private final class HRAModule: MatrixModule {
 
     var parameters: [Parameter] { [u] }
 
-    /// Two equal reflections cancel each other.
+    /// Two equal reflections cancel each other; columns that are made orthogonal must not be equal.
     func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] {
         var random = random
-        let pairs = isIdentity && rank % 2 == 0
+        let pairs = isIdentity && rank % 2 == 0 && !isOrthogonal
         let bound = 1 / Float(pairs ? rank / 2 : rank).squareRoot()
         var previous: Float = 0
         var count = 0

@@ -89,8 +89,9 @@ struct OFTSettings: Sendable {
 
     init(_ configuration: AdapterConfiguration) throws(PEFTError) {
         isShared = try configuration.flag("block_share")
-        radius = try configuration.flag("coft") ? Float(try configuration.number("eps")) : nil
-        terms = try configuration.flag("use_cayley_neumann") ? try configuration.positive("num_cayley_neumann_terms") : nil
+        let (radius, terms) = (Float(try configuration.number("eps")), try configuration.positive("num_cayley_neumann_terms"))
+        self.radius = try configuration.flag("coft") ? radius : nil
+        self.terms = try configuration.flag("use_cayley_neumann") ? terms : nil
         isIdentity = try configuration.choice("init_weights", [], orFlag: true) == "true"
     }
 }

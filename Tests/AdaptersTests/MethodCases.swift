@@ -1,0 +1,66 @@
+import Platform
+import Testing
+
+@testable import Adapters
+
+/// A method with settings that fit the tiny model; the same table feeds all tests of what every method has to do.
+struct MethodCase: Sendable, CustomTestStringConvertible {
+    let config: JSONObject
+    /// A fresh adapter changes nothing.
+    var isNeutral = true
+    /// Two of the kind can act on the same layers.
+    var isAdditive = true
+    /// The merged weights do what the hooks do.
+    var isMergeable = true
+    /// What happens to random values at the layer named first: how much noise they take.
+    var noise: Float = 0.3
+
+    var type: String { config["peft_type"]?.stringValue ?? "" }
+    var testDescription: String { "\(type) \(config.pairs.filter { $0.key != "peft_type" && $0.key != "target_modules" }.map { "\($0.key)=\($0.value.text())" }.joined(separator: " "))" }
+
+    init(
+        _ type: String, _ settings: JSONObject = [:], targets: [String] = ["q_proj", "v_proj"], isNeutral: Bool = true, isAdditive: Bool = true,
+        isMergeable: Bool = true, noise: Float = 0.3
+    ) {
+        var config: JSONObject = ["peft_type": .string(type), "target_modules": .array(targets.map { .string($0) })]
+        for (key, value) in settings.pairs { config[key] = value }
+        self.config = config
+        (self.isNeutral, self.isAdditive, self.isMergeable, self.noise) = (isNeutral, isAdditive, isMergeable, noise)
+    }
+
+    static let all: [MethodCase] = [
+        MethodCase("LORA", ["r": .integer(4)], targets: ["q_proj", "c_fc", "embed_tokens"]),
+        MethodCase("LORA", ["r": .integer(4), "use_dora": .bool(true)], isAdditive: false),
+        MethodCase("IA3", ["feedforward_modules": names("v_proj")], targets: ["q_proj", "v_proj", "c_fc"]),
+        MethodCase("LOHA", ["r": .integer(2)]),
+        MethodCase("LOHA", ["r": .integer(12)]),
+        MethodCase("LOKR", ["r": .integer(2)]),
+        MethodCase("LOKR", ["r": .integer(1), "decompose_both": .bool(true)]),
+        MethodCase("LOKR", ["r": .integer(9), "init_weights": .string("lycoris")]),
+        MethodCase("OFT", ["oft_block_size": .integer(8)], noise: 0.1),
+        MethodCase("OFT", ["oft_block_size": .integer(0), "r": .integer(4), "use_cayley_neumann": .bool(false)], noise: 0.1),
+        MethodCase("OFT", ["oft_block_size": .integer(8), "block_share": .bool(true)], targets: ["q_proj", "embed_tokens"], noise: 0.1),
+        MethodCase("BOFT", ["boft_block_size": .integer(4)]),
+        MethodCase("BOFT", ["boft_block_size": .integer(4), "boft_n_butterfly_factor": .integer(3)]),
+        MethodCase("HRA", ["r": .integer(4)]),
+        MethodCase("HRA", ["r": .integer(4), "apply_GS": .bool(true)], isNeutral: false),
+        MethodCase("ADALORA", ["init_r": .integer(4), "total_step": .integer(10)], targets: ["q_proj", "c_fc"]),
+        MethodCase("MISS", ["r": .integer(7)]),
+        MethodCase("MISS", ["r": .integer(8), "init_weights": .string("mini"), "mini_r": .integer(4)]),
+        MethodCase("MISS", ["r": .integer(8), "init_weights": .string("bat")], isAdditive: false),
+        MethodCase("ROAD", ["group_size": .integer(8)]),
+        MethodCase("ROAD", ["group_size": .integer(8), "variant": .string("road_4")]),
+        MethodCase("GRALORA", ["r": .integer(4), "hybrid_r": .integer(2)], targets: ["q_proj", "c_fc"]),
+        MethodCase("DELORA", ["r": .integer(4)]),
+        MethodCase("HIRA", ["r": .integer(4)], targets: ["q_proj", "c_fc", "embed_tokens"], isAdditive: false),
+        MethodCase("LN_TUNING", targets: ["input_layernorm"], isAdditive: false),
+        MethodCase("VERA", ["r": .integer(8)]),
+        MethodCase("PVERA", ["r": .integer(8)]),
+        MethodCase("RANDLORA", ["r": .integer(8)], noise: 0.03),
+        MethodCase("VBLORA", ["r": .integer(2), "vector_length": .integer(16), "num_vectors": .integer(8)], isNeutral: false, noise: 3),
+        MethodCase("UNILORA", ["theta_d_length": .integer(32)], isNeutral: false),
+        MethodCase("TINYLORA", ["u": .integer(4)], isNeutral: false),
+        MethodCase("BEFT", targets: ["q_proj"]),
+        MethodCase("TRAINABLE_TOKENS", ["token_indices": .array([.integer(5), .integer(7)])], targets: ["embed_tokens"], isAdditive: false),
+    ]
+}

@@ -1,0 +1,188 @@
+import Autograd
+import Checkpoints
+import Models
+import Platform
+import Tensors
+import Testing
+
+@testable import Adapters
+
+/// What every method has to do, whatever it is.
+@Suite struct MethodTests {
+    @Test("every method is in the table of cases")
+    func everyMethod() {
+        let cases = Set(MethodCase.all.map(\.type))
+        for method in AdapterMethods.all { #expect(cases.contains(method.peftType), "\(method.peftType) has no case in MethodCase.all") }
+    }
+
+    @Test("a fresh adapter changes nothing where that is promised", arguments: MethodCase.all)
+    func neutral(_ item: MethodCase) throws {
+        let tiny = try TinyModel()
+        let base = try tiny.logits()
+        try tiny.set.add("a", item.config, seed: 3)
+        let fresh = try tiny.logits()
+        if item.isNeutral { #expect(difference(fresh, base) < 1e-5, "changes \(difference(fresh, base))") }
+        try tiny.randomize("a", scale: item.noise)
+        #expect(difference(try tiny.logits(), base) > 1e-3)
+        // Another seed, another adapter, unless there is nothing random in it.
+        try tiny.set.setEnabled(false)
+        #expect(try tiny.logits() == base)
+    }
+
+    @Test("merged weights do what hooks do; taking them out gives the same bits", arguments: MethodCase.all)
+    func merge(_ item: MethodCase) throws {
+        let tiny = try TinyModel()
+        let base = try tiny.logits()
+        try tiny.set.add("a", item.config)
+        try tiny.randomize("a", scale: item.noise)
+        guard item.isMergeable else {
+            #expect(failure { _ = try tiny.set.merge(nil, safe: true) }?.kind == .unsupported)
+            return
+        }
+        for scale in [1, 0.5] as [Float] {
+            try tiny.set.setScale("a", scale)
+            let hooked = try tiny.logits()
+            _ = try tiny.set.merge(nil, safe: true)
+            #expect(difference(try tiny.logits(), hooked) < 1e-4, "at scale \(scale)")
+            try tiny.set.unmerge()
+            #expect(try tiny.logits() == hooked)
+        }
+        try tiny.set.setActive([])
+        #expect(try tiny.logits() == base)
+    }
+
+    @Test("two at once act as when they are merged one after the other", arguments: MethodCase.all.filter(\.isAdditive))
+    func two(_ item: MethodCase) throws {
+        let tiny = try TinyModel()
+        try tiny.set.add("a", item.config, seed: 1)
+        try tiny.set.add("b", item.config, seed: 2)
+        try tiny.randomize("a", seed: 1, scale: item.noise)
+        try tiny.randomize("b", seed: 2, scale: item.noise)
+        let a = try tiny.logits()
+        try tiny.set.setActive([("a", 1), ("b", 1)])
+        let both = try tiny.logits()
+        #expect(difference(both, a) > 1e-3)
+        _ = try tiny.set.merge(nil, safe: true)
+        #expect(difference(try tiny.logits(), both) < 1e-4)
+    }
+
+    @Test("any method beside any other: hooks and merged weights agree", arguments: MethodCase.all)
+    func besideLoRA(_ item: MethodCase) throws {
+        let tiny = try TinyModel()
+        try tiny.set.add("a", item.config)
+        try tiny.set.add("b", lora())
+        try tiny.randomize("a", seed: 1, scale: item.noise)
+        try tiny.randomize("b", seed: 2)
+        try tiny.set.setActive([("b", 1), ("a", 1)])
+        let both = try tiny.logits()
+        _ = try tiny.set.merge(["b", "a"], safe: true)
+        // DoRA, HiRA and MiSS "bat" look at the weight, of which they have the original.
+        if item.isAdditive { #expect(difference(try tiny.logits(), both) < 1e-4) }
+    }
+
+    @Test("derivatives agree with differences", arguments: MethodCase.all)
+    func gradients(_ item: MethodCase) throws {
+        let tiny = try TinyModel()
+        try tiny.set.add("a", item.config)
+        try tiny.randomize("a", scale: item.noise / 3)
+        try tiny.checkGradients(seed: 5)
+    }
+
+    @Test("saved and loaded: the same values and the same logits, to the bit", arguments: MethodCase.all)
+    func saved(_ item: MethodCase) throws {
+        let tiny = try TinyModel()
+        try tiny.set.add("a", item.config)
+        try tiny.randomize("a", scale: item.noise)
+        let (state, logits) = (try tiny.set.state(of: "a"), try tiny.logits())
+        let folder = try TemporaryFolder()
+        for path in [folder.path + "/folder", folder.path + "/file.h5"] {
+            try tiny.set.save("a", path: path)
+            try tiny.set.load("b", path: path, trainable: true)
+            let again = try tiny.set.state(of: "b")
+            #expect(state.map(\.name) == again.map(\.name))
+            for (one, other) in zip(state, again) { #expect(try one.tensor.floats(tiny.engine) == other.tensor.floats(tiny.engine), "\(one.name)") }
+            #expect(try tiny.logits(.all(tiny.set.adaptation(of: [("b", 1)]))) == logits)
+            #expect(try tiny.set.configuration(of: "b") == tiny.set.configuration(of: "a"))
+            try tiny.set.remove("b")
+        }
+    }
+
+    @Test("files that lack a tensor, have a wrong one or one too many are refused by its name", arguments: MethodCase.all)
+    func badFiles(_ item: MethodCase) throws {
+        let tiny = try TinyModel()
+        try tiny.set.add("a", item.config)
+        let (state, config) = (try tiny.set.state(of: "a"), try tiny.set.configuration(of: "a"))
+        // Not a weight of the base model that is kept beside the adapter.
+        let own = state.filter { !$0.name.contains("base_layer") }
+        guard let victim = own.first else { return #expect(Bool(false), "nothing is saved") }
+        func attempt(_ tensors: [(name: String, tensor: Tensor)]) throws -> PEFTError? {
+            let folder = try TemporaryFolder()
+            try AdapterFiles.writeFolder(folder.path + "/a", config: config, tensors: tensors.map { NamedTensor($0.name, $0.tensor) })
+            defer { try? tiny.set.remove("b") }
+            return failure { try tiny.set.load("b", path: folder.path + "/a", trainable: false) }
+        }
+        #expect(try attempt(state) == nil)
+        let isOptional = item.type == "TINYLORA"  // Projections may be left out.
+        if !isOptional {
+            let missing = try attempt(state.filter { $0.name != victim.name })
+            #expect(missing?.kind == .mismatch && missing?.says(victim.name) == true, "\(String(describing: missing))")
+        }
+        let stray = try attempt(state + [("base_model.model.nobody.lora_Q", victim.tensor)])
+        #expect(stray?.kind == .mismatch && stray?.says("nobody.lora_Q") == true, "\(String(describing: stray))")
+        let wrong = try Tensor.zeros(tiny.engine, victim.tensor.shape.dropLast() + [victim.tensor.columns + 1])
+        let misshapen = try attempt(state.map { $0.name == victim.name ? ($0.name, wrong) : $0 })
+        #expect(misshapen?.kind == .mismatch && misshapen?.says(victim.name) == true, "\(String(describing: misshapen))")
+    }
+
+    @Test("each sample of a batch can have its own", arguments: MethodCase.all)
+    func mixedBatch(_ item: MethodCase) throws {
+        let tiny = try TinyModel()
+        try tiny.set.add("a", item.config)
+        try tiny.set.add("b", lora())
+        try tiny.randomize("a", seed: 1, scale: item.noise)
+        try tiny.randomize("b", seed: 2)
+        let alone = try ["a", "b"].map { try tiny.logits(.all(tiny.set.adaptation(of: [($0, 1)]))) }
+        let mixed = try tiny.logits(tiny.set.routing(samples: ["a", "b"]))
+        let half = mixed.count / 2
+        #expect(difference(Array(mixed[..<half]), Array(alone[0][..<half])) < 1e-5)
+        #expect(difference(Array(mixed[half...]), Array(alone[1][half...])) < 1e-5)
+    }
+
+    @Test("on quantised weights, and merged into them with room", arguments: MethodCase.all)
+    func quantised(_ item: MethodCase) throws {
+        let tiny = try TinyModel(dtype: .q4_1)
+        try tiny.set.add("a", item.config)
+        try tiny.randomize("a", scale: item.noise)
+        let hooked = try tiny.logits()
+        try tiny.checkGradients(seed: 6)
+        guard item.isMergeable else { return }
+        _ = try tiny.set.merge(nil, safe: true, as: .f32)
+        #expect(difference(try tiny.logits(), hooked) < 1e-4)
+    }
+
+    @Test("an unknown key is named, a wrong value refused by its key", arguments: AdapterMethods.all.map { $0.peftType })
+    func configuration(_ type: String) throws {
+        let tiny = try TinyModel()
+        guard let item = MethodCase.all.first(where: { $0.type == type }) else { return }
+        var config = item.config
+        config["no_such_key"] = .integer(1)
+        try tiny.set.add("a", config)
+        #expect(tiny.messages.all.contains { $0.contains("no_such_key") })
+        let method = try AdapterMethods.named(type)
+        for (key, value) in method.defaults.pairs where !["modules_to_save", "megatron_core", "fan_in_fan_out"].contains(key) {
+            // Something of a kind that the key cannot have.
+            switch value {
+            case .integer, .number, .bool: break
+            default: continue
+            }
+            var wrong = item.config
+            wrong[key] = .object(["a": .integer(1)])
+            let error = failure { try tiny.set.add("wrong", wrong) }
+            if error == nil { try tiny.set.remove("wrong") }
+            #expect(error?.says(key) == true || MethodTests.unread.contains("\(type).\(key)"), "\(key): \(String(describing: error))")
+        }
+    }
+
+    /// Keys that mean nothing for a method, as in PEFT.
+    private static let unread: Set<String> = ["ADALORA.r", "ADALORA.use_rslora", "ADALORA.qalora_group_size", "LORA.qalora_group_size", "ADALORA.init_lora_weights"]
+}
