@@ -324,6 +324,10 @@ int32_t peft_adapter_set_scale(peft_model *model, const char *name, float factor
 /* Whether trainers may change it. */
 int32_t peft_adapter_set_trainable(peft_model *model, const char *name, int32_t is_trainable, peft_error *error);
 
+/* The adapter methods there are, JSON: {"methods": [{"peft_type", "layers": kinds of layers it adapts ("Linear", "Conv1D",
+ * "Embedding", "Conv2d" …; "*": all), "options": {every key of adapter_config.json that is the method's own: PEFT's default},
+ * "default_targets": {model_type: what null target_modules means}}, …]}. */
+int32_t peft_adapter_list_methods(char *buffer, size_t capacity, size_t *needed, peft_error *error);
 /* JSON: {"enabled", "active": [{"name", "weight"}], "merged": [names], "trainable_parameters", "all_parameters",
  * "adapters": {name: {"peft_type", "trainable", "parameters", "layers": ["model.layers.0.self_attn.q_proj", …]}},
  * "merge_report": of the last peft_model_merge, null when nothing is merged}. */

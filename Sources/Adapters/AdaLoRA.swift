@@ -12,6 +12,7 @@ internal import Tensors
 /// Conv1D and two-dimensional convolutions.
 package struct AdaLoRA: AdapterMethod {
     package static let peftType = "ADALORA"
+    package static let layerKinds = MatrixTarget.linears + ["Conv2d"]
 
     package static let defaults: JSONObject = {
         var defaults = LoRA.defaults
@@ -67,7 +68,7 @@ package struct AdaLoRA: AdapterMethod {
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let target = try MatrixTarget(layer, MatrixTarget.linears + ["Conv2d"], of: AdaLoRA.self)
+        let target = try MatrixTarget(layer, of: AdaLoRA.self)
         guard target.groups == 1 else { throw PEFTError(.unsupported, "'\(layer.name)': ADALORA adapts convolutions without groups") }
         try AdapterConfiguration.checkRank(rank, layer)
         let rank = kept[layer.name + ".lora_E"] ?? self.rank

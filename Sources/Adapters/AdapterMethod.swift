@@ -13,6 +13,8 @@ package protocol AdapterMethod: Sendable {
     static var peftType: String { get }
     /// The method's keys of adapter_config.json with PEFT's defaults.
     static var defaults: JSONObject { get }
+    /// The kinds of layers (`Layer.kind`) it is for; "*": all.
+    static var layerKinds: [String] { get }
     /// What null target_modules means, by model_type: a list of names, or a regular expression.
     static var defaultTargets: [String: JSONValue] { get }
 
@@ -48,6 +50,7 @@ package protocol AdapterMethod: Sendable {
 }
 
 extension AdapterMethod {
+    package static var layerKinds: [String] { MatrixTarget.linears }
     package static var defaultTargets: [String: JSONValue] { DefaultTargets.lora }
 
     package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, _ model: Model)
@@ -144,6 +147,19 @@ package enum AdapterMethods {
         MiSS.self, RoAd.self, GraLoRA.self, DeLoRA.self, HiRA.self, LNTuning.self,
         VeRA.self, PVeRA.self, RandLoRA.self, VBLoRA.self, UniLoRA.self, TinyLoRA.self, BEFT.self, TrainableTokens.self,
     ]
+
+    /// As `peft_adapter_list_methods` has it.
+    package static var description: JSONObject {
+        let list = all.sorted { $0.peftType < $1.peftType }.map { method in
+            var targets = JSONObject()
+            for (family, names) in method.defaultTargets.sorted(by: { $0.key < $1.key }) { targets[family] = names }
+            return JSONValue.object([
+                "peft_type": .string(method.peftType), "layers": .array(method.layerKinds.map { .string($0) }), "options": .object(method.defaults),
+                "default_targets": .object(targets),
+            ])
+        }
+        return ["methods": .array(list)]
+    }
 
     static func named(_ peftType: String) throws(PEFTError) -> any AdapterMethod.Type {
         guard let method = all.first(where: { $0.peftType == peftType }) else {

@@ -6,6 +6,7 @@ internal import Tensors
 /// BEFT (arXiv:2509.15974): a trained bias beside the layer, `y += β`.
 package struct BEFT: AdapterMethod {
     package static let peftType = "BEFT"
+    package static let layerKinds = ["Linear"]
     package static let defaults: JSONObject = [
         "init_weights": .bool(true), "modules_to_save": .null, "target_modules": .null,
     ]

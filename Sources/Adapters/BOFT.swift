@@ -11,6 +11,7 @@ internal import Tensors
 /// linear layers and convolutions (their patches). (Without its CUDA extension PEFT drops all factors but one; here they are.)
 package struct BOFT: AdapterMethod {
     package static let peftType = "BOFT"
+    package static let layerKinds = ["Linear", "Conv2d"]
 
     package static let defaults: JSONObject = [
         "bias": .string("none"), "boft_block_num": .integer(0), "boft_block_size": .integer(4), "boft_dropout": .number(0),
@@ -38,7 +39,7 @@ package struct BOFT: AdapterMethod {
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let target = try MatrixTarget(layer, ["Linear", "Conv2d"], of: BOFT.self)
+        let target = try MatrixTarget(layer, of: BOFT.self)
         guard target.groups == 1 else { throw PEFTError(.unsupported, "'\(layer.name)': BOFT adapts convolutions without groups") }
         let width = target.inputSize
         let divisor = blocks > 0 ? blocks : blockSize

@@ -10,6 +10,7 @@ internal import Tensors
 /// For linear layers.
 package struct DeLoRA: AdapterMethod {
     package static let peftType = "DELORA"
+    package static let layerKinds = ["Linear"]
 
     package static let defaults: JSONObject = [
         "bias": .string("none"), "delora_lambda": .integer(15), "exclude_modules": .null, "init_weights": .bool(true), "lambda_pattern": .object([:]),
@@ -39,7 +40,7 @@ package struct DeLoRA: AdapterMethod {
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let target = try MatrixTarget(layer, ["Linear"], of: DeLoRA.self)
+        let target = try MatrixTarget(layer, of: DeLoRA.self)
         let rank = try ranks.value(for: layer.name).map { Int(exactly: $0) ?? 0 } ?? self.rank
         try AdapterConfiguration.checkRank(rank, layer)
         let lambda = try lambdas.value(for: layer.name) ?? self.lambda

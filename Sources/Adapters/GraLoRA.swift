@@ -11,6 +11,7 @@ internal import Tensors
 /// linear layers and Conv1D.
 package struct GraLoRA: AdapterMethod {
     package static let peftType = "GRALORA"
+    package static let layerKinds = MatrixTarget.linears
 
     package static let defaults: JSONObject = [
         "alpha": .integer(64), "bias": .string("none"), "fan_in_fan_out": .bool(false), "gralora_dropout": .number(0), "gralora_k": .integer(2),
@@ -40,7 +41,7 @@ package struct GraLoRA: AdapterMethod {
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let target = try MatrixTarget(layer, MatrixTarget.linears, of: GraLoRA.self)
+        let target = try MatrixTarget(layer, of: GraLoRA.self)
         try AdapterConfiguration.checkRank(rank, layer)
         guard target.inputSize % blocks == 0, target.outputSize % blocks == 0 else {
             throw PEFTError(.argument, "gralora_k is \(blocks); '\(layer.name)' is \(target.outputSize) × \(target.inputSize), which it must divide")

@@ -12,6 +12,7 @@ internal import Tensors
 /// space they span: `I − 2·U·(UᵀU)⁻¹·Uᵀ`. For linear layers and convolutions (their patches).
 package struct HRA: AdapterMethod {
     package static let peftType = "HRA"
+    package static let layerKinds = ["Linear", "Conv2d"]
 
     package static let defaults: JSONObject = [
         "apply_GS": .bool(false), "bias": .string("none"), "exclude_modules": .null, "init_weights": .bool(true), "layers_pattern": .null,
@@ -33,7 +34,7 @@ package struct HRA: AdapterMethod {
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let target = try MatrixTarget(layer, ["Linear", "Conv2d"], of: HRA.self)
+        let target = try MatrixTarget(layer, of: HRA.self)
         guard target.groups == 1 else { throw PEFTError(.unsupported, "'\(layer.name)': HRA adapts convolutions without groups") }
         try AdapterConfiguration.checkRank(rank, layer)
         return try HRAModule(target, key: key, rank: rank, isOrthogonal: isOrthogonal, isIdentity: isIdentity, model.engine)

@@ -10,6 +10,7 @@ internal import Tensors
 /// for linear layers, Conv1D, convolutions and embeddings.
 package struct HiRA: AdapterMethod {
     package static let peftType = "HIRA"
+    package static let layerKinds = MatrixTarget.linears + ["Embedding"] + MatrixTarget.convolutions
 
     package static let defaults: JSONObject = [
         "exclude_modules": .null, "fan_in_fan_out": .bool(false), "hira_dropout": .number(0), "init_weights": .bool(true), "layers_pattern": .null,
@@ -36,10 +37,7 @@ package struct HiRA: AdapterMethod {
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
         try AdapterConfiguration.checkRank(rank, layer)
         if let embedding = layer as? Embedding { return try EmbeddingHiRA(embedding, key: key, rank: rank, isIdentity: start != "false", model.engine) }
-        guard layer is Linear || layer is Convolution else {
-            throw MatrixTarget.refusal(of: layer, MatrixTarget.linears + ["Embedding"] + MatrixTarget.convolutions, HiRA.self)
-        }
-        let target = try MatrixTarget(layer, MatrixTarget.linears + MatrixTarget.convolutions, of: HiRA.self)
+        let target = try MatrixTarget(layer, of: HiRA.self)
         guard target.groups == 1 else { throw PEFTError(.unsupported, "'\(layer.name)': HIRA adapts convolutions without groups") }
         return try MatrixHiRA(target, key: key, rank: rank, dropout: dropout, start, model.engine)
     }

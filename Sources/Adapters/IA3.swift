@@ -10,6 +10,7 @@ internal import Tensors
 /// for linear layers, Conv1D and convolutions (by channel).
 package struct IA3: AdapterMethod {
     package static let peftType = "IA3"
+    package static let layerKinds = MatrixTarget.linears + ["Conv2d", "Conv3d"]
 
     package static let defaults: JSONObject = [
         "exclude_modules": .null, "fan_in_fan_out": .bool(false), "feedforward_modules": .null, "init_ia3_weights": .bool(true),
@@ -65,7 +66,7 @@ package struct IA3: AdapterMethod {
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let target = try MatrixTarget(layer, MatrixTarget.linears + ["Conv2d", "Conv3d"], of: IA3.self)
+        let target = try MatrixTarget(layer, of: IA3.self)
         return try IA3Module(target, key: key, isFeedforward: try feedforward.contains(layer.name), isIdentity: isIdentity, model.engine)
     }
 }

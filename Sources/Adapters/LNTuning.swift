@@ -6,6 +6,7 @@ internal import Tensors
 /// LN tuning (Zhao et al., arXiv:2312.11420): norms, or any other layers that are named, are trained themselves.
 package struct LNTuning: AdapterMethod {
     package static let peftType = "LN_TUNING"
+    package static let layerKinds = ["*"]
     package static let defaults: JSONObject = ["exclude_modules": .null, "modules_to_save": .null, "target_modules": .null]
     package static var defaultTargets: [String: JSONValue] { DefaultTargets.lnTuning }
 

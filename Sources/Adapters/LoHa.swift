@@ -11,6 +11,7 @@ internal import Tensors
 /// one B₁[:,i] ⊗ B₂[:,i]. For linear layers and convolutions.
 package struct LoHa: AdapterMethod {
     package static let peftType = "LOHA"
+    package static let layerKinds = ["Linear", "Conv1d", "Conv2d"]
     package static let defaults = LyCORISSettings.defaults
 
     private let settings: LyCORISSettings
@@ -26,7 +27,7 @@ package struct LoHa: AdapterMethod {
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let target = try MatrixTarget(layer, ["Linear", "Conv1d", "Conv2d"], of: LoHa.self)
+        let target = try MatrixTarget(layer, of: LoHa.self)
         return try LoHaModule(target, key: key, settings, isIdentity: isIdentity, model.engine)
     }
 }

@@ -10,6 +10,7 @@ internal import Tensors
 /// where a large factor is itself of rank r. For linear layers and convolutions (whose kernel is W₂'s).
 package struct LoKr: AdapterMethod {
     package static let peftType = "LOKR"
+    package static let layerKinds = ["Linear", "Conv1d", "Conv2d"]
 
     package static let defaults: JSONObject = {
         var defaults = LyCORISSettings.defaults
@@ -38,7 +39,7 @@ package struct LoKr: AdapterMethod {
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let target = try MatrixTarget(layer, ["Linear", "Conv1d", "Conv2d"], of: LoKr.self)
+        let target = try MatrixTarget(layer, of: LoKr.self)
         let (rank, scaling) = try settings.values(for: layer)
         let out = LoKr.factors(of: target.outputSize, factor)
         let input = LoKr.factors(of: target.channels / target.groups, factor)

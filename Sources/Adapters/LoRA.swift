@@ -10,6 +10,7 @@ internal import Tensors
 /// for linear layers, Conv1D and convolutions (`LinearLoRA`), and embeddings (`EmbeddingLoRA`).
 package struct LoRA: AdapterMethod {
     package static let peftType = "LORA"
+    package static let layerKinds = MatrixTarget.linears + ["Embedding"] + MatrixTarget.convolutions
 
     package static let defaults: JSONObject = [
         "alora_invocation_tokens": .null, "alpha_pattern": .object([:]), "arrow_config": .null, "bias": .string("none"),
@@ -74,10 +75,7 @@ package struct LoRA: AdapterMethod {
             }
             return try EmbeddingLoRA(embedding, key: key, rank: rank, scaling: scaling, settings, model)
         }
-        guard layer is Linear || layer is Convolution else {
-            throw MatrixTarget.refusal(of: layer, MatrixTarget.linears + ["Embedding"] + MatrixTarget.convolutions, LoRA.self)
-        }
-        let target = try MatrixTarget(layer, MatrixTarget.linears + MatrixTarget.convolutions, of: LoRA.self)
+        let target = try MatrixTarget(layer, of: LoRA.self)
         if settings.hasBias, target.linear.bias == nil {
             model.engine.warn("lora_bias: '\(layer.name)' has no bias, so this adapter cannot be merged")
         }

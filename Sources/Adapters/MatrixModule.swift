@@ -12,19 +12,16 @@ struct MatrixTarget: Sendable {
     /// Of a convolution; empty for linear layers.
     let kernel: [Int]
 
-    /// - Parameter kinds: those that the method takes.
-    /// - Throws: `.unsupported` naming the layer's kind and those.
-    init(_ layer: any Layer, _ kinds: [String], of method: any AdapterMethod.Type) throws(PEFTError) {
+    /// - Throws: `.unsupported` naming the layer's kind and those that the method takes.
+    init(_ layer: any Layer, of method: any AdapterMethod.Type) throws(PEFTError) {
+        let kinds = method.layerKinds
         self.layer = layer
         switch layer {
         case let layer as Linear where kinds.contains(layer.kind): (linear, kernel) = (layer, [])
         case let layer as Convolution where kinds.contains(layer.kind): (linear, kernel) = (layer.matrix, layer.geometry.kernel)
-        default: throw MatrixTarget.refusal(of: layer, kinds, method)
+        default:
+            throw PEFTError(.unsupported, "'\(layer.name)' is \(layer.kind); \(method.peftType) adapts \(kinds.joined(separator: ", "))")
         }
-    }
-
-    static func refusal(of layer: any Layer, _ kinds: [String], _ method: any AdapterMethod.Type) -> PEFTError {
-        PEFTError(.unsupported, "'\(layer.name)' is \(layer.kind); \(method.peftType) adapts \(kinds.joined(separator: ", "))")
     }
 
     static let linears = ["Linear", "Conv1D"]

@@ -11,6 +11,7 @@ internal import Tensors
 /// the weight: blocks `[r, r]` become `W_oi + W_oi·M_o + M_o`. For linear layers.
 package struct MiSS: AdapterMethod {
     package static let peftType = "MISS"
+    package static let layerKinds = ["Linear"]
 
     package static let defaults: JSONObject = [
         "bias": .string("none"), "exclude_modules": .null, "init_weights": .bool(true), "layers_pattern": .null, "layers_to_transform": .null,
@@ -32,7 +33,7 @@ package struct MiSS: AdapterMethod {
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let target = try MatrixTarget(layer, ["Linear"], of: MiSS.self)
+        let target = try MatrixTarget(layer, of: MiSS.self)
         let (inputs, outputs) = (target.inputSize, target.outputSize)
         guard rank <= inputs else { throw PEFTError(.argument, "r is \(rank); '\(layer.name)' has \(inputs) inputs, and r can be no more") }
         func parameter(_ shape: [Int]) throws(PEFTError) -> Parameter {

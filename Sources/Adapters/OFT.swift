@@ -10,6 +10,7 @@ internal import Tensors
 /// for linear layers, convolutions (their patches), and embeddings (their rows).
 package struct OFT: AdapterMethod {
     package static let peftType = "OFT"
+    package static let layerKinds = ["Linear", "Conv2d", "Embedding"]
 
     package static let defaults: JSONObject = [
         "bias": .string("none"), "block_share": .bool(false), "coft": .bool(false), "eps": .number(6e-05), "exclude_modules": .null,
@@ -38,8 +39,7 @@ package struct OFT: AdapterMethod {
             let rotation = try rotation(of: embedding.dimension, embedding, key: key + ".oft_embedding_R.weight", model)
             return EmbeddingOFT(embedding, rotation)
         }
-        guard layer.kind == "Linear" || layer.kind == "Conv2d" else { throw MatrixTarget.refusal(of: layer, ["Linear", "Conv2d", "Embedding"], OFT.self) }
-        let target = try MatrixTarget(layer, ["Linear", "Conv2d"], of: OFT.self)
+        let target = try MatrixTarget(layer, of: OFT.self)
         if let convolution = layer as? Convolution, convolution.geometry.dilation.contains(where: { $0 > 1 }) || convolution.groups > 1 {
             throw PEFTError(.unsupported, "'\(layer.name)': OFT adapts convolutions without groups and dilation")
         }

@@ -10,6 +10,7 @@ internal import Tensors
 /// with θ and α of a pair (road_1), of each output (road_2), or of cosine and sine apart (road_4). For linear layers.
 package struct RoAd: AdapterMethod {
     package static let peftType = "ROAD"
+    package static let layerKinds = ["Linear"]
 
     package static let defaults: JSONObject = [
         "group_size": .integer(64), "init_weights": .bool(true), "modules_to_save": .null, "target_modules": .null, "variant": .string("road_1"),
@@ -27,7 +28,7 @@ package struct RoAd: AdapterMethod {
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let target = try MatrixTarget(layer, ["Linear"], of: RoAd.self)
+        let target = try MatrixTarget(layer, of: RoAd.self)
         guard target.outputSize % group == 0 else {
             throw PEFTError(.argument, "group_size is \(group), which does not divide the \(target.outputSize) outputs of '\(layer.name)'")
         }

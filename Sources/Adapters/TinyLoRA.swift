@@ -11,6 +11,7 @@ package import Tensors
 /// `weight_tying` lets neighbouring layers share one v.
 package struct TinyLoRA: AdapterMethod {
     package static let peftType = "TINYLORA"
+    package static let layerKinds = MatrixTarget.linears + ["Embedding"]
     package static let defaults: JSONObject = [
         "bias": .string("none"), "fan_in_fan_out": .bool(false), "init_v_bound": .number(0.02), "init_weights": .bool(true),
         "layers_pattern": .null, "layers_to_transform": .null, "modules_to_save": .null, "projection_seed": .integer(42),

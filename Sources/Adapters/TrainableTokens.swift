@@ -6,6 +6,7 @@ internal import Tensors
 /// Trainable tokens: some rows of an embedding train, and the same rows of the head that shares its matrix (`TokenRows`).
 package struct TrainableTokens: AdapterMethod {
     package static let peftType = "TRAINABLE_TOKENS"
+    package static let layerKinds = ["Embedding", "Linear"]
     package static let defaults: JSONObject = [
         "init_weights": .bool(true), "target_modules": .null, "token_indices": .array([]),
     ]

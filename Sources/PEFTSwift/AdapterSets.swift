@@ -96,6 +96,13 @@ public func peft_adapter_set_trainable(
 
 // MARK: Looking
 
+@_cdecl("peft_adapter_list_methods") @implementation
+public func peft_adapter_list_methods(
+    _ buffer: UnsafeMutablePointer<CChar>?, _ capacity: Int, _ needed: UnsafeMutablePointer<Int>?, _ error: UnsafeMutablePointer<peft_error>?
+) -> Int32 {
+    unsafe guarded(buffer, capacity, needed, error) { () throws(PEFTError) -> String in JSONValue.object(AdapterMethods.description).text() }
+}
+
 @_cdecl("peft_adapter_status") @implementation
 public func peft_adapter_status(
     _ buffer: UnsafeMutablePointer<CChar>?, _ capacity: Int, _ needed: UnsafeMutablePointer<Int>?, _ model: OpaquePointer?, _ error: UnsafeMutablePointer<peft_error>?

@@ -12,6 +12,8 @@ struct MethodCase: Sendable, CustomTestStringConvertible {
     var isAdditive = true
     /// The merged weights do what the hooks do.
     var isMergeable = true
+    /// Its function has no steps within the reach of difference quotients.
+    var isSmooth = true
     /// What happens to random values at the layer named first: how much noise they take.
     var noise: Float = 0.3
 
@@ -20,11 +22,12 @@ struct MethodCase: Sendable, CustomTestStringConvertible {
 
     init(
         _ type: String, _ settings: JSONObject = [:], targets: [String] = ["q_proj", "v_proj"], isNeutral: Bool = true, isAdditive: Bool = true,
-        isMergeable: Bool = true, noise: Float = 0.3
+        isMergeable: Bool = true, isSmooth: Bool = true, noise: Float = 0.3
     ) {
         var config: JSONObject = ["peft_type": .string(type), "target_modules": .array(targets.map { .string($0) })]
         for (key, value) in settings.pairs { config[key] = value }
         self.config = config
+        self.isSmooth = isSmooth
         (self.isNeutral, self.isAdditive, self.isMergeable, self.noise) = (isNeutral, isAdditive, isMergeable, noise)
     }
 
@@ -57,7 +60,7 @@ struct MethodCase: Sendable, CustomTestStringConvertible {
         MethodCase("VERA", ["r": .integer(8)]),
         MethodCase("PVERA", ["r": .integer(8)]),
         MethodCase("RANDLORA", ["r": .integer(8)], noise: 0.03),
-        MethodCase("VBLORA", ["r": .integer(2), "vector_length": .integer(16), "num_vectors": .integer(8)], isNeutral: false, noise: 3),
+        MethodCase("VBLORA", ["r": .integer(2), "vector_length": .integer(16), "num_vectors": .integer(8)], isNeutral: false, isSmooth: false, noise: 3),
         MethodCase("UNILORA", ["theta_d_length": .integer(32)], isNeutral: false),
         MethodCase("TINYLORA", ["u": .integer(4)], isNeutral: false),
         MethodCase("BEFT", targets: ["q_proj"]),

@@ -21,5 +21,10 @@ def features():
     return decoded_json("peft_features")
 
 
+def list_methods():
+    """The adapter methods: {peft_type: {"layers", "options" (with PEFT's defaults), "default_targets"}}."""
+    return {method.pop("peft_type"): method for method in decoded_json("peft_adapter_list_methods")["methods"]}
+
+
 __all__ = ["Cancelled", "Context", "ContextFullError", "Dataset", "LoraConfig", "Model", "Output", "PeftConfig", "PeftError", "PeftIOError", "PeftLookupError",
-           "PeftMemoryError", "PeftModel", "PeftValueError", "Session", "TaskType", "Tensors", "Tokenizer", "Trainer", "features", "get_peft_model"]
+           "PeftMemoryError", "PeftModel", "PeftValueError", "Session", "TaskType", "Tensors", "Tokenizer", "Trainer", "features", "get_peft_model", "list_methods"]

@@ -93,6 +93,7 @@ FUNCTIONS = {
     "peft_adapter_set_enabled": [HANDLE, I32],
     "peft_adapter_set_scale": [HANDLE, TEXT, F32],
     "peft_adapter_set_trainable": [HANDLE, TEXT, I32],
+    "peft_adapter_list_methods": TEXT_OUT,
     "peft_adapter_status": [*TEXT_OUT, HANDLE],
     "peft_adapter_config": [*TEXT_OUT, HANDLE, TEXT],
     "peft_adapter_state": [OUT, HANDLE, TEXT],
