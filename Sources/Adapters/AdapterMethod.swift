@@ -146,6 +146,7 @@ package enum AdapterMethods {
         IA3.self, LoHa.self, LoKr.self, OFT.self, BOFT.self, HRA.self, AdaLoRA.self,
         MiSS.self, RoAd.self, GraLoRA.self, DeLoRA.self, HiRA.self, LNTuning.self,
         VeRA.self, PVeRA.self, RandLoRA.self, VBLoRA.self, UniLoRA.self, TinyLoRA.self, BEFT.self, TrainableTokens.self,
+        FourierFT.self, WaveFT.self, SHiRA.self, SuperTuning.self, C3A.self,
     ]
 
     /// As `peft_adapter_list_methods` has it.

@@ -1,4 +1,5 @@
 internal import Platform
+internal import Synchronization
 internal import Tensors
 
 /// Integers that an adapter saves: places of sparse values, indices into a shared vector. They do not train.
@@ -12,6 +13,8 @@ final class IndexTable: @unchecked Sendable {
     /// Each is below it.
     let bound: Int
     private(set) var values: [Int32]
+    /// What a branch made of them.
+    private let known = Mutex<SparseChange?>(nil)
 
     init(key: String, shape: [Int], as dtype: DType, below bound: Int, _ values: [Int32]) {
         (self.key, self.shape, self.dtype, self.bound, self.values) = (key, shape, dtype, bound, values)
@@ -28,7 +31,20 @@ final class IndexTable: @unchecked Sendable {
         return values
     }
 
-    func set(_ values: [Int32]) { self.values = values }
+    func set(_ values: [Int32]) {
+        self.values = values
+        known.withLock { $0 = nil }
+    }
+
+    /// What `make` makes of the values, until others are set.
+    func change(_ make: ([Int32]) throws(PEFTError) -> SparseChange) throws(PEFTError) -> SparseChange {
+        try known.withLock { (known) throws(PEFTError) in
+            if let known { return known }
+            let fresh = try make(values)
+            known = fresh
+            return fresh
+        }
+    }
 
     func tensor(_ engine: Engine) throws(PEFTError) -> Tensor {
         let result = try Tensor(engine, shape, dtype, .adapters)

@@ -16,3 +16,34 @@ extension OperationCase {
         },
     ]
 }
+
+extension OperationCase {
+    /// Sparse matrices between transforms; lengths with factors 2, 3, 4 and 5.
+    static let spectra: [OperationCase] = [
+        spectral("nothing", complex: false) { engine in (.none(12), .none(10)) },
+        spectral("Fourier", complex: false) { engine in (try .fourier(engine, 12, block: 12), try .fourier(engine, 10, block: 10)) },
+        spectral("Fourier in blocks, complex", complex: true) { engine in
+            (try .fourier(engine, 12, block: 4), try .fourier(engine, 10, block: 5))
+        },
+        spectral("wavelets", complex: false) { engine in
+            let filters = (low: [0.5, 0.8, 0.2, -0.1] as [Float], high: [-0.1, -0.2, 0.8, -0.5] as [Float])
+            return (
+                try .wavelets(engine, 12, places: 14, low: filters.low, high: filters.high, shift: 2),
+                try .wavelets(engine, 10, places: 12, low: filters.low, high: filters.high, shift: 2)
+            )
+        },
+    ]
+
+    private static func spectral(
+        _ name: String, complex: Bool, _ transforms: @escaping @Sendable (Engine) throws -> (SpectralTransform, SpectralTransform)
+    ) -> OperationCase {
+        OperationCase(
+            name: "sparse between transforms: \(name)",
+            inputs: [([35, 10], .activation), ([35, 12], .activation), (complex ? [2, 4] : [4], .parameter)]
+        ) { tape, x in
+            let (from, to) = try transforms(tape.engine)
+            let places = try SparsePlaces(tape.engine, rows: [0, 3, 3, 9], columns: [5, 0, 11, 7], from: from, to: to)
+            return try tape.addSpectral(to: x[0], input: x[1], x[2], at: places, from: from, to: to, scale: 0.7)
+        }
+    }
+}

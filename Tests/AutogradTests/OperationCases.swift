@@ -6,7 +6,7 @@ import Testing
 
 extension OperationCase {
     /// Every differentiable operation with each of its options.
-    static let all: [OperationCase] = linear + lowRank + norms + rotary + attention + activations + elementwise + rows + columns + blocks + parameters + losses + factors
+    static let all: [OperationCase] = linear + lowRank + norms + rotary + attention + activations + elementwise + rows + columns + blocks + parameters + losses + factors + spectra
 
     static let linear: [OperationCase] = [
         OperationCase(name: "linear, frozen f32 with bias", inputs: [([3, 5], .activation)]) { tape, x in

@@ -238,6 +238,44 @@ void pk_gather_columns(int32_t act, const void *x, const int32_t *from, void *y,
 /* The derivative: y[rows, m] (f32) = 0, then y[r,to[c]] += x[r,c] in the order of c; x [rows, n] of type act. */
 void pk_scatter_columns(int32_t act, const void *x, const int32_t *to, float *y, int64_t rows, int64_t n, int64_t m, int32_t part, int32_t parts);
 
+/* ---- spectrum.c: sparse matrices between transforms ---- */
+
+enum { PK_IDENTITY = 0, PK_FOURIER = 1, PK_WAVELETS = 2 };
+
+/* A linear map of the vector of one side to its spectrum of `size` places (of re and im where it is Fourier's). */
+typedef struct pk_transform {
+  int32_t kind;
+  int64_t n, size;
+  /* Fourier: blocks of this length, Σ_i x_i·e^(+2πi·k·i/block); tables of the block's angles; factors of the length. */
+  int64_t block;
+  const float *cosines, *sines;
+  int32_t factors[64], factor_count;
+  /* Wavelets: size = 2·half; u[b·half + k] = Σ_j filter_b[j]·x[2k + j − shift]. */
+  int64_t half, length, shift;
+  const float *low, *high;
+} pk_transform;
+
+/* y += alpha·Re Vᵀ·conj(S·U·x) for each of `rows` rows; S has `count` values, value p at [rows_of[p], columns[p]]. Both sides
+ * have the same kind. values: re, and im behind it if has_imaginary. Places are validated by the caller. */
+typedef struct pk_spectral {
+  int32_t act;
+  int64_t rows, count;
+  pk_transform in, out;
+  const int32_t *columns, *rows_of;
+  const float *values;
+  int32_t has_imaginary;
+  /* dx is computed from dy turned round in each block, dy[−p mod block]. */
+  int32_t turns_gradient;
+} pk_spectral;
+
+/* Bytes of scratch for one part. */
+size_t pk_spectral_scratch(const pk_spectral *op);
+/* Most parts there can be. */
+int32_t pk_spectral_tiles(const pk_spectral *op);
+void pk_spectral_forward(int32_t level, const pk_spectral *op, const void *x, void *y, float alpha, int32_t part, int32_t parts, float *scratch);
+/* dx += alpha·Uᵀ·Sᵀ·V·dy, dvalues += the values' gradient; either may be NULL. dvalues is the part's own. */
+void pk_spectral_backward(int32_t level, const pk_spectral *op, const void *x, const void *dy, void *dx, float *dvalues, float alpha, int32_t part, int32_t parts, float *scratch);
+
 /* ---- loss.c ---- */
 
 /* Softmax cross-entropy of a chunk of logits (f32, rows × n, ld): row_loss[r] = logsumexp − logit[label], 0 where label == ignore (-100);
