@@ -83,6 +83,18 @@ final class Adapter: Sendable {
         return try initialize(modules, seed: seed)
     }
 
+    /// What is beside PEFT's file.
+    var derived: [SavedTensor] { modules.flatMap(\.derived) }
+
+    /// Computes what modules take from the base weights, but for those whose tensors a file has.
+    func derive(without keys: Set<String>) throws(PEFTError) {
+        try Decompositions.session { () throws(PEFTError) in
+            for module in modules where module.derived.isEmpty || !module.derived.allSatisfy({ keys.contains($0.key) }) {
+                try module.derive()
+            }
+        }
+    }
+
     /// What base layers must be changed to for an adapter whose own values come from a file.
     func takeFromBase() throws(PEFTError) -> [BaseChange] {
         try initialize(modules.filter(\.changesBase), seed: 0)

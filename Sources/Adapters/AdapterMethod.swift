@@ -88,6 +88,11 @@ package protocol AdapterModule: AnyObject, Sendable {
     /// What it adds depends on the weight that other adapters change too: only one of these can act on a layer.
     var readsWeight: Bool { get }
 
+    /// Frozen tensors that are computed from the base weights and are not in PEFT's file, under the names they have beside it.
+    var derived: [SavedTensor] { get }
+    /// Computes what is taken from the base weights, for an adapter whose file does not bring it.
+    func derive() throws(PEFTError)
+
     /// Fresh values.
     /// - Returns: what takes the place of the layer's own tensors, if anything; the caller sets them when all modules are made.
     func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor]
@@ -106,6 +111,8 @@ package protocol AdapterModule: AnyObject, Sendable {
 extension AdapterModule {
     package var scaling: Double? { nil }
     package var views: [SavedTensor] { [] }
+    package var derived: [SavedTensor] { [] }
+    package func derive() throws(PEFTError) {}
     package var saved: [SavedTensor] { parameters.map { SavedTensor($0) } + views }
     package var readsWeight: Bool { false }
     package var replacements: [Replacement] { [] }
@@ -147,6 +154,7 @@ package enum AdapterMethods {
         MiSS.self, RoAd.self, GraLoRA.self, DeLoRA.self, HiRA.self, LNTuning.self,
         VeRA.self, PVeRA.self, RandLoRA.self, VBLoRA.self, UniLoRA.self, TinyLoRA.self, BEFT.self, TrainableTokens.self,
         FourierFT.self, WaveFT.self, SHiRA.self, SuperTuning.self, C3A.self,
+        PSOFT.self, OSF.self, PEANuT.self, DEFT.self, GLoRA.self, Lily.self,
     ]
 
     /// As `peft_adapter_list_methods` has it.

@@ -60,6 +60,7 @@ extension AdapterSet {
         }
         try AdapterKeys.checkShapes(adapter, named.byKey)
         let changes = try adapter.takeFromBase()
+        try adapter.derive(without: Set(named.byKey.keys))
         try set(adapter, named.byKey)
         let kept = adapter.saved.compactMap { item in
             item.base.flatMap { base in named.byKey[item.key].map { (item.key, base.layer, base.tensor, $0) } }
@@ -75,10 +76,14 @@ extension AdapterSet {
     package func save(_ name: String, path: String) throws(PEFTError) {
         let config = try configuration(of: name)
         let tensors = try adapter(name).method.written(try state(of: name), engine).map { NamedTensor($0.name, $0.tensor) }
+        let adapter = try adapter(name)
+        let derived = try model.lock.read { () throws(PEFTError) in
+            try adapter.derived.map { (item) throws(PEFTError) in NamedTensor(item.key, try item.value(engine)) }
+        }
         if path.hasSuffix(".h5") {
-            try AdapterFiles.writeHDF5(path, config: config, tensors: tensors, budget: engine.budget)
+            try AdapterFiles.writeHDF5(path, config: config, tensors: tensors + derived, budget: engine.budget)
         } else {
-            try AdapterFiles.writeFolder(path, config: config, tensors: tensors)
+            try AdapterFiles.writeFolder(path, config: config, tensors: tensors, derived: derived)
         }
     }
 
@@ -132,7 +137,7 @@ enum AdapterKeys {
     static func known(_ tensors: [(name: String, tensor: Tensor)], of adapter: Adapter) -> (
         byKey: [String: Tensor], unknown: [(name: String, tensor: Tensor)]
     ) {
-        let keys = Set(adapter.saved.map(\.key))
+        let keys = Set((adapter.saved + adapter.derived).map(\.key))
         var byKey: [String: Tensor] = [:]
         var unknown: [(name: String, tensor: Tensor)] = []
         for (name, tensor) in tensors {
@@ -172,7 +177,7 @@ enum AdapterKeys {
     private static func full(_ name: String) -> String { name.hasPrefix("base_model.") ? name : Adapter.prefix + name }
 
     static func checkShapes(_ adapter: Adapter, _ byKey: [String: Tensor]) throws(PEFTError) {
-        for item in adapter.saved {
+        for item in adapter.saved + adapter.derived {
             guard let tensor = byKey[item.key] else { continue }
             guard tensor.shape == item.shape else {
                 throw PEFTError(.mismatch, "'\(item.key)' has the shape \(tensor.shape), \(item.shape) is needed")

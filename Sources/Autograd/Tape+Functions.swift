@@ -123,3 +123,144 @@ extension Tape {
         return (indices, powers.map { $0 / sum })
     }
 }
+
+extension Tape {
+    /// The softmax of each row, and their mean: `[rows, n]` to `[1, n]`, f32. Keeps the softmax.
+    package func meanSoftmax(_ x: Variable) throws(PEFTError) -> Variable {
+        let (rows, n) = (x.value.rows, x.value.columns)
+        let shares = try Tensor(engine, [rows, n]), y = try Tensor.zeros(engine, [1, n])
+        unsafe x.value.withFloats { x in
+            unsafe shares.withMutableFloats { shares in
+                unsafe y.withMutableFloats { y in
+                    for row in 0..<x.count / max(n, 1) {
+                        var (largest, sum) = (-Float.infinity, Float(0))
+                        for i in 0..<n { unsafe largest = max(largest, x[row * n + i]) }
+                        for i in 0..<n {
+                            unsafe shares[row * n + i] = exp(x[row * n + i] - largest)
+                            unsafe sum += shares[row * n + i]
+                        }
+                        for i in 0..<n {
+                            unsafe shares[row * n + i] /= sum
+                            unsafe y[i] += shares[row * n + i] / Float(rows)
+                        }
+                    }
+                }
+            }
+        }
+        let output = result(y, of: x)
+        record(output) { [engine, slot = x.slot] dY throws(PEFTError) in
+            guard let slot else { return }
+            let dX = try Tensor(engine, [rows, n])
+            unsafe shares.withFloats { shares in
+                unsafe dY.withFloats { dY in
+                    unsafe dX.withMutableFloats { dX in
+                        for row in 0..<shares.count / max(n, 1) {
+                            var mean: Float = 0
+                            for i in 0..<n { unsafe mean += shares[row * n + i] * dY[i] }
+                            for i in 0..<n { unsafe dX[row * n + i] = shares[row * n + i] * (dY[i] - mean) / Float(rows) }
+                        }
+                    }
+                }
+            }
+            try slot.add(dX, engine)
+        }
+        return output
+    }
+
+    /// `x` itself; its gradient keeps only what lies in the span of `basis` (or outside, `isComplement`), whose vectors are
+    /// orthonormal: columns of `[rows of x, k]` from the left, rows of `[k, columns of x]` from the right. All f32.
+    package func confined(_ x: Variable, to basis: Tensor, isComplement: Bool, fromLeft: Bool) throws(PEFTError) -> Variable {
+        let output = result(x.value, of: x)
+        record(output) { [engine, slot = x.slot] dY throws(PEFTError) in
+            guard let slot else { return }
+            let k = fromLeft ? basis.columns : basis.rows
+            let inside = try Tensor(engine, fromLeft ? [k, dY.columns] : [dY.rows, k])
+            let part = try Tensor(engine, dY.shape)
+            if fromLeft {
+                try engine.multiply(.weightGradient, basis, dY, into: inside, compute: .f32)
+                try engine.multiply(.inputGradient, basis, inside, into: part, compute: .f32)
+            } else {
+                try engine.multiply(.forward, dY, basis, into: inside, compute: .f32)
+                try engine.multiply(.inputGradient, inside, basis, into: part, compute: .f32)
+            }
+            guard isComplement else { return try slot.add(part, engine) }
+            try slot.add(dY, engine)
+            try slot.add(-1, times: part, engine)
+        }
+        return output
+    }
+
+    /// Q of `x = Q·R` `[n, k]`, n ≥ k, by Householder's reflections, with LAPACK's signs. With the lower half of `M = −dQᵀ·Q`
+    /// mirrored, `dX = (dQ + Q·M)·R⁻ᵀ`. f32, for few columns.
+    package func orthonormalized(_ x: Variable) throws(PEFTError) -> Variable {
+        let (n, k) = (x.value.rows, x.value.columns)
+        try require(n >= k && x.value.dtype == .f32, "orthonormalized: \(x.shape)")
+        let parts = Orthonormal(try x.value.floats(engine), n, k)
+        let output = result(try Tensor(engine, engine.isPlanning ? [Float](repeating: 0, count: n * k) : parts.q, shape: [n, k]), of: x)
+        record(output) { [engine, slot = x.slot] dY throws(PEFTError) in
+            guard let slot, !engine.isPlanning else { return }
+            try slot.add(try Tensor(engine, parts.gradient(try dY.floats(engine)), shape: [n, k]), engine)
+        }
+        return output
+    }
+}
+
+/// The QR factors of a matrix of few columns.
+private struct Orthonormal {
+    let n: Int
+    let k: Int
+    private(set) var q: [Float] = []
+    private var r: [Double] = []
+
+    init(_ x: [Float], _ n: Int, _ k: Int) {
+        (self.n, self.k) = (n, k)
+        guard x.count == n * k else { return }
+        var a = x.map(Double.init)
+        var vectors: [[Double]] = []
+        func reflect(_ v: [Double], _ first: Int, _ a: inout [Double]) {
+            for column in 0..<k {
+                var dot = 0.0
+                for row in first..<n { dot += v[row] * a[row * k + column] }
+                for row in first..<n { a[row * k + column] -= 2 * dot * v[row] }
+            }
+        }
+        for column in 0..<k {
+            var v = (0..<n).map { $0 < column ? 0 : a[$0 * k + column] }
+            let norm = v.reduce(0) { $0 + $1 * $1 }.squareRoot()
+            v[column] += v[column] < 0 ? -norm : norm
+            let length = v.reduce(0) { $0 + $1 * $1 }.squareRoot()
+            if length > 0 { v = v.map { $0 / length } }
+            reflect(v, column, &a)
+            vectors.append(v)
+        }
+        r = (0..<k * k).map { $0 % k >= $0 / k ? a[$0] : 0 }
+        var basis = (0..<n * k).map { $0 / k == $0 % k ? 1.0 : 0.0 }
+        for column in (0..<k).reversed() { reflect(vectors[column], column, &basis) }
+        q = basis.map { Float($0) }
+    }
+
+    func gradient(_ dQ: [Float]) -> [Float] {
+        var m = [Double](repeating: 0, count: k * k)
+        for i in 0..<k {
+            for j in 0...i {
+                var dot = 0.0
+                for row in 0..<n { dot -= Double(dQ[row * k + i]) * Double(q[row * k + j]) }
+                m[i * k + j] = dot
+                m[j * k + i] = dot
+            }
+        }
+        var result = [Float](repeating: 0, count: n * k)
+        for row in 0..<n {
+            // One row of dX·Rᵀ = dQ + Q·M, from the last column on.
+            var line = (0..<k).map { column in
+                (0..<k).reduce(Double(dQ[row * k + column])) { $0 + Double(q[row * k + $1]) * m[$1 * k + column] }
+            }
+            for column in (0..<k).reversed() {
+                for other in column + 1..<max(k, column + 1) { line[column] -= line[other] * r[column * k + other] }
+                line[column] = r[column * k + column] == 0 ? 0 : line[column] / r[column * k + column]
+                result[row * k + column] = Float(line[column])
+            }
+        }
+        return result
+    }
+}

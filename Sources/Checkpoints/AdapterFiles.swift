@@ -10,6 +10,8 @@ package struct AdapterFiles: Sendable {
 
     package static let configFile = "adapter_config.json"
     package static let weightsFile = "adapter_model.safetensors"
+    /// Frozen tensors that PEFT computes again from the base weights when it loads; with them the adapter is the same everywhere.
+    package static let derivedFile = "adapter_derived.safetensors"
     private static let pickleFile = "adapter_model.bin"
     /// Group and attribute of an HDF5 file (docs/checkpoint-layout.md).
     package static let group = "adapter"
@@ -47,7 +49,11 @@ package struct AdapterFiles: Sendable {
             let reason = isPickled ? "; \(pickleFile) is a pickle, which can run code and is never read: save it again with safe_serialization=True" : ""
             throw PEFTError(.notFound, "'\(path)' has no \(weightsFile)\(reason)")
         }
-        return AdapterFiles(config: config, tensors: try Safetensors.open(path: weightsPath, budget: budget))
+        let tensors = try Safetensors.open(path: weightsPath, budget: budget)
+        let derivedPath = Files.join(path, derivedFile)
+        guard Files.isFile(derivedPath) else { return AdapterFiles(config: config, tensors: tensors) }
+        let derived = try Safetensors.open(path: derivedPath, budget: budget)
+        return AdapterFiles(config: config, tensors: try TensorSource(origin: weightsPath, tensors.all + derived.all))
     }
 
     /// Writes a PEFT folder: `adapter_model.safetensors` and `adapter_config.json` (sorted keys, two spaces, UTF-8).
@@ -55,8 +61,14 @@ package struct AdapterFiles: Sendable {
     /// A new folder appears complete or not at all. In an existing one both files are complete on the disk before the first
     /// is renamed; the weights go first, so that a crash between the two renames leaves a configuration under which the new
     /// weights either load or are refused by name and shape. Other files of the folder are left alone.
-    package static func writeFolder(_ path: String, config: JSONObject, tensors: [NamedTensor]) throws(PEFTError) {
+    package static func writeFolder(_ path: String, config: JSONObject, tensors: [NamedTensor], derived: [NamedTensor] = []) throws(PEFTError) {
         let folder = try AtomicFolder(path)
+        if !derived.isEmpty {
+            var file = try folder.file(derivedFile)
+            try Safetensors.write(derived, metadata: Safetensors.pytorchMetadata, into: &file)
+            try file.finish()
+            try file.publish()
+        }
         var weights = try folder.file(weightsFile)
         var settings = try folder.file(configFile)
         try Safetensors.write(tensors, metadata: Safetensors.pytorchMetadata, into: &weights)

@@ -8,6 +8,13 @@ extension ActivationKind {
         "quick_gelu": .quickGelu, "relu": .relu, "tanh": .tanh, "sigmoid": .sigmoid,
     ]
 
+    package static var names: [String] { byName.keys.sorted() }
+
+    package init?(named name: String) {
+        guard let kind = ActivationKind.byName[name] else { return nil }
+        self = kind
+    }
+
     /// The activation that `key` of a configuration names.
     package init(_ key: String, of configuration: ModelConfiguration, or fallback: String? = nil) throws(PEFTError) {
         guard let kind = ActivationKind.byName[try configuration.text(key, or: fallback)] else {

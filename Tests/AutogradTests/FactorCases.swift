@@ -14,6 +14,10 @@ extension OperationCase {
             let apart = try Tensor(tape.engine, [0, 4, -8, -4, 8, 4, 8, -4, 0, -8] as [Float], shape: [2, 5])
             return try tape.topMixture(try tape.scaled(try tape.add(x[0], Variable(apart)), by: 0.5), x[1], 2)
         },
+        OperationCase(name: "mean softmax", inputs: [([4, 3], .parameter)]) { tape, x in try tape.meanSoftmax(x[0]) },
+        OperationCase(name: "orthonormalized", inputs: [([5, 3], .parameter)], step: 0.005) { tape, x in
+            try tape.orthonormalized(x[0])
+        },
     ]
 }
 
