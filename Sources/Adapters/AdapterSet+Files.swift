@@ -118,7 +118,7 @@ extension AdapterSet {
     private func set(_ adapter: Adapter, _ byKey: [String: Tensor]) throws(PEFTError) {
         var values: [(item: SavedTensor, value: Tensor)] = []
         var indices: [(table: IndexTable, values: [Int32])] = []
-        for item in adapter.saved {
+        for item in adapter.saved + adapter.derived {
             guard let tensor = byKey[item.key] else { continue }
             if let table = item.table { indices.append((table, try table.checked(tensor))) }
             guard item.parameter != nil else { continue }

@@ -27,7 +27,7 @@ package struct BEFT: AdapterMethod {
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        try BEFTLinear(BEFT.linear(layer, conv1D: false), key: key, isRandom: isRandom, model)
+        try BEFTLinear(BEFT.linear(layer), key: key, isRandom: isRandom, model)
     }
 }
 

@@ -15,6 +15,7 @@ internal import Tensors
 /// instead of `w[(t − p) mod b]`. Runs are to go as they go in PEFT, so it is the same here; gradients of kernels are exact.
 package struct C3A: AdapterMethod {
     package static let peftType = "C3A"
+    package static let layerKinds = ["Linear"]
     package static let defaults: JSONObject = [
         "bias": .string("none"), "block_size": .integer(256), "block_size_pattern": .object([:]),
         "init_weights": .string("xavier_uniform"), "layers_pattern": .null, "layers_to_transform": .null,
@@ -36,7 +37,7 @@ package struct C3A: AdapterMethod {
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let linear = try C3A.linear(layer, conv1D: false)
+        let linear = try C3A.linear(layer)
         let size = try sizes.value(for: layer.name) ?? self.size
         guard size > 0, linear.inputSize % size == 0, linear.outputSize % size == 0 else {
             throw PEFTError(

@@ -30,7 +30,8 @@ package struct DEFT: AdapterMethod {
         isOrthogonal = try configuration.choice("decomposition_method", ["relu", "qr"]) == "qr"
         onlyRemoves = try configuration.flag("para")
         dropout = try configuration.probability("deft_dropout")
-        deviation = try configuration.flag("init_weights") ? nil : Float(0.02 * (try configuration.number("init_scale")))
+        let scale = try configuration.number("init_scale")
+        deviation = try configuration.flag("init_weights") ? nil : Float(0.02 * scale)
         try configuration.checkBias()
     }
 

@@ -10,6 +10,7 @@ internal import Tensors
 /// each of A to E of low rank (Xd·Xu), a vector, one number, or nothing. C, D, E are for layers that have a bias.
 package struct GLoRA: AdapterMethod {
     package static let peftType = "GLORA"
+    package static let layerKinds = ["Linear"]
     package static let defaults: JSONObject = [
         "bias": .string("none"), "config_A_B": .string("lora"), "config_C": .string("lora"), "config_D_E": .string("constant"),
         "init_weights": .bool(true), "modules_to_save": .null, "r": .integer(8), "target_modules": .null,
@@ -29,7 +30,7 @@ package struct GLoRA: AdapterMethod {
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let linear = try GLoRA.linear(layer, conv1D: false)
+        let linear = try GLoRA.linear(layer)
         let (out, input) = (linear.outputSize, linear.inputSize)
         func path(_ name: String, _ form: String, _ shape: [Int], column: Bool = true) throws(PEFTError) -> GLoRAPath {
             try GLoRAPath(

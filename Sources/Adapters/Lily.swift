@@ -10,6 +10,7 @@ internal import Tensors
 /// The mean is over the whole batch, padding included, as in PEFT: what a sample gets depends on its neighbours.
 package struct Lily: AdapterMethod {
     package static let peftType = "LILY"
+    package static let layerKinds = ["Linear"]
     package static let defaults: JSONObject = [
         "exclude_modules": .null, "init_weights": .bool(true), "layers_pattern": .null, "layers_to_transform": .null,
         "modules_to_save": .null, "num_B": .integer(2), "r": .integer(32), "scaling": .number(1), "stride_A": .integer(1),
@@ -38,7 +39,7 @@ package struct Lily: AdapterMethod {
         let names = try configuration.values["target_modules"]?.arrayValue == nil ? [] : configuration.values.strings("target_modules") ?? []
         var groups: [String: [Linear]] = [:]
         for layer in targets {
-            let linear = try Lily.linear(layer, conv1D: false)
+            let linear = try Lily.linear(layer)
             let kind = names.first { layer.name.isNamed($0) } ?? layer.name.split(separator: ".").last.map(String.init) ?? ""
             groups["\(kind) \(linear.outputSize) \(linear.inputSize)", default: []].append(linear)
         }
@@ -56,7 +57,7 @@ package struct Lily: AdapterMethod {
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
         guard let (a, b) = factors[layer.index] else { throw PEFTError(.internal, "LILY: no factors for '\(layer.name)'") }
         return try LilyLinear(
-            Lily.linear(layer, conv1D: false), key: key, a, b, experts: experts, scaling: scaling, isIdentity: isIdentity, model)
+            Lily.linear(layer), key: key, a, b, experts: experts, scaling: scaling, isIdentity: isIdentity, model)
     }
 }
 

@@ -118,12 +118,11 @@ extension Tensor {
 }
 
 extension AdapterMethod {
-    /// The layer as a linear one.
-    static func linear(_ layer: any Layer, conv1D: Bool = true) throws(PEFTError) -> Linear {
-        if let linear = layer as? Linear, conv1D || !linear.isTransposed { return linear }
+    /// The layer as a linear one of a kind that the method takes.
+    static func linear(_ layer: any Layer) throws(PEFTError) -> Linear {
+        if let linear = layer as? Linear, layerKinds.contains(linear.kind) { return linear }
         throw PEFTError(
-            .unsupported,
-            "'\(layer.name)' is \(layer.kind); \(peftType) adapts \(conv1D ? "Linear and Conv1D" : "Linear")")
+            .unsupported, "'\(layer.name)' is \(layer.kind); \(peftType) adapts \(layerKinds.joined(separator: ", "))")
     }
 }
 

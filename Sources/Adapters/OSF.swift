@@ -10,6 +10,7 @@ internal import Tensors
 /// and gradients of U and V are kept orthogonal to what stays.
 package struct OSF: AdapterMethod {
     package static let peftType = "OSF"
+    package static let layerKinds = ["Linear"]
     package static let defaults: JSONObject = [
         "effective_rank": .null, "init_weights": .bool(true), "modules_to_save": .null, "rank_pattern": .null,
         "target_modules": .null, "target_svd_config": .null,
@@ -56,7 +57,7 @@ package struct OSF: AdapterMethod {
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let linear = try OSF.linear(layer, conv1D: false)
+        let linear = try OSF.linear(layer)
         return try OSFLinear(linear, key: key + ".osf_svd_params", frozen: try frozen(linear), isRandom: isRandom, model)
     }
 }

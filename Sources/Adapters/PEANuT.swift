@@ -8,6 +8,7 @@ internal import Tensors
 ///     h₀ = σ(A·W)    h = σ(E_i·h) going down, h = σ(D_i·h) + what was there coming up    ΔW = scaling·B·h
 package struct PEANuT: AdapterMethod {
     package static let peftType = "PEANUT"
+    package static let layerKinds = ["Linear"]
     package static let defaults: JSONObject = [
         "act_fn": .string("relu"), "depth": .integer(0), "exclude_modules": .null, "init_weights": .bool(true),
         "layers_pattern": .null, "layers_to_transform": .null, "modules_to_save": .null, "r": .integer(32),
@@ -36,7 +37,7 @@ package struct PEANuT: AdapterMethod {
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
         try PEANuTLinear(
-            PEANuT.linear(layer, conv1D: false), key: key + ".peanut_", rank: rank, depth: depth, kind, scaling: scaling,
+            PEANuT.linear(layer), key: key + ".peanut_", rank: rank, depth: depth, kind, scaling: scaling,
             isIdentity: isIdentity, model)
     }
 }

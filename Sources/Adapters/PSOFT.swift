@@ -11,6 +11,7 @@ internal import Tensors
 /// kept beside it (`adapter_derived.safetensors`), so that R means the same everywhere.
 package struct PSOFT: AdapterMethod {
     package static let peftType = "PSOFT"
+    package static let layerKinds = ["Linear"]
     package static let defaults: JSONObject = [
         "ab_svd_init": .string("psoft_init"), "cayley_neumann_eps": .null, "exclude_modules": .null,
         "fan_in_fan_out": .bool(false), "init_weights": .bool(true), "layers_pattern": .null, "layers_to_transform": .null,
@@ -42,14 +43,16 @@ package struct PSOFT: AdapterMethod {
         isOrthogonal = try configuration.flag("psoft_orth")
         hasA = try configuration.flag("psoft_mag_a")
         hasB = try configuration.flag("psoft_mag_b")
+        _ = (try configuration.integer("psoft_svd_lowrank_niter"), try configuration.seed("random_seed"))
         let isSeries = try configuration.flag("use_cayley_neumann")
-        terms = isSeries ? try configuration.positive("num_cayley_neumann_terms") : nil
+        let count = try configuration.positive("num_cayley_neumann_terms")
+        terms = isSeries ? count : nil
         if isSeries { try configuration.refuse(["cayley_neumann_eps"]) }
         isIdentity = try configuration.flag("init_weights")
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let linear = try PSOFT.linear(layer, conv1D: false)
+        let linear = try PSOFT.linear(layer)
         guard rank <= min(linear.inputSize, linear.outputSize) else {
             throw PEFTError(
                 .argument, "`r` is \(rank), but '\(layer.name)' has only \(min(linear.inputSize, linear.outputSize)) singular directions")

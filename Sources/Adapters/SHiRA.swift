@@ -6,6 +6,7 @@ internal import Tensors
 /// SHiRA (Bhardwaj et al., arXiv:2406.13175): some entries of a weight train, as many as a LoRA of rank r would have.
 package struct SHiRA: AdapterMethod {
     package static let peftType = "SHIRA"
+    package static let layerKinds = ["Linear"]
     package static let defaults: JSONObject = [
         "fan_in_fan_out": .bool(false), "init_weights": .bool(true), "mask_type": .string("random"), "modules_to_save": .null,
         "r": .integer(32), "random_seed": .null, "target_modules": .null,
@@ -25,7 +26,7 @@ package struct SHiRA: AdapterMethod {
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let linear = try SHiRA.linear(layer, conv1D: false)
+        let linear = try SHiRA.linear(layer)
         let (inputs, outputs) = (linear.inputSize, linear.outputSize)
         let count = rank * (inputs + outputs)
         guard count <= inputs * outputs, inputs * outputs <= Int32.max else {

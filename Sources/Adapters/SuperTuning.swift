@@ -8,6 +8,7 @@ internal import Tensors
 ///     ΔW[place_p] = v_p        y += (lora_alpha/r)·B·A·drop(x)
 package struct SuperTuning: AdapterMethod {
     package static let peftType = "SUPERTUNING"
+    package static let layerKinds = ["Linear"]
     package static let defaults: JSONObject = [
         "init_weights": .bool(true), "lora_alpha": .null, "lora_dropout": .number(0), "modules_to_save": .null, "r": .null,
         "save_precomputed_indices": .bool(true), "select_top": .bool(true), "sparsity": .number(0.99), "target_modules": .null,
@@ -27,6 +28,7 @@ package struct SuperTuning: AdapterMethod {
         selectsLargest = try configuration.flag("select_top")
         isIdentity = try configuration.flag("init_weights")
         isSaved = try configuration.flag("save_precomputed_indices")
+        let dropout = try configuration.probability("lora_dropout")
         let hasRank = !(configuration.values["r"]?.isNull ?? true)
         if hasRank != !(configuration.values["lora_alpha"]?.isNull ?? true) {
             throw PEFTError(.argument, "`r` and `lora_alpha` are given together or not at all")
@@ -36,13 +38,11 @@ package struct SuperTuning: AdapterMethod {
             return
         }
         let rank = try configuration.positive("r")
-        branch = (
-            rank, Float(try configuration.number("lora_alpha") / Double(rank)), try configuration.probability("lora_dropout")
-        )
+        branch = (rank, Float(try configuration.number("lora_alpha") / Double(rank)), dropout)
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let linear = try SuperTuning.linear(layer, conv1D: false)
+        let linear = try SuperTuning.linear(layer)
         let size = linear.inputSize * linear.outputSize
         let count = Int(Double(size) * (1 - sparsity))
         guard count >= 1, size <= Int32.max else {

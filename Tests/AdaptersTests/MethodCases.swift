@@ -14,6 +14,10 @@ struct MethodCase: Sendable, CustomTestStringConvertible {
     var isMergeable = true
     /// Its function has no steps within the reach of difference quotients.
     var isSmooth = true
+    /// Its gradients are those of its function (OSF's are projected, on purpose).
+    var hasExactGradients = true
+    /// What it does to a sample does not depend on the others.
+    var isPerSample = true
     /// What happens to random values at the layer named first: how much noise they take.
     var noise: Float = 0.3
 
@@ -22,8 +26,9 @@ struct MethodCase: Sendable, CustomTestStringConvertible {
 
     init(
         _ type: String, _ settings: JSONObject = [:], targets: [String] = ["q_proj", "v_proj"], isNeutral: Bool = true, isAdditive: Bool = true,
-        isMergeable: Bool = true, isSmooth: Bool = true, noise: Float = 0.3
+        isMergeable: Bool = true, isSmooth: Bool = true, hasExactGradients: Bool = true, isPerSample: Bool = true, noise: Float = 0.3
     ) {
+        (self.hasExactGradients, self.isPerSample) = (hasExactGradients, isPerSample)
         var config: JSONObject = ["peft_type": .string(type), "target_modules": .array(targets.map { .string($0) })]
         for (key, value) in settings.pairs { config[key] = value }
         self.config = config
@@ -65,5 +70,21 @@ struct MethodCase: Sendable, CustomTestStringConvertible {
         MethodCase("TINYLORA", ["u": .integer(4)], isNeutral: false),
         MethodCase("BEFT", targets: ["q_proj"]),
         MethodCase("TRAINABLE_TOKENS", ["token_indices": .array([.integer(5), .integer(7)])], targets: ["embed_tokens"], isAdditive: false),
+        MethodCase("FOURIERFT", ["n_frequency": .integer(40), "scaling": .number(300)], targets: ["q_proj", "c_fc"], isNeutral: false),
+        MethodCase("WAVEFT", ["n_frequency": .integer(40), "scaling": .number(2), "wavelet_family": .string("db2")], targets: ["q_proj", "c_fc"]),
+        MethodCase("WAVEFT", ["n_frequency": .integer(40), "scaling": .number(2), "use_idwt": .bool(false)]),
+        MethodCase("SHIRA", ["r": .integer(2)]),
+        MethodCase("SUPERTUNING", ["sparsity": .number(0.9), "r": .integer(2), "lora_alpha": .integer(4)]),
+        // One layer: what goes to those below is what PEFT computes, and no derivative.
+        MethodCase("C3A", ["block_size": .integer(8)], targets: ["layers.0.self_attn.q_proj"], isNeutral: false, noise: 3),
+        MethodCase("PSOFT", ["r": .integer(6)], noise: 0.1),
+        MethodCase("PSOFT", ["r": .integer(6), "psoft_orth": .bool(false), "ab_svd_init": .string("pissa_init")], noise: 0.1),
+        MethodCase("OSF", hasExactGradients: false, noise: 0.1),
+        MethodCase("PEANUT", ["r": .integer(4), "depth": .integer(2), "act_fn": .string("tanh")]),
+        MethodCase("DEFT", ["r": .integer(4)], targets: ["q_proj", "c_fc"], isSmooth: false),
+        MethodCase("DEFT", ["r": .integer(3), "para": .bool(true), "decomposition_method": .string("qr")], isNeutral: false),
+        MethodCase("GLORA", ["r": .integer(3)]),
+        MethodCase("GLORA", ["config_A_B": .string("vector"), "config_C": .string("vector"), "config_D_E": .string("vector")]),
+        MethodCase("LILY", ["r": .integer(4), "stride_A": .integer(2)], isAdditive: false, isMergeable: false, isPerSample: false),
     ]
 }

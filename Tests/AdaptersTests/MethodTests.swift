@@ -75,12 +75,13 @@ import Testing
         try tiny.randomize("b", seed: 2)
         try tiny.set.setActive([("b", 1), ("a", 1)])
         let both = try tiny.logits()
+        guard item.isMergeable else { return }
         _ = try tiny.set.merge(["b", "a"], safe: true)
         // DoRA, HiRA and MiSS "bat" look at the weight, of which they have the original.
         if item.isAdditive { #expect(difference(try tiny.logits(), both) < 1e-4) }
     }
 
-    @Test("derivatives agree with differences", arguments: MethodCase.all)
+    @Test("derivatives agree with differences", arguments: MethodCase.all.filter(\.hasExactGradients))
     func gradients(_ item: MethodCase) throws {
         let tiny = try TinyModel()
         try tiny.set.add("a", item.config)
@@ -100,7 +101,7 @@ import Testing
             try tiny.set.load("b", path: path, trainable: true)
             let again = try tiny.set.state(of: "b")
             #expect(state.map(\.name) == again.map(\.name))
-            for (one, other) in zip(state, again) { #expect(try one.tensor.floats(tiny.engine) == other.tensor.floats(tiny.engine), "\(one.name)") }
+            for (one, other) in zip(state, again) { #expect(try one.tensor.numbers(tiny.engine) == other.tensor.numbers(tiny.engine), "\(one.name)") }
             #expect(try tiny.logits(.all(tiny.set.adaptation(of: [("b", 1)]))) == logits)
             #expect(try tiny.set.configuration(of: "b") == tiny.set.configuration(of: "a"))
             try tiny.set.remove("b")
@@ -134,7 +135,7 @@ import Testing
         #expect(misshapen?.kind == .mismatch && misshapen?.says(victim.name) == true, "\(String(describing: misshapen))")
     }
 
-    @Test("each sample of a batch can have its own", arguments: MethodCase.all)
+    @Test("each sample of a batch can have its own", arguments: MethodCase.all.filter(\.isPerSample))
     func mixedBatch(_ item: MethodCase) throws {
         let tiny = try TinyModel()
         try tiny.set.add("a", item.config)
@@ -154,7 +155,7 @@ import Testing
         try tiny.set.add("a", item.config)
         try tiny.randomize("a", scale: item.noise)
         let hooked = try tiny.logits()
-        if item.isSmooth { try tiny.checkGradients(seed: 6) }
+        if item.isSmooth, item.hasExactGradients { try tiny.checkGradients(seed: 6) }
         guard item.isMergeable else { return }
         _ = try tiny.set.merge(nil, safe: true, as: .f32)
         #expect(difference(try tiny.logits(), hooked) < 1e-4)
@@ -216,4 +217,11 @@ import Testing
     private static let unread: Set<String> = [
         "ADALORA.r", "ADALORA.use_rslora", "ADALORA.qalora_group_size", "LORA.qalora_group_size", "ADALORA.init_lora_weights", "TINYLORA.init_v_bound",
     ]
+}
+
+extension Tensor {
+    /// Also of integers.
+    fileprivate func numbers(_ engine: Engine) throws -> [Float] {
+        dtype.isFloat ? try floats(engine) : try #require(integers()).map { Float($0) }
+    }
 }

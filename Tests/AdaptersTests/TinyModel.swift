@@ -137,7 +137,7 @@ struct TinyModel {
     /// Gives every parameter of an adapter random values, so that it does something.
     func randomize(_ name: String, seed: UInt64 = 3, scale: Float = 0.3) throws {
         var stream = RandomStream(seed: seed)
-        let values = try set.state(of: name).filter { !$0.name.contains("base_layer.weight") }.map { (name, tensor) in
+        let values = try set.state(of: name).filter { !$0.name.contains("base_layer.weight") && $0.tensor.dtype.isFloat }.map { (name, tensor) in
             (
                 name,
                 try Tensor(engine, try tensor.floats(engine).map { $0 + stream.normal() * scale }, shape: tensor.shape)
