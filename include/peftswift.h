@@ -105,6 +105,7 @@ typedef struct peft_model peft_model;          /* a base model and its adapters 
 typedef struct peft_tokenizer peft_tokenizer;
 typedef struct peft_dataset peft_dataset;
 typedef struct peft_trainer peft_trainer;
+typedef struct peft_pass peft_pass;            /* one run of a layer in a host's own training loop, until its backward */
 typedef struct peft_session peft_session;      /* one conversation: a KV cache, a sampler, a choice of adapters */
 
 /* ------------------------------------------------------------------------------------------------ context */
@@ -187,6 +188,9 @@ void peft_tensors_free(peft_tensors *tensors);
 /* Copies an array in under a name, replacing one of that name. `data` may be freed afterwards. */
 int32_t peft_tensors_set(peft_tensors *tensors, const char *name, int32_t type, int32_t rank, const int64_t *shape,
                          const void *data, peft_error *error);
+/* The same without a copy: `data` must stay valid and unchanged until `tensors` and all that was made of it are freed. */
+int32_t peft_tensors_borrow(peft_tensors *tensors, const char *name, int32_t type, int32_t rank, const int64_t *shape,
+                            const void *data, peft_error *error);
 /* How many; 0 for an invalid handle. */
 int64_t peft_tensors_count(const peft_tensors *tensors);
 /* The name of number `index`; owned by `tensors`, valid until it is changed or freed. NULL when out of range. */
@@ -234,6 +238,12 @@ int32_t peft_model_open(peft_model **model, const peft_context *context, const c
  * are freed. */
 int32_t peft_model_open_memory(peft_model **model, const peft_context *context, const void *data, size_t size,
                                const peft_model_options *options, peft_error *error);
+/* A model from what config.json would say and its weights by name, used where they are (peft_tensors_borrow: in the host's own
+ * memory). `config_json` of a host's network: {"model_type": "graph", "layers": [{"name": "policy.0", "kind": "Linear"},
+ * {"kind": "ReLU"}, …]} (docs/graph.md). Everything that works on an opened model works on it: adapters find its layers by
+ * their names, peft_model_forward runs the graph, peft_layer_forward one layer of it. Errors: as peft_model_open. */
+int32_t peft_model_create(peft_model **model, const peft_context *context, const char *config_json,
+                          const peft_tensors *weights, const peft_model_options *options, peft_error *error);
 void peft_model_free(peft_model *model);
 
 /* JSON: {"architecture", "config": {…as config.json…}, "parameters", "bytes", "formats": {"q4_1": 210, …},
@@ -491,6 +501,38 @@ int32_t peft_trainer_resume(peft_trainer *trainer, peft_dataset *dataset, const 
 /* From any thread: the running peft_trainer_run, …_advance or …_evaluate ends with PEFT_ERROR_CANCELLED after the present
  * step; if none runs, the next one does at once. */
 int32_t peft_trainer_cancel(const peft_trainer *trainer, peft_error *error);
+
+/* ------------------------------------------------------------------------------------------------ single layers */
+
+/* For networks whose host computes everything but the adapted layers. A training step of its own:
+ *
+ *     peft_layer_forward(y, size, &pass, model, "policy.0", &x, trainer, &error);   // y, with what adapters do
+ *     …the host's activation, next layers, loss; then back again…
+ *     peft_layer_backward(dx, size, pass, dy, size, &error);                        // gradients gather in the trainer
+ *     peft_trainer_update(&step, trainer, &error);                                  // clip, schedule, optimizer
+ *     peft_pass_free(pass);
+ */
+
+/* y = layer(x) with the adapters of `trainer`, or (NULL) the active ones. `x`: f32, by the layer's kind [rows, in],
+ * [batch, channels, sizes…], or for an embedding integers; a bias and an embedding's or convolution's shape are the layer's.
+ * `y` receives `count` floats, which must be the result's number: [rows, out], [batch, out, sizes…], [ids, width].
+ * `pass` NULL: nothing is kept, and `x` is not copied. Else it keeps y and what the backward pass reads; y may be NULL then.
+ * Errors: PEFT_ERROR_NOT_FOUND for a layer; PEFT_ERROR_ARGUMENT naming the shape or the count that is right. */
+int32_t peft_layer_forward(float *y, size_t count, peft_pass **pass, const peft_model *model, const char *layer,
+                           const peft_array *x, peft_trainer *trainer, peft_error *error);
+/* The result again: `y->data` is owned by `pass`. For callers that do not know its shape before (y NULL above, count 0). */
+int32_t peft_pass_output(peft_array *y, const peft_pass *pass, peft_error *error);
+/* The derivative: adds the gradients of the adapters' parameters to the trainer's, and writes that of x to `dx` (`dx_count`
+ * floats; NULL: not wanted). Once for each pass. Errors: PEFT_ERROR_STATE the second time; PEFT_ERROR_ARGUMENT for a
+ * count. */
+int32_t peft_layer_backward(float *dx, size_t dx_count, peft_pass *pass, const float *dy, size_t dy_count, peft_error *error);
+void peft_pass_free(peft_pass *pass);
+/* Updates the trainer's parameters by the gradients gathered since the last update (gradient_accumulation_steps does not
+ * count here). `step->loss` is 0. Errors: PEFT_ERROR_NUMERIC when gradients are not finite: they are dropped. */
+int32_t peft_trainer_update(peft_step *step, peft_trainer *trainer, peft_error *error);
+/* The gathered gradients by saved key, for hosts with an optimizer of their own (peft_adapter_set_state takes the new
+ * values). `is_cleared` 1: the sums begin anew. */
+int32_t peft_trainer_gradients(peft_tensors **gradients, peft_trainer *trainer, int32_t is_cleared, peft_error *error);
 
 /* ------------------------------------------------------------------------------------------------ sessions */
 

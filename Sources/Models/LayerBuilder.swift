@@ -63,6 +63,22 @@ package final class LayerBuilder {
         return add(try Convolution(name: name, index: layers.count, weight: weight, bias: vector, geometry: geometry, groups: groups))
     }
 
+    /// Batch normalisation as it is in evaluation, or over `groups` of channels.
+    package func channelNorm(_ name: String, _ kind: String, groups: Int?, channels: Int, epsilon: Double) throws(PEFTError) -> ChannelNorm {
+        let isAffine = source.contains(name + ".weight")
+        let (weight, bias) = isAffine ? (try vector(name + ".weight", channels), try vector(name + ".bias", channels)) : (nil, nil)
+        let statistics: ChannelNorm.Statistics =
+            if let groups { .groups(groups) } else { .fixed(mean: try vector(name + ".running_mean", channels), variance: try vector(name + ".running_var", channels)) }
+        return add(ChannelNorm(name: name, index: layers.count, kind: kind, channels: channels, statistics: statistics, weight: weight, bias: bias, epsilon: Float(epsilon)))
+    }
+
+    /// The shape of a tensor, which must have `rank` axes of 1 or more.
+    package func shape(of name: String, rank: Int) throws(PEFTError) -> [Int] {
+        guard let tensor = source.peek(name) else { return try source.tensor(named: name).shape }
+        guard tensor.shape.count == rank, !tensor.shape.contains(0) else { throw PEFTError(.format, "\(source.origin): '\(name)' has the shape \(tensor.shape); \(rank) sizes are needed") }
+        return tensor.shape
+    }
+
     /// Parameters of a module that are in no layer, f32.
     package func bare(_ name: String, kind: String, _ tensors: [(name: String, shape: [Int])]) throws(PEFTError) -> BareTensors {
         var found: [(name: String, tensor: Tensor)] = []

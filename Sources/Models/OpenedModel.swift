@@ -1,5 +1,5 @@
 internal import Autograd
-internal import Checkpoints
+package import Checkpoints
 internal import Kernels
 package import Platform
 package import Tensors
@@ -56,6 +56,13 @@ extension OpenedModel {
         let tokenizer = try Tokenizer(gguf)
         try report(1, gguf.tensors, progress)
         return OpenedModel(model: model, tokenizer: tokenizer, path: path)
+    }
+
+    /// A model from a configuration and its tensors in memory, which are used where they are.
+    package static func make(_ configuration: JSONObject, _ tensors: [NamedTensor], _ engine: Engine, compute: ComputeChoice = .automatic) throws(PEFTError) -> OpenedModel {
+        let origin = "the model in memory"
+        let model = try make(ModelConfiguration(configuration, origin: origin), try TensorSource(origin: origin, tensors), engine, compute)
+        return OpenedModel(model: model, tokenizer: nil, path: "")
     }
 
     private static func report(_ part: Int64, _ tensors: TensorSource, _ progress: LoadProgress?) throws(PEFTError) {

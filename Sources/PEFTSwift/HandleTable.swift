@@ -5,6 +5,7 @@ internal import Synchronization
 /// The kinds of handle a host can hold.
 enum HandleKind: UInt64 {
     case context = 1, tensors, model, tokenizer, dataset, trainer, session
+    case pass = 9
 
     var name: String { "peft_\(self)" }
 }

@@ -1,6 +1,7 @@
 public import CPEFTSwift
 internal import Adapters
 internal import Autograd
+internal import Checkpoints
 internal import Models
 internal import Platform
 internal import Synchronization
@@ -107,6 +108,20 @@ public func peft_model_open_memory(
         guard size >= 0 else { throw PEFTError(.argument, "size is \(UInt(bitPattern: size)), larger than memory") }
         let image = unsafe MappedFile(borrowing: UnsafeRawBufferPointer(start: data, count: size), name: "the model in memory")
         return unsafe try handles.add(ModelObject(try OpenedModel.open(image, engine, compute: options.compute, progress: options.progress)), .model)
+    }
+}
+
+@_cdecl("peft_model_create") @implementation
+public func peft_model_create(
+    _ model: UnsafeMutablePointer<OpaquePointer?>?, _ context: OpaquePointer?, _ config_json: UnsafePointer<CChar>?, _ weights: OpaquePointer?,
+    _ options: UnsafePointer<peft_model_options>?, _ error: UnsafeMutablePointer<peft_error>?
+) -> Int32 {
+    unsafe guarded(model, "model", error) { () throws(PEFTError) -> OpaquePointer? in
+        let engine = unsafe try handles.context(context).engine
+        let (json, options) = unsafe (try json(config_json, "config_json"), try OpenOptions(options))
+        guard let config = json.objectValue else { throw PEFTError(.argument, "config_json is \(json.kindName), not a JSON object") }
+        let tensors = unsafe try handles.tensors(weights).all.map { NamedTensor($0.name, $0.tensor) }
+        return unsafe try handles.add(ModelObject(try OpenedModel.make(config, tensors, engine, compute: options.compute)), .model)
     }
 }
 

@@ -98,16 +98,7 @@ public func peft_tensors_set(
     _ error: UnsafeMutablePointer<peft_error>?
 ) -> Int32 {
     unsafe guarded(error) { () throws(PEFTError) -> Void in
-        let object = unsafe try handles.tensors(tensors)
-        let name = unsafe try text(name, "name")
-        guard let dtype = DType(rawValue: type) else { throw PEFTError(.argument, "\(name): \(type) is not an array type (PEFT_F32 …)") }
-        guard rank >= 0, rank <= PEFT_MAX_RANK else { throw PEFTError(.argument, "\(name): rank is \(rank), 0 to \(PEFT_MAX_RANK) are accepted") }
-        var sizes: [Int] = []
-        for axis in 0..<Int(rank) {
-            guard let shape = unsafe shape else { throw PEFTError(.argument, "\(name): shape is NULL, rank is \(rank)") }
-            guard let size = Int(exactly: unsafe shape[axis]), size >= 0 else { throw PEFTError(.argument, "\(name): size \(unsafe shape[axis]) of axis \(axis)") }
-            sizes.append(size)
-        }
+        let (object, name, dtype, sizes) = unsafe try described(tensors, name, type, rank, shape)
         let tensor: Tensor
         do throws(PEFTError) { tensor = try Tensor(object.engine, sizes, dtype, .scratch) } catch { throw error.asArgument(name) }
         if tensor.byteCount > 0 {
@@ -116,6 +107,41 @@ public func peft_tensors_set(
         }
         object.set(name, tensor)
     }
+}
+
+@_cdecl("peft_tensors_borrow") @implementation
+public func peft_tensors_borrow(
+    _ tensors: OpaquePointer?, _ name: UnsafePointer<CChar>?, _ type: Int32, _ rank: Int32, _ shape: UnsafePointer<Int64>?, _ data: UnsafeRawPointer?,
+    _ error: UnsafeMutablePointer<peft_error>?
+) -> Int32 {
+    unsafe guarded(error) { () throws(PEFTError) -> Void in
+        let (object, name, dtype, sizes) = unsafe try described(tensors, name, type, rank, shape)
+        do throws(PEFTError) {
+            let size = try dtype.byteCount(shape: sizes)
+            guard let data = unsafe data else { throw PEFTError(.argument, "data is NULL for \(size) bytes") }
+            // Kernels read whole values.
+            guard UInt(bitPattern: data) % 4 == 0 else { throw PEFTError(.argument, "data must be aligned to 4 bytes") }
+            let storage = unsafe Storage(borrowing: UnsafeRawBufferPointer(start: data, count: size), keepingAlive: nil)
+            object.set(name, try Tensor(storage, dtype: dtype, shape: sizes))
+        } catch { throw error.asArgument(name) }
+    }
+}
+
+/// What an array of a host is, checked.
+private func described(
+    _ tensors: OpaquePointer?, _ name: UnsafePointer<CChar>?, _ type: Int32, _ rank: Int32, _ shape: UnsafePointer<Int64>?
+) throws(PEFTError) -> (object: TensorsObject, name: String, dtype: DType, sizes: [Int]) {
+    let object = unsafe try handles.tensors(tensors)
+    let name = unsafe try text(name, "name")
+    guard let dtype = DType(rawValue: type) else { throw PEFTError(.argument, "\(name): \(type) is not an array type (PEFT_F32 …)") }
+    guard rank >= 0, rank <= PEFT_MAX_RANK else { throw PEFTError(.argument, "\(name): rank is \(rank), 0 to \(PEFT_MAX_RANK) are accepted") }
+    var sizes: [Int] = []
+    for axis in 0..<Int(rank) {
+        guard let shape = unsafe shape else { throw PEFTError(.argument, "\(name): shape is NULL, rank is \(rank)") }
+        guard let size = Int(exactly: unsafe shape[axis]), size >= 0 else { throw PEFTError(.argument, "\(name): size \(unsafe shape[axis]) of axis \(axis)") }
+        sizes.append(size)
+    }
+    return (object, name, dtype, sizes)
 }
 
 @_cdecl("peft_tensors_count") @implementation
@@ -140,17 +166,7 @@ public func peft_tensors_get(
         guard let tensor = object[name] else {
             throw PEFTError(.notFound, "no array \"\(name)\"; there are \(nearby(name, object.all.map(\.name)))")
         }
-        guard tensor.shape.count <= Int(PEFT_MAX_RANK) else { throw PEFTError(.unsupported, "\(name): rank \(tensor.shape.count)") }
-        var view = unsafe peft_array()
-        unsafe view.type = tensor.dtype.rawValue
-        unsafe view.rank = Int32(tensor.shape.count)
-        unsafe withUnsafeMutableBytes(of: &view.shape) { room in
-            let shape = unsafe room.assumingMemoryBound(to: Int64.self)
-            for (axis, size) in tensor.shape.enumerated() { unsafe shape[axis] = Int64(size) }
-        }
-        unsafe view.data = UnsafeRawPointer(tensor.pointer)
-        unsafe view.size = tensor.byteCount
-        unsafe try give(view, to: array, "peft_array")
+        unsafe try give(try peft_array(tensor), to: array, "peft_array")
     }
 }
 
@@ -170,6 +186,22 @@ public func peft_tensors_save(_ tensors: OpaquePointer?, _ path: UnsafePointer<C
     unsafe guarded(error) { () throws(PEFTError) -> Void in
         let all = unsafe try handles.tensors(tensors).all
         try Safetensors.write(all.map { NamedTensor($0.name, $0.tensor) }, to: unsafe text(path, "path"))
+    }
+}
+
+extension peft_array {
+    /// A view of a tensor's memory.
+    init(_ tensor: Tensor) throws(PEFTError) {
+        guard tensor.shape.count <= Int(PEFT_MAX_RANK) else { throw PEFTError(.unsupported, "an array of rank \(tensor.shape.count)") }
+        unsafe self.init()
+        unsafe type = tensor.dtype.rawValue
+        unsafe rank = Int32(tensor.shape.count)
+        unsafe withUnsafeMutableBytes(of: &shape) { room in
+            let shape = unsafe room.assumingMemoryBound(to: Int64.self)
+            for (axis, size) in tensor.shape.enumerated() { unsafe shape[axis] = Int64(size) }
+        }
+        unsafe data = UnsafeRawPointer(tensor.pointer)
+        unsafe size = tensor.byteCount
     }
 }
 

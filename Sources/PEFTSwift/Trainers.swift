@@ -26,7 +26,7 @@ extension HandleTable {
 }
 
 extension peft_step {
-    fileprivate init(_ result: StepResult) {
+    init(_ result: StepResult) {
         self.init()
         updated = result.updated ? 1 : 0
         step = Int64(result.step)

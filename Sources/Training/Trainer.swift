@@ -130,7 +130,7 @@ package final class Trainer {
     }
 
     /// Clips, updates under the write lock, and begins the next accumulation.
-    private func update(_ schedule: LearningRateSchedule, _ result: inout StepResult) throws(PEFTError) {
+    func update(_ schedule: LearningRateSchedule, _ result: inout StepResult) throws(PEFTError) {
         let norm = GradientClipping.norm(of: optimizer.parameters, in: gradients, model.engine)
         guard norm.isFinite else { throw PEFTError(.numeric, "the norm of the gradients is \(norm); nothing was changed by this step") }
         let factor = schedule.factor(step)
@@ -147,7 +147,7 @@ package final class Trainer {
         result.learningRate = options.optimizer.learningRate * factor
     }
 
-    private func schedule() throws(PEFTError) -> LearningRateSchedule {
+    func schedule() throws(PEFTError) -> LearningRateSchedule {
         if options.schedule.needsEnd, totalSteps == nil {
             throw PEFTError(.argument, "lr_scheduler '\(options.schedule.rawValue)' needs max_steps: it must know where the run ends")
         }

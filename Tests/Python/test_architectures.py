@@ -54,7 +54,7 @@ def test_training_lowers_the_loss(name):
     assert all(np.abs(g).max() > 0 for key, g in gradients.items() if "lora_B" in key)
     trainer = model.trainer(lr=1e-2, gradient_checkpointing=True)
     losses = [trainer.step(**inputs) for _ in range(12)]
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_encoder_decoder_inputs():

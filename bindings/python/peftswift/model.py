@@ -6,8 +6,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ._library import (F64, Context, Handle, ModelOptions, Tensors, c_floats, c_names, call, decoded_json, encoded, encoded_json, encoded_path, lib)
+from ._library import (_TO_C, F64, Context, Handle, ModelOptions, Tensors, c_floats, c_names, call, decoded_json, encoded, encoded_json, encoded_path, lib)
 from .config import PeftConfig
+from .layers import HostLayer
 from .session import Session
 from .tokenizer import Tokenizer
 from .trainer import Trainer
@@ -50,6 +51,31 @@ class Model(Handle):
         model = cls.make("peft_model_open", context, encoded_path(path), c.byref(options))
         model.context, model.path, model._training = context, str(path), False
         return model
+
+    @classmethod
+    def from_arrays(cls, config, weights, dtype="float32", context=None, threads=0, memory_budget=0):
+        """A model from what its config.json would say and numpy arrays by name, which are used where they are (no copy).
+
+        config of a network of one's own: {"model_type": "graph", "layers": [{"name": "0", "kind": "Linear"}, {"kind": "ReLU"}, …]}.
+        """
+        context = context or Context(threads=threads, memory_budget=memory_budget)
+        tensors = Tensors.make("peft_tensors_create", context)
+        arrays = {name: np.ascontiguousarray(array) for name, array in weights.items()}
+        for name, array in arrays.items():
+            if array.dtype.name not in _TO_C:
+                raise ValueError(f"{name} is {array.dtype}; {', '.join(_TO_C)} are accepted")
+            shape = (c.c_int64 * max(array.ndim, 1))(*array.shape)
+            call("peft_tensors_borrow", tensors, encoded(name), _TO_C[array.dtype.name], array.ndim, shape, array.ctypes.data)
+        options = ModelOptions()
+        lib.peft_model_options_init(c.byref(options))
+        options.compute = _COMPUTE[str(dtype)]
+        model = cls.make("peft_model_create", context, encoded_json(config), tensors, c.byref(options))
+        model.context, model.path, model._training, model._arrays = context, "", False, arrays
+        return model
+
+    def layer(self, name):
+        """One layer by itself, for training loops of one's own."""
+        return HostLayer(self, name)
 
     # ---- the base
 

@@ -58,6 +58,17 @@ class Trainer(Handle):
         self.last_step = step
         return step.loss
 
+    def update(self):
+        """Updates by the gradients that ``Pass.backward`` gathered; returns what it did."""
+        step = Step(struct_size=c.sizeof(Step))
+        call("peft_trainer_update", c.byref(step), self)
+        self.last_step = step
+        return step
+
+    def gathered_gradients(self, clear=False):
+        """The gradients gathered so far, by saved key: for an optimizer of one's own."""
+        return Tensors.make("peft_trainer_gradients", self, int(clear)).arrays()
+
     def run(self, dataset, evaluation=None, progress=True):
         """Trains over a data set. ``progress``: True (a bar), False, or a function of a Progress record that stops the run by returning False.
 
