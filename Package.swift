@@ -44,16 +44,16 @@ let package = Package(
         .target(name: "StaticRuntime", path: "Sources/StaticRuntime"),  // only for the release library's size
         .target(name: "Kernels", path: "Sources/Kernels", cSettings: kernelFlags),
 
-        room("Platform", ["CJansson", "CPCRE2", "CUTF8Proc"]),
+        room("Platform", ["CJansson", "CPCRE2", "CUTF8Proc"], isSmall: true),
         room("Tensors", ["Kernels", "Platform"]),
         room("Autograd", ["Kernels", "Tensors", "Platform"]),
         room("Quantization", ["Kernels", "Tensors", "Platform"]),
         room("Checkpoints", ["CHDF5", "Tensors", "Platform"], isSmall: true),
-        room("Tokenizers", ["Platform"]),
+        room("Tokenizers", ["Platform"], isSmall: true),
         room("Models", ["Kernels", "Autograd", "Tensors", "Quantization", "Checkpoints", "Tokenizers", "Platform"], isSmall: true),
         room("Adapters", ["COpenBLAS", "Kernels", "Models", "Autograd", "Tensors", "Quantization", "Checkpoints", "Platform"], isSmall: true),
         room("Training", ["Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Tokenizers", "Platform"], isSmall: true),
-        room("Generation", ["Kernels", "Adapters", "Models", "Autograd", "Tensors", "Tokenizers", "Platform"]),
+        room("Generation", ["Kernels", "Adapters", "Models", "Autograd", "Tensors", "Tokenizers", "Platform"], isSmall: true),
         room("PEFTSwift", ["CPEFTSwift", "StaticRuntime", "Kernels", "Generation", "Training", "Adapters", "Models", "Quantization", "Checkpoints", "Tokenizers", "Autograd", "Tensors", "Platform"], isSmall: true),
 
         test("PlatformTests", ["Platform"]),
