@@ -12,6 +12,8 @@ let strict: [SwiftSetting] = [
     .enableUpcomingFeature("MemberImportVisibility"),  // SE-0444
     .enableUpcomingFeature("InternalImportsByDefault"),  // SE-0409
     .treatAllWarnings(as: .error),
+    // Swift decides what is done; what is done to every number is C. So Swift is compiled for size (a tenth less).
+    .unsafeFlags(["-Osize"], .when(configuration: .release)),
     // Neither async functions nor Swift's Regex are used (threads are the Tensors room's, patterns are PCRE2's); unasked,
     // each module would import both libraries and the release library would carry 4 MB of them.
     .unsafeFlags(["-Xfrontend", "-disable-implicit-concurrency-module-import", "-Xfrontend", "-disable-implicit-string-processing-module-import"]),
@@ -21,9 +23,8 @@ let strict: [SwiftSetting] = [
 /// unrolled says so itself); nothing here may change results (no -ffast-math). Instruction sets are chosen per function in the sources, never by a flag.
 let kernelFlags: [CSetting] = [.unsafeFlags(["-O2", "-std=c11", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"])]
 
-/// `isSmall`: code that runs once an hour or once a layer, not once a number, is compiled for size (a tenth less).
-func room(_ name: String, _ dependencies: [Target.Dependency], isSmall: Bool = false) -> Target {
-    .target(name: name, dependencies: dependencies, swiftSettings: strict + (isSmall ? [.unsafeFlags(["-Osize"], .when(configuration: .release))] : []))
+func room(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
+    .target(name: name, dependencies: dependencies, swiftSettings: strict)
 }
 
 /// Tests read their fixtures from where they lie in the tree (`#filePath`): they are no resources.
@@ -44,17 +45,17 @@ let package = Package(
         .target(name: "StaticRuntime", path: "Sources/StaticRuntime"),  // only for the release library's size
         .target(name: "Kernels", path: "Sources/Kernels", cSettings: kernelFlags),
 
-        room("Platform", ["CJansson", "CPCRE2", "CUTF8Proc"], isSmall: true),
+        room("Platform", ["CJansson", "CPCRE2", "CUTF8Proc"]),
         room("Tensors", ["Kernels", "Platform"]),
         room("Autograd", ["Kernels", "Tensors", "Platform"]),
         room("Quantization", ["Kernels", "Tensors", "Platform"]),
-        room("Checkpoints", ["CHDF5", "Tensors", "Platform"], isSmall: true),
-        room("Tokenizers", ["Platform"], isSmall: true),
-        room("Models", ["Kernels", "Autograd", "Tensors", "Quantization", "Checkpoints", "Tokenizers", "Platform"], isSmall: true),
-        room("Adapters", ["COpenBLAS", "Kernels", "Models", "Autograd", "Tensors", "Quantization", "Checkpoints", "Platform"], isSmall: true),
-        room("Training", ["Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Tokenizers", "Platform"], isSmall: true),
-        room("Generation", ["Kernels", "Adapters", "Models", "Autograd", "Tensors", "Tokenizers", "Platform"], isSmall: true),
-        room("PEFTSwift", ["CPEFTSwift", "StaticRuntime", "Kernels", "Generation", "Training", "Adapters", "Models", "Quantization", "Checkpoints", "Tokenizers", "Autograd", "Tensors", "Platform"], isSmall: true),
+        room("Checkpoints", ["CHDF5", "Tensors", "Platform"]),
+        room("Tokenizers", ["Platform"]),
+        room("Models", ["Kernels", "Autograd", "Tensors", "Quantization", "Checkpoints", "Tokenizers", "Platform"]),
+        room("Adapters", ["COpenBLAS", "Kernels", "Models", "Autograd", "Tensors", "Quantization", "Checkpoints", "Platform"]),
+        room("Training", ["Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Tokenizers", "Platform"]),
+        room("Generation", ["Kernels", "Adapters", "Models", "Autograd", "Tensors", "Tokenizers", "Platform"]),
+        room("PEFTSwift", ["CPEFTSwift", "StaticRuntime", "Kernels", "Generation", "Training", "Adapters", "Models", "Quantization", "Checkpoints", "Tokenizers", "Autograd", "Tensors", "Platform"]),
 
         test("PlatformTests", ["Platform"]),
         test("KernelsTests", ["Kernels"], exclude: ["Fixtures"]),
