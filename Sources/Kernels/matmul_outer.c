@@ -137,6 +137,7 @@ INLINE void NAME(outer_tile)(int pairs, int rounds, int vectors, int32_t act, in
 
   const int64_t rows = pk_min(outer_rows, plan->height - t0);
   if (plan->is_x_narrow) {
+#pragma clang loop unroll(disable) /* once a tile: not worth its copies */
     for (int64_t t = 0; t < rows; t++) {
       for (int v = 0; v < vectors; v++) {
         const int64_t column = c + v * WIDTH, at = (t0 + t) * op->ldy + column;
@@ -153,6 +154,7 @@ INLINE void NAME(outer_tile)(int pairs, int rounds, int vectors, int32_t act, in
   const int64_t columns = (vectors - 1) * WIDTH + lanes;
   for (int64_t i = 0; i < columns; i++) {
     const int64_t at = (c + i) * op->ldy + t0;
+#pragma clang loop unroll(disable)
     for (int64_t t = 0; t < rows; t++) {
       float y = op->alpha * sums[t][i] + (op->bias ? op->bias[t0 + t] : 0);
       if (op->y_type == PK_F32) {
