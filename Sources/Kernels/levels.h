@@ -13,6 +13,7 @@
  */
 #include <math.h>
 #include <string.h>
+#include "half.h"
 #include "kernels.h"
 #include "share.h"
 

@@ -43,6 +43,34 @@ INLINE vh vround(vf x) {
 #endif
 }
 
+/* ---- f16: exact, and to nearest even ---- */
+
+#define vwiden_f16 NAME(vwiden_f16)
+INLINE vf vwiden_f16(vh x) {
+#if LEVEL >= 2
+  return __builtin_bit_cast(vf, _mm512_cvtph_ps(__builtin_bit_cast(__m256i, x)));
+#elif LEVEL == 1
+  return __builtin_bit_cast(vf, _mm256_cvtph_ps(__builtin_bit_cast(__m128i, x)));
+#else
+  vf y = 0;
+  for (int lane = 0; lane < WIDTH; lane++) y[lane] = pk_f16_to_f32(x[lane]);
+  return y;
+#endif
+}
+
+#define vround_f16 NAME(vround_f16)
+INLINE vh vround_f16(vf x) {
+#if LEVEL >= 2
+  return __builtin_bit_cast(vh, _mm512_cvtps_ph(__builtin_bit_cast(__m512, x), _MM_FROUND_TO_NEAREST_INT));
+#elif LEVEL == 1
+  return __builtin_bit_cast(vh, _mm256_cvtps_ph(__builtin_bit_cast(__m256, x), _MM_FROUND_TO_NEAREST_INT));
+#else
+  vh y = 0;
+  for (int lane = 0; lane < WIDTH; lane++) y[lane] = pk_f32_to_f16(x[lane]);
+  return y;
+#endif
+}
+
 /* ---- memory: element i… of an array of type act (PK_F32 or PK_BF16); n lanes, the others 0 ---- */
 
 #define vload NAME(vload)
@@ -90,6 +118,22 @@ INLINE void vstore(int32_t act, void *p, int64_t i, int64_t n, vf x) {
     for (int64_t lane = 0; lane < n; lane++) ((uint16_t *)p)[i + lane] = part[lane];
   }
 }
+
+/* n lanes of 16 bits, as they are. */
+#define vload16 NAME(vload16)
+INLINE vh vload16(const uint16_t *p, int64_t n) {
+  vh x = 0;
+  if (n == WIDTH) {
+    memcpy(&x, p, sizeof x);
+  } else {
+    uint16_t part[WIDTH] = {0};
+    memcpy(part, p, (size_t)n * 2);
+    memcpy(&x, part, sizeof x);
+  }
+  return x;
+}
+#define vstore16 NAME(vstore16)
+INLINE void vstore16(uint16_t *p, int64_t n, vh x) { memcpy(p, &x, (size_t)n * 2); }
 
 /* All lanes, f32. */
 #define vget NAME(vget)

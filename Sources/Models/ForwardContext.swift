@@ -110,6 +110,14 @@ extension ForwardContext {
         if case .all(let adaptation) = routing { adaptation } else { nil }
     }
 
+    /// No adapter does anything at `layer`.
+    package func isPlain(_ layer: any Layer) -> Bool {
+        switch routing {
+        case .all(let adaptation): adaptation[layer] == nil
+        case .samples(let groups): groups.allSatisfy { $0.adaptation[layer] == nil }
+        }
+    }
+
     /// The rows of some samples in a matrix of `count` rows, which has the same number of rows for each sample.
     func rows(of samples: Range<Int>, in count: Int) throws(PEFTError) -> Range<Int> {
         guard batch > 0, count % batch == 0, samples.lowerBound >= 0, samples.upperBound <= batch else {

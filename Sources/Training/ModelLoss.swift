@@ -6,8 +6,8 @@ package import Tensors
 /// Forward passes over host data and the losses of transformers' models: what training, evaluation, `forward` and
 /// `gradients` have in common.
 package enum ModelLoss {
-    /// About what one chunk of logits may take (f32). Each chunk reads the head's weights again, forward and backward.
-    private static let chunkBytes = 16 << 20
+    /// About what one chunk of logits may take. Each chunk reads the head's weights again, forward and backward.
+    private static let chunkBytes = 8 << 20
 
     /// Checks a batch against a model before anything is computed.
     /// - Throws: `.argument` naming the value and the range: sizes, token ids, labels, length.
@@ -141,7 +141,14 @@ package enum ModelLoss {
         }
         let labels = model.task == .causalLM ? batch.shiftedLabels : batch.labels
         let counted = labels.count { $0 != ignoredLabel }
-        let rowsPerChunk = max(32, min(512, chunkBytes / (4 * max(head.outputSize, 1)) / 32 * 32))
+        if tape.precision.activation == .bf16, !head.isTransposed, context.isPlain(head) {
+            return (
+                try tape.headCrossEntropy(
+                    hidden, head: head.weight, bias: head.bias, labels: labels, divisor: Float(max(counted, 1)), gradientScale: gradientScale, chunkBytes: chunkBytes),
+                1
+            )
+        }
+        let rowsPerChunk = max(32, min(512, 2 * chunkBytes / (4 * max(head.outputSize, 1)) / 32 * 32))
         let loss = try tape.chunkedCrossEntropy(
             hidden, labels: labels, divisor: Float(max(counted, 1)), gradientScale: gradientScale, rowsPerChunk: rowsPerChunk
         ) { (inner, rows) throws(PEFTError) in

@@ -36,6 +36,55 @@ import Testing
         }
     }
 
+    @Test("cross-entropy over logits that come by blocks of columns, kept as f16", arguments: levels)
+    func blocks(_ level: Int32) {
+        for (turn, (rows, n, block)) in [(1, 1, 1), (3, 40, 16), (4, 129, 129), (2, 3000, 1152), (5, 70, 33)].enumerated() {
+            for softcap: Float in [0, 4] {
+                var random = Random(UInt64(turn + 30))
+                let logits = random.values(rows * n, scale: 8)
+                let labels = (0..<rows).map { row in row == 2 ? Int32(-100) : Int32(random.below(n)) }
+                let scale: Float = 0.25, cap = Double(softcap)
+                var (expected, losses) = ([Double](), [Double]())
+                for r in 0..<rows {
+                    let xs = logits[r * n..<(r + 1) * n].map { cap == 0 ? Double($0) : cap * tanh(Double($0) / cap) }
+                    let top = xs.max() ?? 0, logSum = top + log(xs.reduce(0) { $0 + exp($1 - top) }), label = Int(labels[r])
+                    losses.append(label < 0 ? 0 : logSum - xs[label])
+                    for c in 0..<n {
+                        let slope = cap == 0 ? 1 : 1 - (xs[c] / cap) * (xs[c] / cap)
+                        expected.append(label < 0 ? 0 : Double(scale) * (exp(xs[c] - logSum) - (c == label ? 1 : 0)) * slope)
+                    }
+                }
+                func run(parts: Int32, keeps: Bool) -> (gradient: [UInt16], losses: [Float]) {
+                    var (top, sum, target) = ([Float](repeating: -.infinity, count: rows), [Float](repeating: 0, count: rows), [Float](repeating: 0, count: rows))
+                    var (halves, losses) = ([UInt16](repeating: 7, count: keeps ? rows * n : 0), [Float](repeating: 9, count: rows))
+                    halves.withUnsafeMutableBufferPointer { halves in
+                        for first in stride(from: 0, to: n, by: block) {
+                            let width = min(block, n - first)
+                            let part = (0..<rows).flatMap { logits[$0 * n + first..<$0 * n + first + width] }
+                            inParts(parts) {
+                                pk_softmax_observe(
+                                    level, part, Int64(rows), Int64(width), Int64(first), labels, softcap, &top, &sum, &target, keeps ? halves.baseAddress : nil,
+                                    Int64(n), $0, $1)
+                            }
+                        }
+                        inParts(parts) {
+                            pk_softmax_gradient(
+                                level, keeps ? halves.baseAddress : nil, Int64(rows), Int64(n), labels, top, sum, target, softcap, scale, &losses, $0, $1)
+                        }
+                    }
+                    return (halves, losses)
+                }
+                let (gradient, rowLosses) = run(parts: 1, keeps: true)
+                let values = gradient.map { Float(bitPattern: UInt32($0) << 16) }
+                // f16 keeps a logit of 8 to 2⁻⁸: that much, relatively, of e^logit; f32's last digits are lost in 1 − (l/cap)².
+                expectClose(values, expected, PK_BF16, relative: softcap == 0 ? 0.005 : 0.02, absolute: softcap == 0 ? 1e-9 : 2e-4, "\(rows)×\(n) cap \(softcap)")
+                expectClose(rowLosses, losses, relative: 2e-6, absolute: 1e-5)
+                for parts: Int32 in [2, 3, 7] { #expect(run(parts: parts, keeps: true).gradient == gradient) }
+                #expect(run(parts: 1, keeps: false).losses == rowLosses)
+            }
+        }
+    }
+
     @Test("NaN among the logits reaches the loss", arguments: levels)
     func nan(_ level: Int32) {
         for at in [0, 5, 16, 69, 99] {

@@ -283,6 +283,15 @@ void pk_spectral_backward(int32_t level, const pk_spectral *op, const void *x, c
  * grad_scale 0: losses only, logits untouched. Labels are validated by the caller. */
 void pk_cross_entropy(int32_t level, float *logits, int64_t rows, int64_t n, int64_t ld, const int32_t *labels, float softcap, float grad_scale, float *row_loss, int32_t part, int32_t parts);
 
+/* The same loss without the logits in f32: they are computed by blocks of columns, observed and kept as f16. Per row: top = the
+ * largest logit so far, sum = Σ e^(logit − top) so far (−∞ and 0 at first), target = the logit of the label, once it was seen.
+ * logits: rows × n, columns first … first+n−1 of all; softcap as above. halves: [rows, ld_halves] f16, or NULL. */
+void pk_softmax_observe(int32_t level, const float *logits, int64_t rows, int64_t n, int64_t first, const int32_t *labels, float softcap, float *top, float *sum,
+                        float *target, uint16_t *halves, int64_t ld_halves, int32_t part, int32_t parts);
+/* row_loss as above; then halves (rows × n, NULL: losses only) become the gradient in bf16, in place. */
+void pk_softmax_gradient(int32_t level, uint16_t *halves, int64_t rows, int64_t n, const int32_t *labels, const float *top, const float *sum, const float *target,
+                         float softcap, float grad_scale, float *row_loss, int32_t part, int32_t parts);
+
 /* ---- optimizer.c; all f32 ---- */
 
 /* AdamW as torch: decoupled decay, bias correction by step (1, 2, …). */
