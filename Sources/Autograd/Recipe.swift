@@ -33,6 +33,13 @@ enum Kept {
     }
 }
 
+extension Tape {
+    /// A large activation for a backward pass: in 8 bits where activations are bf16 (`CompressedActivation`), else as it is.
+    func compact(_ x: Tensor) throws(PEFTError) -> Kept {
+        CompressedActivation.isPossible(x) ? .compressed(try CompressedActivation(x, engine), engine) : .value(x)
+    }
+}
+
 extension Variable {
     /// The value for a backward pass, as cheaply as it can be kept.
     var kept: Kept { recipe.map { .recipe($0) } ?? .value(value) }

@@ -43,7 +43,7 @@ extension Tape {
         var output = result(try engine.glu(gate.value, up.value, kind), of: gate, up)
         guard output.needsGradient else { return output }
         let keepsAll = !CompressedActivation.isPossible(gate.value)
-        let (first, second) = keepsAll ? (Kept.value(gate.value), Kept.value(up.value)) : (.compressed(try CompressedActivation(gate.value, engine), engine), .compressed(try CompressedActivation(up.value, engine), engine))
+        let (first, second) = (try compact(gate.value), try compact(up.value))
         output.recipe = Recipe { [engine] () throws(PEFTError) in try engine.glu(try first.tensor(), try second.tensor(), kind) }
         record(output) { [engine, gateSlot = gate.slot, upSlot = up.slot] dY throws(PEFTError) in
             let (gate, up) = (try first.tensor(), try second.tensor())

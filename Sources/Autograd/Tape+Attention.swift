@@ -10,7 +10,7 @@ extension Tape {
     ///   - keyMask: u8 `[batch, keyLength]`, 0 = padding.
     ///   - firstKey: i32 `[batch, queryLength]`, first key each query may see (packed sequences).
     ///   - bias: added to scores by distance; frozen.
-    /// Keeps q, k, v, the result and one f32 per query and head. A query that sees no key for all the padding gives the
+    /// Keeps q, k, v and the result (in 8 bits where activations are bf16) and one f32 per query and head. A query that sees no key for all the padding gives the
     /// mean of all values (`BlindQueries`).
     package func attention(
         q: Variable, k: Variable, v: Variable, shape: AttentionShape, keyMask: Tensor? = nil, firstKey: Tensor? = nil, bias: DistanceBias? = nil
@@ -18,7 +18,7 @@ extension Tape {
         let dtype = q.value.dtype
         try require(k.value.dtype == dtype && v.value.dtype == dtype, "attention: q \(dtype.name), k \(k.value.dtype.name), v \(v.value.dtype.name)")
         let out = try Tensor(engine, [shape.batch * shape.queryLength, shape.heads * shape.headDim], dtype)
-        let output = result(out, of: q, k, v)
+        var output = result(out, of: q, k, v)
         let logSums = output.needsGradient ? try Tensor(engine, [shape.batch, shape.heads, shape.queryLength]) : nil
         try engine.attention(
             q: AttentionOperand(q.value, length: shape.queryLength), k: AttentionOperand(k.value, length: shape.keyLength),
@@ -26,20 +26,24 @@ extension Tape {
             firstKey: firstKey, bias: bias, logSums: logSums)
         let blind = BlindQueries.find(shape, keyMask: keyMask)
         for some in blind { try engine.attention(blind: some, q: q.value, k: k.value, v: v.value, out: out, shape: shape) }
-        record(output) { [engine] dY throws(PEFTError) in
-            guard let logSums else { return }
+        guard let logSums else { return output }
+        let (keptQ, keptK, keptV, keptOut) = (try compact(q.value), try compact(k.value), try compact(v.value), try compact(out))
+        let attended = Recipe { () throws(PEFTError) in try keptOut.tensor() }  // what o_proj's adapter reads too
+        output.recipe = attended
+        record(output) { [engine, qSlot = q.slot, kSlot = k.slot, vSlot = v.slot] dY throws(PEFTError) in
+            let (q, k, v, out) = (try keptQ.tensor(), try keptK.tensor(), try keptV.tensor(), try attended.result())
             let dQ = try Tensor(engine, q.shape, dtype)
             let dK = try Tensor(engine, k.shape, dtype)
             let dV = try Tensor(engine, v.shape, dtype)
             try engine.attentionBackward(
-                q: q.value, k: k.value, v: v.value, out: out, shape: shape, keyMask: keyMask, firstKey: firstKey, bias: bias, logSums: logSums, dOut: dY, dQ: dQ, dK: dK,
+                q: q, k: k, v: v, out: out, shape: shape, keyMask: keyMask, firstKey: firstKey, bias: bias, logSums: logSums, dOut: dY, dQ: dQ, dK: dK,
                 dV: dV)
             for some in blind {
-                try engine.attentionBackward(blind: some, q: q.value, k: k.value, v: v.value, out: out, shape: shape, dOut: dY, dQ: dQ, dK: dK, dV: dV)
+                try engine.attentionBackward(blind: some, q: q, k: k, v: v, out: out, shape: shape, dOut: dY, dQ: dQ, dK: dK, dV: dV)
             }
-            try q.slot?.add(dQ, engine)
-            try k.slot?.add(dK, engine)
-            try v.slot?.add(dV, engine)
+            try qSlot?.add(dQ, engine)
+            try kSlot?.add(dK, engine)
+            try vSlot?.add(dV, engine)
         }
         return output
     }

@@ -9,7 +9,7 @@ extension Tape {
         let (rows, n, act) = (x.value.rows, x.value.columns, x.value.dtype.rawValue)
         try require(weight.value.count == n && weight.value.dtype == .f32, "rmsNorm: weight \(weight.shape) for \(x.shape)")
         let inverse = isRecording && (x.needsGradient || weight.needsGradient) ? try Tensor(engine, [rows]) : nil
-        let normed = { [engine, x = x.value, weight = weight.value] () throws(PEFTError) -> Tensor in
+        let normed = { [engine, weight = weight.value] (x: Tensor) throws(PEFTError) -> Tensor in
             let y = try Tensor(engine, x.shape, x.dtype)
             engine.parallel(engine.shares(x.count)) { part, parts in
                 unsafe pk_rmsnorm_forward(
@@ -17,22 +17,25 @@ extension Tape {
             }
             return y
         }
-        var output = result(try normed(), of: x, weight)
-        if output.needsGradient { output.recipe = Recipe(normed) }
-        record(output) { [engine] dY throws(PEFTError) in
-            guard let inverse else { return }
+        var output = result(try normed(x.value), of: x, weight)
+        guard let inverse, output.needsGradient else { return output }
+        let compact = try compact(x.value)
+        let input = Recipe { () throws(PEFTError) in try compact.tensor() }
+        output.recipe = Recipe { () throws(PEFTError) in try normed(try input.result()) }
+        record(output) { [engine, xSlot = x.slot, weight] dY throws(PEFTError) in
+            let x = try input.result()
             if let slot = weight.slot {
                 let dWeight = try slot.sum(engine)
                 engine.parallel(engine.shares(dY.count)) { part, parts in
                     unsafe pk_rmsnorm_weight_backward(
-                        engine.level, act, x.value.pointer, inverse.floatPointer, dY.pointer, dWeight.floatPointer, Int64(rows), Int64(n), part, parts)
+                        engine.level, act, x.pointer, inverse.floatPointer, dY.pointer, dWeight.floatPointer, Int64(rows), Int64(n), part, parts)
                 }
             }
-            if let slot = x.slot {
+            if let slot = xSlot {
                 let (dX, accumulate) = try slot.buffer(engine)
                 engine.parallel(engine.shares(dY.count)) { part, parts in
                     unsafe pk_rmsnorm_backward(
-                        engine.level, act, x.value.pointer, weight.value.floatPointer, offset, inverse.floatPointer, dY.pointer, dX.pointer,
+                        engine.level, act, x.pointer, weight.value.floatPointer, offset, inverse.floatPointer, dY.pointer, dX.pointer,
                         accumulate ? 1 : 0, Int64(rows), Int64(n), part, parts)
                 }
             }
