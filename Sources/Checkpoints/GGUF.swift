@@ -48,6 +48,10 @@ package struct GGUF: Sendable {
 
     package subscript(key: String) -> GGUFValue? { values[key] }
 
+    /// Lets go of the pages touched so far: what was copied (rows put in another order, the vocabulary) is not read again, and
+    /// the rest comes back when it is.
+    package func dropPages() { file.advise(.dontNeed) }
+
     /// Type and value of a pair as they are in the file, to be copied into another.
     func rawValue(_ key: String) -> [UInt8]? {
         ranges[key].map { unsafe Array(file.bytes[$0]) }  // Safe: the reader walked over these bytes.

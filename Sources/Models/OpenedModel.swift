@@ -54,6 +54,7 @@ extension OpenedModel {
         let converted = try GGUFModel(gguf, engine)
         let model = try make(converted.configuration, converted.tensors, engine, compute)
         let tokenizer = try Tokenizer(gguf)
+        gguf.dropPages()
         try report(1, gguf.tensors, progress)
         return OpenedModel(model: model, tokenizer: tokenizer, path: path)
     }
