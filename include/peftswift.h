@@ -486,7 +486,8 @@ int32_t peft_trainer_evaluate(double *loss, peft_trainer *trainer, const peft_da
 
 /* What a step on `batch` rows of `length` tokens takes, before any is taken: JSON {"total", "weights", "adapters",
  * "gradients", "optimizer", "activations", "cache", "scratch", "gradient_checkpointing": true|false,
- * "limit" (null: none), "fits"}. */
+ * "recomputed_blocks" (of the model, from the first on: with "auto" as few as the budget allows), "limit" (null: none),
+ * "fits"}. */
 int32_t peft_trainer_plan(char *buffer, size_t capacity, size_t *needed, const peft_trainer *trainer, int64_t batch,
                           int64_t length, peft_error *error);
 

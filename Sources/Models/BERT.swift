@@ -52,6 +52,7 @@ package final class BERT: Architecture {
             dropout: Float(try configuration.number("classifier_dropout", or: Double(dropout))), dropsFirst: family == "roberta")
     }
 
+    package var blockCount: Int { blocks.count }
     package var task: ModelTask { encoderHead.task }
 
     package func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {

@@ -42,6 +42,7 @@ package final class DistilBERT: Architecture {
                 ? Float(try configuration.number("qa_dropout", or: 0.1)) : isClassifying ? Float(try configuration.number("seq_classif_dropout", or: 0.2)) : dropout)
     }
 
+    package var blockCount: Int { blocks.count }
     package var task: ModelTask { encoderHead.task }
 
     package func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {

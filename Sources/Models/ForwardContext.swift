@@ -41,24 +41,24 @@ package final class ForwardContext {
     package let source: Source?
     /// Keys and values of earlier tokens, one cache per sample; empty outside generation.
     package let caches: [KeyValueCache]
-    /// Recompute each block in the backward pass instead of keeping its activations.
-    package let recomputesBlocks: Bool
+    /// So many blocks, from the first on, are computed again in the backward pass instead of keeping their activations.
+    package let recomputedBlocks: Int
     /// Which of the runs through the blocks this is, where it is not the block's own number (`BlockRun`).
     let runNumber: Int?
 
     package convenience init(
         tape: Tape, routing: Routing, batch: Int, length: Int, positions: Tensor, positionsAreGiven: Bool = false, tokenTypes: Tensor? = nil,
-        keyMask: Tensor? = nil, firstKey: Tensor? = nil, source: Source? = nil, caches: [KeyValueCache] = [], recomputesBlocks: Bool = false
+        keyMask: Tensor? = nil, firstKey: Tensor? = nil, source: Source? = nil, caches: [KeyValueCache] = [], recomputedBlocks: Int = 0
     ) {
         self.init(
             tape: tape, routing: routing, batch: batch, length: length, positions: positions,
             positionCount: max(length, unsafe positions.withInt32s { unsafe Int($0.max() ?? 0) } + 1), positionsAreGiven: positionsAreGiven,
-            tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, source: source, caches: caches, recomputesBlocks: recomputesBlocks, runNumber: nil)
+            tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, source: source, caches: caches, recomputedBlocks: recomputedBlocks, runNumber: nil)
     }
 
     private init(
         tape: Tape, routing: Routing, batch: Int, length: Int, positions: Tensor, positionCount: Int, positionsAreGiven: Bool, tokenTypes: Tensor?, keyMask: Tensor?,
-        firstKey: Tensor?, source: Source?, caches: [KeyValueCache], recomputesBlocks: Bool, runNumber: Int?
+        firstKey: Tensor?, source: Source?, caches: [KeyValueCache], recomputedBlocks: Int, runNumber: Int?
     ) {
         self.tape = tape
         self.routing = routing
@@ -72,7 +72,7 @@ package final class ForwardContext {
         self.firstKey = firstKey
         self.source = source
         self.caches = caches
-        self.recomputesBlocks = recomputesBlocks
+        self.recomputedBlocks = recomputedBlocks
         self.runNumber = runNumber
     }
 
@@ -80,7 +80,7 @@ package final class ForwardContext {
     package func on(_ tape: Tape) -> ForwardContext {
         ForwardContext(
             tape: tape, routing: routing, batch: batch, length: length, positions: positions, positionCount: positionCount, positionsAreGiven: positionsAreGiven,
-            tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, source: source, caches: caches, recomputesBlocks: false, runNumber: runNumber)
+            tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, source: source, caches: caches, recomputedBlocks: 0, runNumber: runNumber)
     }
 
     /// The same pass for one run through a block.
@@ -88,14 +88,28 @@ package final class ForwardContext {
         ForwardContext(
             tape: tape, routing: .all(adaptation), batch: batch, length: length, positions: positions, positionCount: positionCount,
             positionsAreGiven: positionsAreGiven, tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, source: source, caches: caches,
-            recomputesBlocks: recomputesBlocks, runNumber: number)
+            recomputedBlocks: recomputedBlocks, runNumber: number)
+    }
+}
+
+extension ForwardContext {
+    /// Block `number` of a stack: `body` of `x` and of `others`, what all blocks read. Its activations are kept or, for the first
+    /// `recomputedBlocks`, computed again in the backward pass.
+    func block(
+        _ number: Int, _ x: consuming Variable, _ others: [Variable] = [],
+        _ body: @escaping (_ x: consuming Variable, _ others: [Variable], _ context: ForwardContext) throws(PEFTError) -> Variable
+    ) throws(PEFTError) -> Variable {
+        guard number < recomputedBlocks else { return try body(x, others, self) }
+        return try tape.recomputed([x] + others) { (tape, inputs) throws(PEFTError) in
+            try body(inputs[0], Array(inputs.dropFirst()), self.on(tape))
+        }
     }
 }
 
 extension ForwardContext {
     /// The same pass over `length` tokens a sample, whose positions are not asked for (patches of pictures).
     func tokens(_ length: Int, keyMask: Tensor? = nil) -> ForwardContext {
-        ForwardContext(tape: tape, routing: routing, batch: batch, length: length, positions: positions, keyMask: keyMask, recomputesBlocks: recomputesBlocks)
+        ForwardContext(tape: tape, routing: routing, batch: batch, length: length, positions: positions, keyMask: keyMask, recomputedBlocks: recomputedBlocks)
     }
 
     /// The pass of the encoder.

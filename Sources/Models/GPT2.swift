@@ -34,6 +34,7 @@ package final class GPT2: Architecture {
         cacheShape = CacheShape(layerCount: blocks.count, keyValueHeads: heads, headSize: hidden / heads, maximumLength: positions, rotary: nil)
     }
 
+    package var blockCount: Int { blocks.count }
     package var task: ModelTask { decoderHead.task }
     package var head: Linear? { decoderHead.languageHead }
 
@@ -42,12 +43,8 @@ package final class GPT2: Architecture {
             throw PEFTError(.argument, "position \(context.positionCount - 1); this model's are 0 to \(places.count - 1)")
         }
         var x = try context.tape.add(try input.embedded(by: tokens, context), try places(context.positions, context))
-        for block in blocks {
-            if context.recomputesBlocks {
-                x = try context.tape.recomputed([x]) { (tape, inputs) throws(PEFTError) in try block(inputs[0], context.on(tape)) }
-            } else {
-                x = try block(consume x, context)
-            }
+        for (number, block) in blocks.enumerated() {
+            x = try context.block(number, consume x) { (x, _, context) throws(PEFTError) in try block(x, context) }
         }
         return try norm(x, context)
     }

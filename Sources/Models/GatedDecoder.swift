@@ -49,13 +49,9 @@ package final class GatedDecoder: Architecture {
     package func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {
         var x = try input.embedded(by: embedding, context)
         if embeddingScale != 1, case .ids = input { x = try context.tape.scaled(x, by: embeddingScale) }
-        for (number, context) in try context.runs(of: blocks.count) {
-            let block = blocks[number]
-            if context.recomputesBlocks {
-                x = try context.tape.recomputed([x]) { (tape, inputs) throws(PEFTError) in try block(inputs[0], context.on(tape)) }
-            } else {
-                x = try block(consume x, context)
-            }
+        for (number, run) in try context.runs(of: blocks.count).enumerated() {
+            let block = blocks[run.block]
+            x = try run.context.block(number, consume x) { (x, _, context) throws(PEFTError) in try block(x, context) }
         }
         return try norm(x, context)
     }

@@ -55,6 +55,8 @@ package protocol Network: AnyObject, Sendable {
     /// The list of blocks that may run in another order (`BlockRun`): its name in the module tree and how many there are; nil:
     /// they may not.
     var blockList: (name: String, count: Int)? { get }
+    /// Blocks one after the other whose activations can be computed again (`ForwardContext.block`); of several stacks: the longest.
+    var blockCount: Int { get }
     /// What a cache must hold; nil when the network has none.
     var cacheShape: CacheShape? { get }
     /// It is an encoder-decoder: passes have a source beside what the decoder reads.
@@ -80,6 +82,7 @@ extension Network {
 
 extension Network {
     package var blockList: (name: String, count: Int)? { nil }
+    package var blockCount: Int { blockList?.count ?? 0 }
 }
 
 package struct CacheShape: Sendable, Equatable {

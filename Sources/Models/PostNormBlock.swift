@@ -53,12 +53,8 @@ extension [PostNormBlock] {
     /// One after the other, recomputed in the backward pass where the context says so.
     func run(_ x: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable {
         var x = x
-        for block in self {
-            if context.recomputesBlocks {
-                x = try context.tape.recomputed([x]) { (tape, inputs) throws(PEFTError) in try block(inputs[0], context.on(tape)) }
-            } else {
-                x = try block(x, context)
-            }
+        for (number, block) in enumerated() {
+            x = try context.block(number, consume x) { (x, _, context) throws(PEFTError) in try block(x, context) }
         }
         return x
     }

@@ -78,6 +78,7 @@ package final class T5: Architecture {
     package var readsSource: Bool { decoder != nil }
     package var head: Linear? { if case .language(let linear, _) = finish { linear } else { nil } }
 
+    package var blockCount: Int { max(encoder.blocks.count, decoder?.blocks.count ?? 0) }
     package func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {
         guard context.length <= T5.longest else { throw PEFTError(.argument, "a text of \(context.length) tokens; this model reads at most \(T5.longest)") }
         guard let decoder else { return try run(encoder, input, context, states: nil) }
@@ -191,13 +192,9 @@ private final class T5Stack: Sendable {
     func callAsFunction(_ x: consuming Variable, states: Variable?, _ context: ForwardContext) throws(PEFTError) -> Variable {
         var x = x
         let bias = RelativeBias(values: try values(context), heads: sizes.heads, maximumDistance: sizes.maximumDistance, isDirected: isDecoder)
-        for block in blocks {
-            if context.recomputesBlocks {
-                x = try context.tape.recomputed([x] + (states.map { [$0] } ?? [])) { (tape, inputs) throws(PEFTError) in
-                    try block(inputs[0], states: inputs.count > 1 ? inputs[1] : nil, bias, context.on(tape))
-                }
-            } else {
-                x = try block(consume x, states: states, bias, context)
+        for (number, block) in blocks.enumerated() {
+            x = try context.block(number, consume x, states.map { [$0] } ?? []) { (x, others, context) throws(PEFTError) in
+                try block(x, states: others.first, bias, context)
             }
         }
         return try context.tape.dropout(try norm(x, context), sizes.dropout)

@@ -61,6 +61,7 @@ package final class ViT: Architecture {
     }
 
     /// `[batch·(patches + 1), hiddenSize]`
+    package var blockCount: Int { blocks.count }
     package func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {
         guard case .features(let pictures) = input else { throw PEFTError(.argument, "this model reads pictures (pixel_values), not tokens") }
         guard Array(pictures.shape.dropFirst()) == [channels] + imageSize else {
@@ -79,12 +80,8 @@ package final class ViT: Architecture {
         let sum = try tape.add(try tape.gatherRows(all, order), try tape.gatherRows(places, positions))
         var x = try tape.dropout(sum, dropout)
         let inner = context.tokens(count + 1)
-        for block in blocks {
-            if context.recomputesBlocks {
-                x = try tape.recomputed([x]) { (tape, inputs) throws(PEFTError) in try block(inputs[0], inner.on(tape)) }
-            } else {
-                x = try block(consume x, inner)
-            }
+        for (number, block) in blocks.enumerated() {
+            x = try inner.block(number, consume x) { (x, _, inner) throws(PEFTError) in try block(x, inner) }
         }
         return try norm(x, inner)
     }

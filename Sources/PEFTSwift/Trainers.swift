@@ -148,7 +148,8 @@ public func peft_trainer_plan(
         }
         var report: JSONObject = ["total": .integer(Int64(plan.total))]
         for (category, bytes) in plan.byCategory { report[category.name] = .integer(Int64(bytes)) }
-        report["gradient_checkpointing"] = .bool(plan.recomputesBlocks)
+        report["gradient_checkpointing"] = .bool(plan.recomputedBlocks > 0)
+        report["recomputed_blocks"] = .integer(Int64(plan.recomputedBlocks))
         report["limit"] = plan.limit == .max ? .null : .integer(Int64(plan.limit))
         report["fits"] = .bool(plan.fits)
         return JSONValue.object(report).text()

@@ -72,7 +72,7 @@ package enum ModelLoss {
     }
 
     /// The batch as the model takes it. Memory: `tape.engine`.
-    package static func input(_ batch: Batch, _ routing: Routing, _ tape: Tape, recomputesBlocks: Bool = false) throws(PEFTError) -> (
+    package static func input(_ batch: Batch, _ routing: Routing, _ tape: Tape, recomputedBlocks: Int = 0) throws(PEFTError) -> (
         input: ModelInput, context: ForwardContext
     ) {
         let (engine, count) = (tape.engine, batch.rows * batch.length)
@@ -82,7 +82,7 @@ package enum ModelLoss {
             positionsAreGiven: batch.positions != nil, tokenTypes: try batch.tokenTypes.map { (types) throws(PEFTError) in try Tensor(engine, types, shape: [count]) },
             keyMask: try batch.keyMask.map { (mask) throws(PEFTError) in try ModelLoss.mask(mask, batch.rows, engine) },
             firstKey: try batch.firstKey.map { (first) throws(PEFTError) in try Tensor(engine, first, shape: [count]) },
-            source: try batch.source.map { (source) throws(PEFTError) in try ModelLoss.source(source, batch.rows, engine) }, recomputesBlocks: recomputesBlocks)
+            source: try batch.source.map { (source) throws(PEFTError) in try ModelLoss.source(source, batch.rows, engine) }, recomputedBlocks: recomputedBlocks)
         if !batch.featureShape.isEmpty {
             return (.features(Variable(try Tensor(engine, batch.features, shape: [batch.rows] + batch.featureShape))), context)
         }
@@ -110,10 +110,10 @@ package enum ModelLoss {
     /// Adapters that act on all samples add what they ask for.
     /// - Parameter gradientScale: on all gradients.
     /// - Returns: the loss, and the gradient of it that `Tape.backward` must be given for that scale.
-    package static func loss(_ model: Model, _ batch: Batch, _ routing: Routing, _ tape: Tape, gradientScale: Float = 1, recomputesBlocks: Bool = false)
+    package static func loss(_ model: Model, _ batch: Batch, _ routing: Routing, _ tape: Tape, gradientScale: Float = 1, recomputedBlocks: Int = 0)
         throws(PEFTError) -> (result: LossResult, seed: Float)
     {
-        let (loss, seed) = try taskLoss(model, batch, routing, tape, gradientScale: gradientScale, recomputesBlocks: recomputesBlocks)
+        let (loss, seed) = try taskLoss(model, batch, routing, tape, gradientScale: gradientScale, recomputedBlocks: recomputedBlocks)
         // `seed` is what is missing of `gradientScale`; a penalty has nothing of it yet.
         return (try withPenalties(loss, routing, tape, factor: gradientScale / seed), seed)
     }
@@ -130,10 +130,10 @@ package enum ModelLoss {
         return LossResult(sum: sum, count: loss.count, variable: variable)
     }
 
-    private static func taskLoss(_ model: Model, _ batch: Batch, _ routing: Routing, _ tape: Tape, gradientScale: Float, recomputesBlocks: Bool)
+    private static func taskLoss(_ model: Model, _ batch: Batch, _ routing: Routing, _ tape: Tape, gradientScale: Float, recomputedBlocks: Int)
         throws(PEFTError) -> (result: LossResult, seed: Float)
     {
-        let (input, context) = try input(batch, routing, tape, recomputesBlocks: recomputesBlocks)
+        let (input, context) = try input(batch, routing, tape, recomputedBlocks: recomputedBlocks)
         let hidden = try model.hidden(input, context)
         // Rows of a chunk come from any samples: where samples have adapters of their own the head sees whole batches.
         guard let head = model.network.head, case .all = routing else {

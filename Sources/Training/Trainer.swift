@@ -44,7 +44,7 @@ package final class Trainer {
     /// Of `run` and `advance`.
     var runState = RunState()
     /// By [rows, length]: what the plan of such a batch said, where there is a budget to keep.
-    private var recomputation: [[Int]: Bool] = [:]
+    private var recomputation: [[Int]: Int] = [:]
     private let cancelled = Atomic(false)
 
     /// Takes the optimizer's memory.
@@ -90,11 +90,11 @@ package final class Trainer {
         try ModelLoss.check(batch, model)
         guard batch.hasLabels else { throw PEFTError(.argument, "training needs 'labels'") }
         let schedule = try schedule()
-        let recomputes = try recomputesBlocks(for: batch)
+        let recomputedBlocks = try recomputedBlocks(for: batch)
         var result = StepResult(tokens: batch.tokenCount)
         let randomBefore = random
         do throws(PEFTError) {
-            result.loss = try accumulate(batch, recomputes)
+            result.loss = try accumulate(batch, recomputedBlocks)
             if microStep + 1 == options.accumulationSteps { try update(schedule, &result) }
         } catch {
             random = randomBefore
@@ -109,19 +109,19 @@ package final class Trainer {
     }
 
     /// Forward and backward under the read lock; returns the loss.
-    private func accumulate(_ batch: Batch, _ recomputes: Bool) throws(PEFTError) -> Double {
+    private func accumulate(_ batch: Batch, _ recomputedBlocks: Int) throws(PEFTError) -> Double {
         let tape = Tape(model.engine, model.precision, gradients: gradients, isTraining: options.usesDropout, random: random)
         let loss = try model.lock.read { () throws(PEFTError) in
-            try Trainer.accumulate(model, trainee, batch, tape, accumulationSteps: options.accumulationSteps, recomputes)
+            try Trainer.accumulate(model, trainee, batch, tape, accumulationSteps: options.accumulationSteps, recomputedBlocks)
         }
         random = tape.random
         return loss
     }
 
     /// The same on any tape: planning runs it too.
-    static func accumulate(_ model: Model, _ trainee: Trainee, _ batch: Batch, _ tape: Tape, accumulationSteps: Int, _ recomputes: Bool) throws(PEFTError) -> Double {
+    static func accumulate(_ model: Model, _ trainee: Trainee, _ batch: Batch, _ tape: Tape, accumulationSteps: Int, _ recomputedBlocks: Int) throws(PEFTError) -> Double {
         let scale = 1 / Float(accumulationSteps)
-        let (loss, seed) = try ModelLoss.loss(model, batch, .all(try trainee.adaptation()), tape, gradientScale: scale, recomputesBlocks: recomputes)
+        let (loss, seed) = try ModelLoss.loss(model, batch, .all(try trainee.adaptation()), tape, gradientScale: scale, recomputedBlocks: recomputedBlocks)
         guard loss.count > 0 else { throw PEFTError(.argument, "nothing in the batch is to be learned: all labels are \(Sample.ignored)") }
         let mean = loss.sum / Double(loss.count)
         guard mean.isFinite else { throw PEFTError(.numeric, "the loss is \(mean); nothing was changed by this step") }
@@ -176,15 +176,15 @@ package final class Trainer {
         }
     }
 
-    /// Whether blocks are recomputed for a batch like this one; checks that it fits the budget before anything is taken.
-    private func recomputesBlocks(for batch: Batch) throws(PEFTError) -> Bool {
-        guard model.engine.budget.limit != .max else { return options.recomputation == .on }
+    /// How many blocks are recomputed for a batch like this one; checks that it fits the budget before anything is taken.
+    private func recomputedBlocks(for batch: Batch) throws(PEFTError) -> Int {
+        guard model.engine.budget.limit != .max else { return options.recomputation == .on ? .max : 0 }
         let shape = [batch.rows, batch.length, batch.source?.length ?? 0]
         if let known = recomputation[shape] { return known }
         let plan = try plan(rows: batch.rows, length: batch.length, featureShape: batch.featureShape, sourceLength: batch.source?.length, sourceShape: batch.source?.featureShape ?? [])
         guard plan.fits else { throw plan.tooLarge(rows: batch.rows, length: batch.length) }
-        recomputation[shape] = plan.recomputesBlocks
-        return plan.recomputesBlocks
+        recomputation[shape] = plan.recomputedBlocks
+        return plan.recomputedBlocks
     }
 }
 

@@ -6,7 +6,7 @@ package struct TrainerOptions: Sendable, Equatable {
     package enum Recomputation: Sendable, Equatable {
         case off
         case on
-        /// Off where a step fits the memory budget that way, else on.
+        /// As many blocks are computed again as the memory budget demands.
         case automatic
     }
 

@@ -9,7 +9,8 @@ package struct TrainingPlan: Sendable {
     package let byCategory: [(category: MemoryCategory, bytes: Int)]
     /// Peak of all together: what the budget must have.
     package let total: Int
-    package let recomputesBlocks: Bool
+    /// From the first on.
+    package let recomputedBlocks: Int
     /// Of the model's budget.
     package let limit: Int
 
@@ -17,7 +18,7 @@ package struct TrainingPlan: Sendable {
 
     func tooLarge(rows: Int, length: Int) -> PEFTError {
         let parts = byCategory.filter { $0.bytes > 0 }.map { "\($0.category.name) \($0.bytes)" }.joined(separator: ", ")
-        let advice = recomputesBlocks ? "a smaller batch or shorter rows would help" : "gradient checkpointing, a smaller batch or shorter rows would help"
+        let advice = recomputedBlocks > 0 ? "a smaller batch or shorter rows would help" : "gradient checkpointing, a smaller batch or shorter rows would help"
         return PEFTError(
             .memory, "a training step on \(rows) × \(length) tokens needs \(total) bytes (\(parts)), the memory budget is \(limit); \(advice)",
             detail: Int64(total - limit))
@@ -27,7 +28,7 @@ package struct TrainingPlan: Sendable {
 extension Trainer {
     /// The plan of a step on `rows` × `length` tokens (all learned; an encoder-decoder: after a source of `sourceLength`, or as many,
     /// tokens); nothing is taken. With `Recomputation.automatic`:
-    /// the plan with recomputed blocks if the one without does not fit the budget.
+    /// as many blocks are recomputed as the budget demands.
     package func plan(rows: Int, length: Int, featureShape: [Int] = [], sourceLength: Int? = nil, sourceShape: [Int] = []) throws(PEFTError) -> TrainingPlan {
         let (count, overflow) = rows.multipliedReportingOverflow(by: length)
         guard rows > 0, length > 0, !overflow, count <= 1 << 24 else {
@@ -47,18 +48,26 @@ extension Trainer {
             batch.source = SourceBatch(length: source, ids: Array(repeating: 0, count: sourceShape.isEmpty ? tokens : 0), features: Array(repeating: 0, count: sourceShape.isEmpty ? 0 : values), featureShape: sourceShape)
         }
         try ModelLoss.check(batch, model)
-        let plain = options.recomputation == .on ? nil : try plan(batch, recomputes: false)
-        if let plain, plain.fits || options.recomputation == .off { return plain }
-        return try plan(batch, recomputes: true)
+        let all = max(model.network.blockCount, 1)
+        if options.recomputation == .on { return try plan(batch, recomputedBlocks: all) }
+        let plain = try plan(batch, recomputedBlocks: 0)
+        if plain.fits || options.recomputation == .off { return plain }
+        // As few as will do: each costs its forward pass once more.
+        var (enough, tooFew) = (try plan(batch, recomputedBlocks: all), 0)
+        while enough.fits, enough.recomputedBlocks - tooFew > 1 {
+            let middle = try plan(batch, recomputedBlocks: (enough.recomputedBlocks + tooFew) / 2)
+            if middle.fits { enough = middle } else { tooFew = middle.recomputedBlocks }
+        }
+        return enough
     }
 
-    private func plan(_ batch: Batch, recomputes: Bool) throws(PEFTError) -> TrainingPlan {
+    private func plan(_ batch: Batch, recomputedBlocks: Int) throws(PEFTError) -> TrainingPlan {
         let planner = model.engine.planner()
         let store = GradientStore(planner)
         // From the second step on the gradients are there before the first activation.
         for parameter in trainee.trainableParameters { _ = try store.buffer(for: parameter) }
         let tape = Tape(planner, model.precision, gradients: store, isTraining: options.usesDropout)
-        _ = try Trainer.accumulate(model, trainee, batch, tape, accumulationSteps: options.accumulationSteps, recomputes)
+        _ = try Trainer.accumulate(model, trainee, batch, tape, accumulationSteps: options.accumulationSteps, recomputedBlocks)
         let step = planner.budget.statistics
         let now = model.engine.budget.statistics
         // This trainer's gradients may be there already: they are in the step's plan.
@@ -69,6 +78,6 @@ extension Trainer {
             let there = now.byCategory[category.rawValue] - (category == .gradients ? own : 0)
             bytes.append((category, there + step.peakByCategory[category.rawValue]))
         }
-        return TrainingPlan(byCategory: bytes, total: now.live - own + step.peakLive, recomputesBlocks: recomputes, limit: model.engine.budget.limit)
+        return TrainingPlan(byCategory: bytes, total: now.live - own + step.peakLive, recomputedBlocks: recomputedBlocks, limit: model.engine.budget.limit)
     }
 }

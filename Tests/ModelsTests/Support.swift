@@ -41,7 +41,7 @@ extension Model {
         let context = ForwardContext(
             tape: Tape(engine, precision), routing: .all(unadapted), batch: batch, length: length,
             positions: try Tensor(engine, (0..<batch).flatMap { _ in (0..<Int32(length)).map { start + $0 } }, shape: [ids.count]), keyMask: keyMask, caches: caches,
-            recomputesBlocks: recomputes)
+            recomputedBlocks: recomputes ? .max : 0)
         let input = ModelInput.ids(try Tensor(engine, ids, shape: [ids.count]))
         return try logits(try hidden(input, context), of: input, context).value.floats(engine)
     }

@@ -221,6 +221,23 @@ def test_plan_is_what_happens(talking_folder):
     assert plans[1] < plans[0]
 
 
+def test_as_few_blocks_are_recomputed_as_the_budget_allows(talking_folder):
+    ids = np.ones((4, 64), np.int64)
+
+    def trained(checkpointing, budget=0):
+        model = Model.from_pretrained(talking_folder, dtype="float32", context=Context(memory_budget=budget))
+        model.add_adapter("default", LORA, seed=1)
+        trainer = model.trainer(lr=1e-3, gradient_checkpointing=checkpointing)
+        return trainer.plan(4, 64), trainer.step(input_ids=ids, labels=ids).loss
+
+    none, loss = trained(False)
+    every, _ = trained(True)
+    assert none["recomputed_blocks"] == 0 < every["recomputed_blocks"]
+    between = (none["total"] + every["total"]) // 2
+    some, same_loss = trained("auto", between)
+    assert 0 < some["recomputed_blocks"] <= every["recomputed_blocks"] and some["total"] <= between and same_loss == loss
+
+
 def test_a_loss_that_is_not_finite_changes_nothing(learner, ids):
     state = adapter(learner)
     key = next(k for k in state if "lora_B" in k)

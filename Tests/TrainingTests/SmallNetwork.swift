@@ -41,7 +41,7 @@ final class SmallNetwork: Network, @unchecked Sendable {
         guard case .ids(let ids) = input else { throw PEFTError(.argument, "ids are needed") }
         let tape = context.tape
         let x = try tape.add(try tape.embedding(ids, frozen: embedding), try tape.embedding(context.positions, frozen: places))
-        guard context.recomputesBlocks else { return try block(x, context) }
+        guard context.recomputedBlocks > 0 else { return try block(x, context) }
         return try tape.recomputed([x]) { (tape, inputs) throws(PEFTError) in try self.block(inputs[0], context.on(tape)) }
     }
 
