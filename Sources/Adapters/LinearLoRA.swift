@@ -110,6 +110,11 @@ private final class LinearLoRAHook: LayerHook {
         self.replacements = replacements
     }
 
+    func branch(of layer: Linear) -> LowRankBranch? {
+        guard module.magnitude == nil, module.bias == nil, module.a.value.shape.count == 2, module.b.value.shape.count == 2 else { return nil }
+        return LowRankBranch(a: module.a.value, b: module.b.value, scale: scale)
+    }
+
     func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable
     {
         let (a, b) = (try tape.matrix(module.a), try tape.matrix(module.b))

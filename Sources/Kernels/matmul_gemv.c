@@ -1,6 +1,9 @@
 /* Forward products of few rows (decoding text, one token a session): as much memory traffic as arithmetic, so W is read
  * once, in order, and multiplied as it arrives, without a panel in between.
  *
+ * Adapters of low rank join in (pk_branch): a part computes A·x for itself, and adds its rows of B·(A·x) to the sums, so they
+ * cost no further hand-over between threads and rows may have different ones.
+ *
  * There is no phase 0: every part prepares the rows of X for itself (a few kB; cheaper than a barrier). Formats without
  * a kernel of their own are decoded by the chunk and multiplied as f32. Each output is summed in one order, whichever part and
  * whatever neighbours compute it. PK_COMPUTE_BF16 is served in f32: no slower here, and more exact. */
@@ -47,16 +50,62 @@ int32_t pk_gemv_serves(const pk_matmul *op) {
          kernel_f32(op->level, PK_F32) != NULL;
 }
 
-/* A part's scratch: X prepared; a row of X as f32; four decoded chunks of W. */
+/* Values that a branch keeps of a row, A·x: the f32 kernels read so many. */
+static int64_t branch_width(const pk_branch *branch) { return (branch->rank + 31) / 32 * 32; }
+
+/* A part's scratch: X prepared; a row of X as f32; four decoded chunks of W; scale·A·x of all branches. */
 void pk_gemv_scratch(const pk_matmul *op, size_t *each) {
   const gemv g = make_gemv(op);
   *each = (size_t)op->m * g.x_bytes + (size_t)g.padded_k * 4 + (g.decode ? w_rows * chunk * 4 : 0);
+  for (int64_t i = 0; i < op->branch_count; i++) {
+    const pk_branch *branch = op->branches + i;
+    *each += (size_t)((branch->end - branch->begin) * branch_width(branch)) * 4;
+  }
 }
 
-static void finish(const pk_matmul *op, int64_t row, int64_t column, int64_t count, const float *sums) {
+/* Four sums of an f32 matrix [rows, k] with a vector, from its row `first` on; beyond the last row: that row again. */
+static void multiply_f32(const pk_gemv_kernel *kernel, const float *w, int64_t rows, int64_t first, int64_t k, const float *x, float sums[w_rows]) {
+  const uint8_t *four[w_rows];
+  for (int64_t r = 0; r < w_rows; r++) four[r] = (const uint8_t *)(w + (first + r < rows ? first + r : rows - 1) * k);
+  kernel->multiply(four, (const uint8_t *)x, 0, 1, k, sums);
+}
+
+/* h of a row of X for each branch it has. */
+static void enter_branches(const pk_matmul *op, const pk_gemv_kernel *kernel, int64_t i, const float *row, float *h) {
+  for (int64_t n = 0; n < op->branch_count; n++) {
+    const pk_branch *branch = op->branches + n;
+    const int64_t width = branch_width(branch);
+    if (i >= branch->begin && i < branch->end) {
+      float *to = h + (i - branch->begin) * width;
+      for (int64_t at = 0; at < width; at += w_rows) {
+        float sums[w_rows];
+        if (at < branch->rank) multiply_f32(kernel, branch->a, branch->rank, at, op->k, row, sums);
+        for (int64_t r = 0; r < w_rows; r++) to[at + r] = at + r < branch->rank ? branch->scale * sums[r] : 0;
+      }
+    }
+    h += (branch->end - branch->begin) * width;
+  }
+}
+
+/* beside[4] = Σ over the branches of row i of four rows of B times h. */
+static void leave_branches(const pk_matmul *op, const pk_gemv_kernel *kernel, int64_t i, int64_t column, const float *h, float beside[w_rows]) {
+  for (int64_t r = 0; r < w_rows; r++) beside[r] = 0;
+  for (int64_t n = 0; n < op->branch_count; n++) {
+    const pk_branch *branch = op->branches + n;
+    const int64_t width = branch_width(branch);
+    if (i >= branch->begin && i < branch->end) {
+      float sums[w_rows];
+      multiply_f32(kernel, branch->b, op->n, column, branch->rank, h + (i - branch->begin) * width, sums);
+      for (int64_t r = 0; r < w_rows; r++) beside[r] += sums[r];
+    }
+    h += (branch->end - branch->begin) * width;
+  }
+}
+
+static void finish(const pk_matmul *op, int64_t row, int64_t column, int64_t count, const float *sums, const float *beside) {
   for (int64_t c = 0; c < count; c++) {
     const int64_t at = row * op->ldy + column + c;
-    float y = op->alpha * sums[c] + (op->bias ? op->bias[column + c] : 0);
+    float y = op->alpha * sums[c] + beside[c] + (op->bias ? op->bias[column + c] : 0);
     if (op->y_type == PK_F32) {
       float *p = (float *)op->y + at;
       *p = op->accumulate ? y + *p : y;
@@ -86,7 +135,8 @@ static void multiply_decoded(const pk_matmul *op, const gemv *g, const uint8_t *
 void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
   const gemv g = make_gemv(op);
   uint8_t *x = each;
-  float *row = (float *)(x + (size_t)op->m * g.x_bytes), *decoded = row + g.padded_k;
+  float *row = (float *)(x + (size_t)op->m * g.x_bytes), *decoded = row + g.padded_k, *h = decoded + (g.decode ? w_rows * chunk : 0);
+  const pk_gemv_kernel *f32 = kernel_f32(op->level, PK_F32);
   const pk_range share = pk_share((op->n + w_rows - 1) / w_rows, 1, part, parts);
   if (share.begin == share.end) return;
 
@@ -95,6 +145,7 @@ void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
     const uint8_t *from = (const uint8_t *)op->x + (size_t)(i * op->ldx) * pk_type_bytes(op->x_type);
     pk_convert(op->level, from, op->x_type, row, PK_F32, (size_t)op->k, 0, 1);
     g.kernel->prepare(row, g.decode ? g.padded_k : op->k, x + (size_t)i * g.x_bytes);
+    enter_branches(op, f32, i, row, h);
   }
 
   for (int64_t group = share.begin; group < share.end; group++) {
@@ -112,7 +163,11 @@ void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
       } else {
         g.kernel->multiply(w, rows, g.x_bytes, count, op->k, sums);
       }
-      for (int32_t r = 0; r < count; r++) finish(op, i + r, column, columns, sums + r * w_rows);
+      for (int32_t r = 0; r < count; r++) {
+        float beside[w_rows];
+        leave_branches(op, f32, i + r, column, h, beside);
+        finish(op, i + r, column, columns, sums + r * w_rows, beside);
+      }
       i += count;
     }
   }

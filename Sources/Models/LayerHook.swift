@@ -16,6 +16,9 @@ package protocol LayerHook: AnyObject, Sendable {
     func input(_ x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable
     /// Adds a branch to the running output `y` (LoRA and its family). `x` is the layer's input; `y` is consumed.
     func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable
+    /// What `add` does, where it is nothing but a product of low rank without dropout, and `input` and `output` do nothing: products of
+    /// few rows then take it with them (decoding).
+    func branch(of layer: Linear) -> LowRankBranch?
     /// Changes the output ((IA)³, DoRA's magnitude, RoAd).
     func output(_ y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable
     /// The same for a look-up: adds to the rows `y` `[count, dim]` found for `ids` (i32).
@@ -23,6 +26,7 @@ package protocol LayerHook: AnyObject, Sendable {
 }
 
 extension LayerHook {
+    package func branch(of layer: Linear) -> LowRankBranch? { nil }
     package func input(_ x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { x }
     package func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { y }
     package func output(_ y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { y }

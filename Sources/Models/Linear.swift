@@ -69,6 +69,7 @@ package final class Linear: Layer, @unchecked Sendable {
     /// `x` `[rows, in]`; the result is `[rows, out]`, of type `dtype` (nil: that of `x`).
     package func callAsFunction(_ x: Variable, _ context: ForwardContext, as dtype: DType? = nil) throws(PEFTError) -> Variable {
         let tape = context.tape
+        if let branches = branches(x, context) { return try tape.linear(x, frozen: weight, bias: bias, branches: branches, as: dtype) }
         guard case .samples(let groups) = context.routing, groups.contains(where: { $0.adaptation[self] != nil }) else {
             let part = try Part(x, context.commonAdaptation?[self], self, tape)
             return try outputs(of: part, try product(part.input, part.adaptation, tape, dtype), tape)
@@ -79,6 +80,32 @@ package final class Linear: Layer, @unchecked Sendable {
         return try tape.concatenateRows(try products(of: x, parts, tape, dtype).enumerated().map { (index, y) throws(PEFTError) in
             try outputs(of: parts[index], y, tape)
         })
+    }
+
+    /// Everything adapters do here as products of low rank that the layer's own takes with it; nil where that is not all of it, or
+    /// there is none.
+    private func branches(_ x: Variable, _ context: ForwardContext) -> [LowRankBranch]? {
+        let (tape, rows) = (context.tape, x.value.rows)
+        guard !tape.isRecording, !tape.isTraining, groups == 1, !isTransposed, weight.shape.count == 2, tape.engine.joinsBranches(rows: rows) else { return nil }
+        var found: [LowRankBranch] = []
+        func collect(_ adaptation: LayerAdaptation?, _ rows: Range<Int>?) -> Bool {
+            guard let adaptation else { return true }
+            guard adaptation.replacements.isEmpty else { return false }
+            for hook in adaptation.hooks {
+                guard var branch = hook.branch(of: self) else { return false }
+                branch.rows = rows
+                found.append(branch)
+            }
+            return true
+        }
+        switch context.routing {
+        case .all(let adaptation): guard collect(adaptation[self], nil) else { return nil }
+        case .samples(let groups):
+            for group in groups {
+                guard let rows = try? context.rows(of: group.range, in: rows), collect(group.adaptation[self], rows) else { return nil }
+            }
+        }
+        return found.isEmpty ? nil : found
     }
 
     /// The rows of samples with the same adapters.

@@ -9,7 +9,29 @@ package enum Compute: Int32, Sendable {
     case int8 = 2
 }
 
+/// A product of low rank beside another: `y[rows] += scale · x[rows]·Aᵀ·Bᵀ`; A f32 `[r, in]`, B f32 `[out, r]`.
+package struct LowRankBranch {
+    package let a: Tensor
+    package let b: Tensor
+    package let scale: Float
+    /// nil: all.
+    package var rows: Range<Int>?
+
+    package init(a: Tensor, b: Tensor, scale: Float) {
+        self.a = a
+        self.b = b
+        self.scale = scale
+    }
+}
+
 extension Engine {
+    /// Whether a forward product of so many rows takes branches with it (`multiply`).
+    package func joinsBranches(rows: Int) -> Bool {
+        var op = unsafe pk_matmul()
+        unsafe (op.level, op.mode, op.m, op.k) = (level, ProductMode.forward.rawValue, Int64(rows), 1)
+        return unsafe pk_matmul_joins(&op) != 0
+    }
+
     /// The three products of a linear layer (kernels.h, PK_NT / PK_NN / PK_TN).
     package enum ProductMode: Int32, Sendable {
         /// Y[m,n] = X[m,k]·W[n,k]ᵀ
@@ -28,9 +50,11 @@ extension Engine {
     /// - Parameters:
     ///   - bias: f32 `[n]`.
     ///   - accumulate: adds to what `y` holds.
+    ///   - branches: where `joinsBranches` holds.
     /// - Throws: `.internal` when shapes do not fit (a defect, not an input error), `.memory` for the scratch.
     package func multiply(
-        _ mode: ProductMode, _ x: Tensor, _ w: Tensor, into y: Tensor, compute: Compute, alpha: Float = 1, bias: Tensor? = nil, accumulate: Bool = false
+        _ mode: ProductMode, _ x: Tensor, _ w: Tensor, into y: Tensor, compute: Compute, alpha: Float = 1, bias: Tensor? = nil, accumulate: Bool = false,
+        branches: [LowRankBranch] = []
     ) throws(PEFTError) {
         let (m, k) = mode == .weightGradient ? (x.columns, x.rows) : (x.rows, x.columns)
         let (n, wk) = mode == .forward ? (w.rows, w.columns) : (w.columns, w.rows)
@@ -53,6 +77,24 @@ extension Engine {
         unsafe op.bias = unsafe bias.map { unsafe UnsafePointer($0.pointer.assumingMemoryBound(to: Float.self)) }
         unsafe op.alpha = alpha
         unsafe op.accumulate = accumulate ? 1 : 0
+        for branch in branches {
+            guard mode == .forward, joinsBranches(rows: m), branch.a.dtype == .f32, branch.b.dtype == .f32, branch.a.columns == k, branch.b.rows == n,
+                branch.a.rows == branch.b.columns, branch.a.rows > 0, branch.rows.map({ $0.lowerBound >= 0 && $0.upperBound <= m }) ?? true
+            else { throw PEFTError(.internal, "branch A \(branch.a.shape), B \(branch.b.shape) of a product \(x.shape) by \(w.shape)") }
+        }
+        let beside = unsafe branches.map { branch in
+            unsafe pk_branch(
+                a: UnsafePointer(branch.a.pointer.assumingMemoryBound(to: Float.self)), b: UnsafePointer(branch.b.pointer.assumingMemoryBound(to: Float.self)),
+                rank: Int64(branch.a.rows), begin: Int64(branch.rows?.lowerBound ?? 0), end: Int64(branch.rows?.upperBound ?? m), scale: branch.scale)
+        }
+        try unsafe beside.withUnsafeBufferPointer { (beside) throws(PEFTError) in
+            unsafe (op.branches, op.branch_count) = (beside.baseAddress, Int64(beside.count))
+            try unsafe run(op)
+        }
+    }
+
+    private func run(_ op: pk_matmul) throws(PEFTError) {
+        var op = unsafe op
         var shared = 0
         var each = 0
         unsafe pk_matmul_scratch(&op, &shared, &each)

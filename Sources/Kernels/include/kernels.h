@@ -81,6 +81,13 @@ void pk_convert(int32_t level, const void *from, int32_t from_type, void *to, in
 #define PK_NN 1 /* Y[m,n] = X[m,k] · W[k,n]    gradient to the input: dX = dY · W */
 #define PK_TN 2 /* Y[m,n] = X[k,m]ᵀ · W[k,n]   gradient to a weight: dW = dYᵀ · X; W is f32 or bf16 */
 
+/* A product of low rank beside the other, for some rows: y[i] += scale · B·(A·x[i]), begin ≤ i < end: what an adapter does to some samples of a batch. */
+typedef struct pk_branch {
+  const float *a, *b; /* [rank, k], [n, rank] */
+  int64_t rank, begin, end;
+  float scale;
+} pk_branch;
+
 typedef struct pk_matmul {
   int32_t level, compute, mode;
   int32_t x_type, w_type, y_type; /* x, y: f32 | bf16; w: any format (rows contiguous blocks) */
@@ -92,6 +99,8 @@ typedef struct pk_matmul {
   const float *bias;   /* [n], added after alpha; NULL: none */
   float alpha;         /* Y = alpha · product (+ bias) … */
   int32_t accumulate;  /* … + Y when 1 */
+  const pk_branch *branches; /* only where pk_matmul_joins says so */
+  int64_t branch_count;
 } pk_matmul;
 
 /* Bytes of scratch for one pk_matmul_run pair of phases: `shared` once per product (written in phase 0, read in phase 1), `each` per part. */
@@ -99,6 +108,8 @@ void pk_matmul_scratch(const pk_matmul *op, size_t *shared, size_t *each);
 /* Phase 0 prepares the shared scratch (packs or converts X; nothing to do when *shared is 0); phase 1 multiplies.
  * The caller puts a barrier between them. `each` is this part's own scratch, 64-byte aligned. */
 void pk_matmul_run(const pk_matmul *op, int32_t phase, int32_t part, int32_t parts, void *shared, void *each);
+/* Whether this product (few rows) takes branches with it. */
+int32_t pk_matmul_joins(const pk_matmul *op);
 /* How many parts are worth running (1 for tiny products). */
 int32_t pk_matmul_parts(const pk_matmul *op, int32_t threads);
 
