@@ -35,6 +35,34 @@ import Testing
         }
     }
 
+    @Test("branches of low rank, some for some rows, against products one after the other", arguments: [PK_F32, PK_Q4_1, PK_Q6_K], [PK_F32, PK_BF16])
+    func branches(_ type: Int32, _ activation: Int32) {
+        let (n, k) = (30, 512)
+        for (m, ranks) in [(1, [8]), (1, [1, 33]), (3, [5]), (8, [8, 4, 64])] {
+            var product = Product(m, n, k, seed: UInt64(m + ranks.count))
+            (product.types.w, product.types.x, product.alpha, product.hasBias) = (type, activation, 1.5, true)
+            var random = Random(7)
+            let factors = ranks.enumerated().map { (index, rank) in
+                (a: random.values(rank * k), b: random.values(n * rank), rank: rank, rows: index == 0 ? 0..<m : m / 2..<m, scale: Float(index) - 0.5)
+            }
+            let x = Buffer(activation, product.xValues).values
+            for level in levels where level >= PK_LEVEL_AVX2 {
+                var expected = product.run(level: level, parts: 1).values.map(Double.init)
+                for branch in factors {
+                    for row in branch.rows {
+                        let h = (0..<branch.rank).map { r in (0..<k).reduce(0.0) { $0 + Double(x[row * k + $1]) * Double(branch.a[r * k + $1]) } }
+                        for column in 0..<n {
+                            expected[row * n + column] += Double(branch.scale) * (0..<branch.rank).reduce(0.0) { $0 + h[$1] * Double(branch.b[column * branch.rank + $1]) }
+                        }
+                    }
+                }
+                let found = product.run(level: level, parts: 1, branches: factors).values
+                #expect(zip(found, expected).allSatisfy { abs(Double($0) - $1) < 2e-4 * (1 + abs($1)) }, "level \(level), \(m) rows of \(name(type)), ranks \(ranks)")
+                #expect(product.run(level: level, parts: 3, branches: factors).values == found)
+            }
+        }
+    }
+
     @Test("a NaN or an infinity among the activations is not lost in int8", arguments: [PK_Q4_0, PK_Q4_1, PK_Q5_0, PK_Q5_1, PK_Q8_0, PK_Q4_K, PK_Q6_K])
     func badActivations(_ type: Int32) {
         for level in levels {

@@ -42,7 +42,8 @@ struct Product {
     }
 
     /// The result's memory (gaps included) and values.
-    func run(level: Int32, parts: Int32) -> (bytes: [UInt8], values: [Float]) {
+    func run(level: Int32, parts: Int32, branches: [(a: [Float], b: [Float], rank: Int, rows: Range<Int>, scale: Float)] = []) -> (bytes: [UInt8], values: [Float]) {
+        let factors = branches.map { (a: Buffer(PK_F32, $0.a), b: Buffer(PK_F32, $0.b)) }
         let x = Buffer(types.x, padded(xValues, columns: xShape.columns)), w = Buffer(types.w, wValues)
         var y = Buffer(types.y, padded(yValues, columns: n))
         x.bytes.withUnsafeBytes { x in
@@ -51,7 +52,17 @@ struct Product {
                     bias.withUnsafeBufferPointer { bias in
                         var op = pk_matmul()
                         (op.x, op.w, op.y, op.bias) = (x.baseAddress, w.baseAddress, y.baseAddress, hasBias ? bias.baseAddress : nil)
-                        run(&op, level, parts)
+                        // The factors' memory lives as long as `factors`.
+                        let beside = zip(branches, factors).map { (branch, factor) in
+                            pk_branch(
+                                a: factor.a.bytes.withUnsafeBytes { $0.baseAddress?.assumingMemoryBound(to: Float.self) },
+                                b: factor.b.bytes.withUnsafeBytes { $0.baseAddress?.assumingMemoryBound(to: Float.self) }, rank: Int64(branch.rank),
+                                begin: Int64(branch.rows.lowerBound), end: Int64(branch.rows.upperBound), scale: branch.scale)
+                        }
+                        beside.withUnsafeBufferPointer {
+                            (op.branches, op.branch_count) = ($0.baseAddress, Int64($0.count))
+                            run(&op, level, parts)
+                        }
                     }
                 }
             }
