@@ -36,7 +36,7 @@ setup: ## Install what is missing on this machine (apt)
 # Small: code without a user is dropped, relative relocations are packed (needs glibc 2.36), and of the runtime the names
 # of Unicode's characters (Sources/StaticRuntime) and the unwinding tables stay out: nothing in it throws or catches.
 RUNTIME := .build-library/runtime/libswiftCore.a
-LINK    := -soname=$(SONAME) --version-script=$(CURDIR)/packaging/peftswift.map --gc-sections --icf=safe -znodelete \
+LINK    := -soname=$(SONAME) --version-script=$(CURDIR)/packaging/peftswift.map --gc-sections --icf=all -znodelete \
            -zpack-relative-relocs --wrap=_swift_stdlib_getScalarName --remap-inputs=*/libswiftCore.a=$(CURDIR)/$(RUNTIME) \
            --no-eh-frame-hdr $(CURDIR)/packaging/peftswift.ld
 LIBRARY_BUILD := swift build -c release --product peftswift --scratch-path .build-library \

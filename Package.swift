@@ -12,8 +12,9 @@ let strict: [SwiftSetting] = [
     .enableUpcomingFeature("MemberImportVisibility"),  // SE-0444
     .enableUpcomingFeature("InternalImportsByDefault"),  // SE-0409
     .treatAllWarnings(as: .error),
-    // Swift decides what is done; what is done to every number is C. So Swift is compiled for size (a tenth less).
-    .unsafeFlags(["-Osize"], .when(configuration: .release)),
+    // Swift decides what is done; what is done to every number is C. So Swift is compiled for size (a tenth less), each
+    // function in a section of its own, which the linker drops or folds; accesses are exclusive by construction (locks, values).
+    .unsafeFlags(["-Osize", "-enforce-exclusivity=unchecked", "-Xfrontend", "-function-sections"], .when(configuration: .release)),
     // Neither async functions nor Swift's Regex are used (threads are the Tensors room's, patterns are PCRE2's); unasked,
     // each module would import both libraries and the release library would carry 4 MB of them.
     .unsafeFlags(["-Xfrontend", "-disable-implicit-concurrency-module-import", "-Xfrontend", "-disable-implicit-string-processing-module-import"]),

@@ -32,6 +32,10 @@
 #define JOIN(f, suffix) JOIN_(f, suffix)
 #define NAME(f) JOIN(f, SUFFIX)
 
+/* Where faster ones exist, the portable variant is kept small instead. */
+#if defined(__x86_64__)
+#pragma clang attribute push(__attribute__((minsize)), apply_to = function)
+#endif
 #define LEVEL 0
 #define SUFFIX portable
 #define WIDTH 4
@@ -40,6 +44,9 @@
 #undef LEVEL
 #undef SUFFIX
 #undef WIDTH
+#if defined(__x86_64__)
+#pragma clang attribute pop
+#endif
 
 #if defined(__x86_64__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
