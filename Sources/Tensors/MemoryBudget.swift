@@ -1,6 +1,5 @@
 internal import Platform
 internal import Glibc
-internal import Synchronization
 
 /// What a piece of memory is for. A plan and the statistics report bytes by category.
 package enum MemoryCategory: Int, Sendable, CaseIterable {
@@ -43,7 +42,7 @@ package final class MemoryBudget: Sendable {
         package var peakByCategory = [Int](repeating: 0, count: MemoryCategory.allCases.count)
     }
 
-    private struct State: ~Copyable {
+    private struct State {
         var statistics = Statistics()
         /// Kept blocks by size class, the last freed last.
         var kept: [Int: [Kept]] = [:]
@@ -73,7 +72,7 @@ package final class MemoryBudget: Sendable {
     private let host: HostAllocator?
     /// False in a planning budget: sizes are counted, no memory is taken.
     private let isReal: Bool
-    private let state = Mutex(State())
+    private let state = Guarded(State())
 
     package init(limit: Int = .max, host: HostAllocator? = nil) {
         self.limit = limit
