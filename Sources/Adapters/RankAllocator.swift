@@ -109,14 +109,15 @@ final class RankAllocator: AdapterCompanion {
     private func observe(_ gradients: GradientStore, _ factor: Float) {
         for (parameter, item) in zip(modules.flatMap(\.parameters), importance) {
             guard let gradient = gradients.gradient(of: parameter) else { continue }
+            let (beta, gamma) = (schedule.sensitivity, schedule.uncertainty)
             unsafe parameter.value.withFloats { p in
                 unsafe gradient.withFloats { g in
                     unsafe item.mean.withMutableFloats { mean in
                         unsafe item.variation.withMutableFloats { variation in
                             for i in 0..<min(p.count, g.count, mean.count, variation.count) {
                                 let now = unsafe abs(p[i] * g[i] * factor)
-                                unsafe mean[i] = schedule.sensitivity * mean[i] + (1 - schedule.sensitivity) * now
-                                unsafe variation[i] = schedule.uncertainty * variation[i] + (1 - schedule.uncertainty) * abs(now - mean[i])
+                                unsafe mean[i] = beta * mean[i] + (1 - beta) * now
+                                unsafe variation[i] = gamma * variation[i] + (1 - gamma) * abs(now - mean[i])
                             }
                         }
                     }
@@ -151,19 +152,23 @@ final class RankAllocator: AdapterCompanion {
     private func scores(of index: Int) -> [Float] {
         let (a, e, b) = (importance[3 * index], importance[3 * index + 1], importance[3 * index + 2])
         let rank = e.mean.count
-        var scores = [Float](repeating: 0, count: rank)
-        func add(_ item: (mean: Tensor, variation: Tensor), share: Float, _ rankOf: (Int) -> Int) {
-            unsafe item.mean.withFloats { mean in
-                unsafe item.variation.withFloats { variation in
-                    for place in 0..<min(mean.count, variation.count) { unsafe scores[rankOf(place)] += mean[place] * variation[place] * share }
+        let inA = sums(a, rank, perRow: max(a.mean.columns, 1)).map { $0 / Float(max(a.mean.columns, 1)) }
+        let inB = sums(b, rank, perRow: nil).map { $0 / Float(max(b.mean.rows, 1)) }
+        let inE = sums(e, rank, perRow: 1)
+        return (0..<rank).map { inE[$0] + inA[$0] + inB[$0] }
+    }
+
+    /// Σ Ī·Ū for each rank: over its row of so many values, or (nil) over its column.
+    private func sums(_ item: (mean: Tensor, variation: Tensor), _ rank: Int, perRow: Int?) -> [Float] {
+        unsafe item.mean.withFloats { mean in
+            unsafe item.variation.withFloats { variation in
+                var sums = [Float](repeating: 0, count: rank)
+                for place in 0..<min(mean.count, variation.count) {
+                    unsafe sums[perRow.map { place / $0 } ?? place % rank] += mean[place] * variation[place]
                 }
+                return sums
             }
         }
-        let (width, height) = (max(a.mean.columns, 1), max(b.mean.rows, 1))
-        add(a, share: 1 / Float(width)) { $0 / width }
-        add(b, share: 1 / Float(height)) { $0 % max(rank, 1) }
-        add(e, share: 1) { $0 }
-        return scores
     }
 
     // MARK: The term of the loss

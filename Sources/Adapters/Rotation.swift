@@ -28,7 +28,9 @@ enum Rotation {
         let values = try Tensor.zeros(tape.engine, shape, .f32)
         let b = shape[2]
         unsafe values.withMutableFloats { values in
-            for place in values.indices where place % (b * b) % (b + 1) == 0 { unsafe values[place] = 1 }
+            for block in stride(from: 0, to: values.count, by: max(b * b, 1)) {
+                for place in 0..<b { unsafe values[block + place * (b + 1)] = 1 }
+            }
         }
         return Variable(values)
     }

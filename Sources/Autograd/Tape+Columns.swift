@@ -6,6 +6,8 @@ package import Tensors
 package struct ColumnMap: Sendable {
     /// i32
     let indices: Tensor
+    /// The way back, i32, where each column is chosen once.
+    let inverse: Tensor?
     /// Columns there are to choose from.
     package let width: Int
     package var count: Int { indices.count }
@@ -14,6 +16,10 @@ package struct ColumnMap: Sendable {
         try require(indices.allSatisfy { $0 >= 0 && $0 < width } && width <= Int(Int32.max), "a column that is none of \(width)")
         self.indices = try Tensor(engine, indices.map { Int32(truncatingIfNeeded: $0) }, shape: [indices.count], .adapters)
         self.width = width
+        var places = [Int32](repeating: -1, count: width)
+        for (place, column) in indices.enumerated() where places[column] < 0 { places[column] = Int32(truncatingIfNeeded: place) }
+        let isPermutation = indices.count == width && !places.contains(-1)
+        inverse = isPermutation ? try Tensor(engine, places, shape: [width], .adapters) : nil
     }
 }
 
@@ -47,15 +53,20 @@ extension Tape {
 
 extension Engine {
     fileprivate func gatherColumns(_ x: Tensor, _ map: ColumnMap) throws(PEFTError) -> Tensor {
-        let y = try Tensor(self, [x.rows, map.count], x.dtype)
+        try gatherColumns(x, map.indices, of: map.width)
+    }
+
+    private func gatherColumns(_ x: Tensor, _ indices: Tensor, of width: Int) throws(PEFTError) -> Tensor {
+        let y = try Tensor(self, [x.rows, indices.count], x.dtype)
         parallel(shares(y.count)) { part, parts in
             unsafe pk_gather_columns(
-                x.dtype.rawValue, x.pointer, map.indices.int32Pointer, y.pointer, Int64(x.rows), Int64(map.width), Int64(map.count), part, parts)
+                x.dtype.rawValue, x.pointer, indices.int32Pointer, y.pointer, Int64(x.rows), Int64(width), Int64(indices.count), part, parts)
         }
         return y
     }
 
     fileprivate func scatterColumns(_ x: Tensor, _ map: ColumnMap) throws(PEFTError) -> Tensor {
+        if let inverse = map.inverse { return try gatherColumns(x, inverse, of: map.count) }
         let sums = try Tensor(self, [x.rows, map.width], .f32)
         parallel(shares(x.count)) { part, parts in
             unsafe pk_scatter_columns(

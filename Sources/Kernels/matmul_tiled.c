@@ -122,6 +122,11 @@ static void transpose_rows(const plan *p, uint8_t *out, pk_range share) {
     for (int64_t l0 = 0; l0 < padded_k; l0 += side) {
       const int64_t l1 = pk_min(l0 + side, padded_k);
       for (int64_t l = l0; l < l1; l++) {
+        if (l < p->k && p->a_type == PK_BF16 && is_half(p)) { /* nothing to convert */
+          const uint16_t *from = (const uint16_t *)p->a + l * p->a_ld;
+          for (int64_t i = i0; i < i1; i++) ((uint16_t *)out)[i * p->copy_ld + l] = from[i];
+          continue;
+        }
         for (int64_t i = i0; i < i1; i++) {
           const float x = l < p->k ? load(p->a, p->a_type, l * p->a_ld + i) : 0;
           const int64_t at = i * p->copy_ld + l;
