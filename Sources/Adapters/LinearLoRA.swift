@@ -153,7 +153,7 @@ extension Tensor {
         let (rows, columns) = (rows, columns)
         unsafe withFloats { from in
             unsafe result.withMutableFloats { to in
-                guard from.count == to.count else { return }
+                guard from.count == rows * columns, to.count == from.count else { return }
                 for row in 0..<rows {
                     for column in 0..<columns { unsafe to[column * rows + row] = from[row * columns + column] }
                 }

@@ -34,6 +34,7 @@ package struct LoRA: AdapterMethod {
     private let alphas: PatternTable
     private let isRankStabilized: Bool
     private let settings: LoRASettings
+    private let variant: LoRAVariant?
 
     package init(_ configuration: inout AdapterConfiguration, _ model: Model, isNew: Bool) throws(PEFTError) {
         try configuration.refuse(LoRA.missing)
@@ -43,15 +44,14 @@ package struct LoRA: AdapterMethod {
         alphas = try PatternTable(configuration, "alpha_pattern")
         isRankStabilized = try configuration.flag("use_rslora")
         settings = try LoRASettings(configuration, isNew: isNew)
+        variant = try LoRAVariant.chosen(configuration, isNew: isNew)
         try configuration.checkBias()
         try WeightTying.prepare(&configuration, model)
     }
 
     /// Options that this version does not have yet.
     static let missing = [
-        "alora_invocation_tokens", "arrow_config", "kasa_config", "megatron_config", "monteclora_config",
-        "target_parameters",
-        "use_bdlora", "use_qalora", "velora_config",
+        "alora_invocation_tokens", "arrow_config", "megatron_config", "target_parameters", "use_qalora",
     ]
 
     package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, _ model: Model)
@@ -69,11 +69,17 @@ package struct LoRA: AdapterMethod {
         try AdapterConfiguration.checkRank(rank, layer)
         let alpha = try alphas.value(for: layer.name) ?? self.alpha
         let scaling = isRankStabilized ? alpha / Double(rank).squareRoot() : alpha / Double(rank)
+        if variant != nil, !(layer is Linear) {
+            throw PEFTError(.argument, "'\(layer.name)' is \(layer.kind); variants of LoRA are for Linear")
+        }
         if let embedding = layer as? Embedding {
             if settings.hasBias {
                 throw PEFTError(.argument, "lora_bias is not possible for an embedding, '\(layer.name)'")
             }
             return try EmbeddingLoRA(embedding, key: key, rank: rank, scaling: scaling, settings, model)
+        }
+        if let variant, let linear = layer as? Linear {
+            return try variant.module(linear, key: key, rank: rank, scaling: scaling, settings, model)
         }
         let target = try MatrixTarget(layer, of: LoRA.self)
         if settings.hasBias, target.linear.bias == nil {

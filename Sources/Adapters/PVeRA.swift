@@ -93,7 +93,7 @@ private final class PVeRALinear: VeRALinear, @unchecked Sendable {
         } else {
             values = tape.random.normals(count)
         }
-        let epsilon = try Tensor(engine, values, shape: logVariance.shape).converted(to: logVariance.value.dtype, engine)
+        let epsilon = try Tensor(tape.engine, values, shape: logVariance.shape).converted(to: logVariance.value.dtype, tape.engine)
         return try tape.multiply(try tape.exponential(try tape.scaled(logVariance, by: 0.5)), Variable(epsilon))
     }
 

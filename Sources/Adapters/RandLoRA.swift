@@ -109,14 +109,12 @@ private final class RandLoRALinear: LinearBranch {
     private let factor: Float
     private let dropout: Float
     private let isIdentity: Bool
-    private let engine: Engine
 
     init(
         _ linear: Linear, key: String, rank: Int, _ bases: (a: Parameter, b: Parameter), scaling: Float, dropout: Float,
         isIdentity: Bool, isSaved: Bool, _ model: Model
     ) throws(PEFTError) {
         (self.linear, self.bases, factor, self.dropout, self.isIdentity) = (linear, bases, scaling, dropout, isIdentity)
-        engine = model.engine
         let small = min(linear.inputSize, linear.outputSize)
         let count = (small + rank - 1) / rank
         lambda = try model.parameter(key + ".randlora_lambda", [rank, count])
@@ -141,10 +139,10 @@ private final class RandLoRALinear: LinearBranch {
         throws(PEFTError) -> Variable
     {
         let (rank, count, small) = (lambda.value.rows, lambda.value.columns, gamma.value.columns)
-        let a = try bases.a.value.reshaped([rank, bases.a.value.columns]).leftColumns(small, engine)
+        let a = try bases.a.value.reshaped([rank, bases.a.value.columns]).leftColumns(small, tape.engine)
         let all = bases.b.value
         let flat = try all.reshaped([all.shape[0], all.count / max(all.shape[0], 1)])
-        let b = try flat.rows(0..<max(linear.inputSize, linear.outputSize)).leftColumns(count * rank, engine)
+        let b = try flat.rows(0..<max(linear.inputSize, linear.outputSize)).leftColumns(count * rank, tape.engine)
         let ua = try tape.scaledBases(a, tape.variable(lambda), tape.variable(gamma))
         let isTall = linear.inputSize <= linear.outputSize
         let factors: [BranchFactor] = isTall ? [.matrix(ua), .matrix(Variable(b))] : [.transposed(Variable(b)), .transposed(ua)]

@@ -6,7 +6,11 @@ package import Tensors
 extension Tape {
     /// `y = e^x`. Keeps `y`.
     package func exponential(_ x: Variable) throws(PEFTError) -> Variable {
-        let y = try Tensor(engine, try x.value.floats(engine).map { exp($0) }, shape: x.shape).converted(to: x.value.dtype, engine)
+        let values = try x.value.converted(to: .f32, engine)
+        unsafe values.withMutableFloats { values in
+            for index in values.indices { unsafe values[index] = exp(values[index]) }
+        }
+        let y = x.value.dtype == .f32 ? values : try values.converted(to: x.value.dtype, engine)
         let output = result(y, of: x)
         record(output) { [engine, slot = x.slot] dY throws(PEFTError) in
             guard let slot else { return }
@@ -62,7 +66,8 @@ extension Tape {
         let (n, v, length) = (logits.value.rows, logits.value.columns, bank.value.columns)
         try require(k > 0 && k <= v && bank.value.rows == v, "topMixture: \(k) of \(logits.shape), bank \(bank.shape)")
         let y = try Tensor.zeros(engine, [n, length])
-        let picked = Tape.top(k, of: logits.value)
+        // Parameters are there when planning too, the result is not.
+        let picked = engine.isPlanning ? [] : Tape.top(k, of: logits.value)
         unsafe bank.value.withFloats { bank in
             unsafe y.withMutableFloats { y in
                 for (row, choice) in picked.enumerated() {

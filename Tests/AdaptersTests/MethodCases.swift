@@ -39,6 +39,9 @@ struct MethodCase: Sendable, CustomTestStringConvertible {
     static let all: [MethodCase] = [
         MethodCase("LORA", ["r": .integer(4)], targets: ["q_proj", "c_fc", "embed_tokens"]),
         MethodCase("LORA", ["r": .integer(4), "use_dora": .bool(true)], isAdditive: false),
+        MethodCase(
+            "LORA", ["r": .integer(4), "use_bdlora": .object(["target_modules_bd_a": names("q_proj"), "target_modules_bd_b": names("v_proj"), "nblocks": .integer(2)])]),
+        MethodCase("LORA", ["r": .integer(4), "velora_config": .object(["init_type": .string("random"), "num_groups": .integer(5)])]),
         MethodCase("IA3", ["feedforward_modules": names("v_proj")], targets: ["q_proj", "v_proj", "c_fc"]),
         MethodCase("LOHA", ["r": .integer(2)]),
         MethodCase("LOHA", ["r": .integer(12)]),

@@ -89,6 +89,18 @@ import Testing
         try tiny.checkGradients(seed: 5)
     }
 
+    @Test("a step can be planned without data", arguments: MethodCase.all)
+    func planned(_ item: MethodCase) throws {
+        let tiny = try TinyModel()
+        try tiny.set.add("a", item.config)
+        let planner = tiny.engine.planner()
+        let tape = Tape(planner, .f32, gradients: GradientStore(planner), isTraining: true)
+        let ids = try Tensor(planner, [Int32](repeating: 0, count: 8), shape: [8])
+        let context = ForwardContext(tape: tape, routing: .all(try tiny.set.activeAdaptation()), batch: 2, length: 4, positions: ids)
+        let output = try tiny.model.logits(try tiny.model.hidden(.ids(ids), context), of: .ids(ids), context)
+        try tape.backward(from: output, gradient: try Tensor(planner, output.shape))
+    }
+
     @Test("saved and loaded: the same values and the same logits, to the bit", arguments: MethodCase.all)
     func saved(_ item: MethodCase) throws {
         let tiny = try TinyModel()

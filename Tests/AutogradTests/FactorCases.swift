@@ -14,6 +14,13 @@ extension OperationCase {
             let apart = try Tensor(tape.engine, [0, 4, -8, -4, 8, 4, 8, -4, 0, -8] as [Float], shape: [2, 5])
             return try tape.topMixture(try tape.scaled(try tape.add(x[0], Variable(apart)), by: 0.5), x[1], 2)
         },
+        // Where x lies along the direction nothing is lost, and the derivative is the true one.
+        OperationCase(name: "remembered along a direction", inputs: [([3, 2], .activation), ([4, 6], .parameter)]) { tape, x in
+            let direction = try Tensor(tape.engine, [0.6, 0, 0.8] as [Float], shape: [3])
+            let spread = try Tensor(tape.engine, [0.6, 0, 0.8, 0, 0, 0, 0, 0, 0, 0.6, 0, 0.8] as [Float], shape: [2, 6])
+            let input = try tape.linear(x[0], frozen: spread, transposed: true)
+            return try tape.linear(input, x[1], rememberedAlong: direction, groups: 2, scale: 1)
+        },
         OperationCase(name: "mean softmax", inputs: [([4, 3], .parameter)]) { tape, x in try tape.meanSoftmax(x[0]) },
         OperationCase(name: "orthonormalized", inputs: [([5, 3], .parameter)], step: 0.005) { tape, x in
             try tape.orthonormalized(x[0])
