@@ -309,6 +309,10 @@ int32_t peft_model_export(const peft_model *model, const char *folder, const cha
  * method or option; PEFT_ERROR_STATE when there is an adapter of that name. */
 int32_t peft_adapter_add(peft_model *model, const char *name, const char *config_json, const char *options_json,
                          peft_error *error);
+/* The same with a start that is computed from data (LoRA-GA: "init_lora_weights": "lora_ga"): `batches` of inputs with
+ * labels, as for peft_model_gradients; their gradients are averaged. They stay the caller's. */
+int32_t peft_adapter_add_calibrated(peft_model *model, const char *name, const char *config_json, const char *options_json,
+                                    const peft_tensors *const *batches, size_t batch_count, peft_error *error);
 
 /* Loads a PEFT folder (adapter_config.json, adapter_model.safetensors), or the adapter of an HDF5 file that this library
  * wrote. `trainable` 0: for inference. The first adapter becomes active.

@@ -45,6 +45,10 @@ package protocol AdapterMethod: Sendable {
     /// Modules for layers that are no targets themselves but follow one.
     func twins(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule]
 
+    /// Computes from data what `initialize` begins with.
+    /// - Throws: `.argument` when there is data and the configuration has no use for it, or the other way round.
+    func calibrate(_ modules: [any AdapterModule], by calibration: (any Calibration)?, seed: UInt64, _ model: Model) throws(PEFTError)
+
     /// What the adapter is besides its modules; nil: nothing.
     func companion(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> (any AdapterCompanion)?
 }
@@ -65,6 +69,11 @@ extension AdapterMethod {
         name: String, tensor: Tensor
     )] { tensors }
     package func twins(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule] { [] }
+    package func calibrate(_ modules: [any AdapterModule], by calibration: (any Calibration)?, seed: UInt64, _ model: Model) throws(PEFTError) {
+        guard calibration == nil else {
+            throw PEFTError(.argument, "calibration batches were given, but this configuration's start is not computed from data (init_lora_weights 'lora_ga' is)")
+        }
+    }
     package func companion(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> (any AdapterCompanion)? { nil }
 }
 

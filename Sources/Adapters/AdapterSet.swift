@@ -24,11 +24,13 @@ package final class AdapterSet: Sendable {
     // MARK: Making and removing
 
     /// A fresh adapter from PEFT's configuration. The first one becomes active.
-    package func add(_ name: String, _ config: JSONObject, seed: UInt64 = 0, trainable: Bool = true) throws(PEFTError) {
+    /// - Parameter calibration: what its start is computed from, where the configuration asks for that.
+    package func add(_ name: String, _ config: JSONObject, seed: UInt64 = 0, trainable: Bool = true, calibration: (any Calibration)? = nil) throws(PEFTError) {
         try checkIsFree(name)
         let configuration = try AdapterConfiguration(config, warn: { engine.warn($0) })
         let (adapter, changes) = try model.lock.read { () throws(PEFTError) in
             let adapter = try Adapter(configuration, model, isNew: true)
+            try adapter.method.calibrate(adapter.modules, by: calibration, seed: seed, model)
             return (adapter, try adapter.initialize(seed: seed))
         }
         adapter.setTrainable(trainable)

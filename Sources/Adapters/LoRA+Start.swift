@@ -22,6 +22,8 @@ enum LoRAStart: Sendable, Equatable {
     case pissa(iterations: Int?)
     /// The first columns of W = Q·R (Büyükakyüz, arXiv:2406.01775).
     case olora
+    /// Along the gradient of calibration batches (`GradientStart`).
+    case gradient(GradientStart)
     /// B fixed to the r smallest left singular vectors, A zero (MiCA).
     case mica
 
@@ -30,6 +32,7 @@ enum LoRAStart: Sendable, Equatable {
         switch configuration.values["init_lora_weights"] {
         case .bool(true): self = .standard
         case .bool(false): self = .random
+        case .string(let name) where name.lowercased() == "lora_ga" && isNew: self = .gradient(try GradientStart(configuration))
         case .string(let name): self = try LoRAStart(named: name, isNew: isNew)
         case let other:
             throw PEFTError(
@@ -45,7 +48,7 @@ enum LoRAStart: Sendable, Equatable {
         case "olora": self = .olora
         case "mica": self = .mica
         case "eva" where !isNew, "lora_ga" where !isNew: self = .standard
-        case "eva", "lora_ga", "corda", "loftq":
+        case "eva", "corda", "loftq":
             throw PEFTError(.unsupported, "init_lora_weights '\(name)' is not in this version")
         default:
             guard name.hasPrefix("pissa_niter_"), let iterations = Int(name.dropFirst("pissa_niter_".count)),
@@ -53,7 +56,7 @@ enum LoRAStart: Sendable, Equatable {
             else {
                 throw PEFTError(
                     .argument,
-                    "there is no initialisation init_lora_weights '\(name)'; there are true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, mica"
+                    "there is no initialisation init_lora_weights '\(name)'; there are true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, mica, lora_ga"
                 )
             }
             self = .pissa(iterations: iterations)
@@ -62,7 +65,7 @@ enum LoRAStart: Sendable, Equatable {
 
     var changesBase: Bool {
         switch self {
-        case .pissa, .olora: true
+        case .pissa, .olora, .gradient: true
         default: false
         }
     }
@@ -94,6 +97,7 @@ extension LinearLoRA {
             engine.axpby(1, q, 0, into: b.value)
             engine.axpby(1, r, 0, into: a.value)
             return try residual()
+        case .gradient: return try residual()  // A and B are set already, by `calibrate`
         case .mica:
             try checkRank("mica")
             let (u, _, _) = try Decompositions(engine).singularValues(try weight())
@@ -103,7 +107,7 @@ extension LinearLoRA {
     }
 
     /// W [out, in] in f32, in memory of its own.
-    private func weight() throws(PEFTError) -> Tensor {
+    func weight() throws(PEFTError) -> Tensor {
         let w = try linear.weight.converted(to: .f32, engine, .scratch)
         return linear.isTransposed ? try w.transposed(engine) : w
     }

@@ -89,6 +89,25 @@ package struct LoRA: AdapterMethod {
         return try LinearLoRA(target, key: key, rank: rank, scaling: scaling, settings, model)
     }
 
+    package func calibrate(_ modules: [any AdapterModule], by calibration: (any Calibration)?, seed: UInt64, _ model: Model) throws(PEFTError) {
+        guard case .gradient(let start) = settings.start else {
+            guard calibration == nil else {
+                throw PEFTError(.argument, "calibration batches were given, but only init_lora_weights 'lora_ga' is computed from data")
+            }
+            return
+        }
+        guard let calibration, calibration.batchCount > 0 else {
+            throw PEFTError(.argument, "init_lora_weights 'lora_ga' is computed from gradients: calibration batches with labels are needed")
+        }
+        let linears = modules.compactMap { $0 as? LinearLoRA }
+        try Decompositions.session { () throws(PEFTError) in
+            try calibration.eachWeightGradient(linears.map(\.linear), model) { (index, gradient) throws(PEFTError) in
+                let module = linears[index]
+                try module.begin(along: gradient, start, RandomStream(seed: seed, purpose: module.linear.name))
+            }
+        }
+    }
+
     package func twins(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule] {
         guard settings.tiesHead else { return [] }
         return modules.compactMap { $0 as? EmbeddingLoRA }.flatMap { twin in

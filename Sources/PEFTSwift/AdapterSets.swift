@@ -6,6 +6,7 @@ internal import Platform
 internal import Quantization
 internal import Synchronization
 internal import Tensors
+internal import Training
 
 // Group "adapters of a model": each function is one of `AdapterSet`'s.
 
@@ -24,15 +25,34 @@ public func peft_adapter_add(
     _ model: OpaquePointer?, _ name: UnsafePointer<CChar>?, _ config_json: UnsafePointer<CChar>?, _ options_json: UnsafePointer<CChar>?,
     _ error: UnsafeMutablePointer<peft_error>?
 ) -> Int32 {
+    unsafe changing(model, error) { (object) throws(PEFTError) in unsafe try add(object, name, config_json, options_json, nil) }
+}
+
+@_cdecl("peft_adapter_add_calibrated") @implementation
+public func peft_adapter_add_calibrated(
+    _ model: OpaquePointer?, _ name: UnsafePointer<CChar>?, _ config_json: UnsafePointer<CChar>?, _ options_json: UnsafePointer<CChar>?,
+    _ batches: UnsafePointer<OpaquePointer?>?, _ batch_count: Int, _ error: UnsafeMutablePointer<peft_error>?
+) -> Int32 {
     unsafe changing(model, error) { (object) throws(PEFTError) in
-        let name = unsafe try text(name, "name")
-        let config = unsafe try json(config_json, "config_json")
-        guard let config = config.objectValue else { throw PEFTError(.argument, "config_json is \(config.kindName), not a JSON object") }
-        let options = unsafe try options(options_json, "options_json", allowing: ["seed", "trainable"])
-        let seed = try options.integer("seed") ?? 0
-        guard seed >= 0 else { throw PEFTError(.argument, "seed is \(seed); 0 or more is accepted") }
-        try object.adapters.add(name, config, seed: UInt64(seed), trainable: try options.boolean("trainable") ?? true)
+        guard let batches = unsafe batches, batch_count > 0, batch_count <= 1 << 20 else {
+            throw PEFTError(.argument, "batch_count is \(batch_count); 1 to \(1 << 20) batches are needed")
+        }
+        var list: [Batch] = []
+        for index in 0..<batch_count { list.append(try Batch(named: unsafe handles.tensors(batches[index]).all, for: object.model)) }
+        unsafe try add(object, name, config_json, options_json, try BatchCalibration(list, object.model))
     }
+}
+
+private func add(
+    _ object: ModelObject, _ name: UnsafePointer<CChar>?, _ config_json: UnsafePointer<CChar>?, _ options_json: UnsafePointer<CChar>?, _ calibration: (any Calibration)?
+) throws(PEFTError) {
+    let name = unsafe try text(name, "name")
+    let config = unsafe try json(config_json, "config_json")
+    guard let config = config.objectValue else { throw PEFTError(.argument, "config_json is \(config.kindName), not a JSON object") }
+    let options = unsafe try options(options_json, "options_json", allowing: ["seed", "trainable"])
+    let seed = try options.integer("seed") ?? 0
+    guard seed >= 0 else { throw PEFTError(.argument, "seed is \(seed); 0 or more is accepted") }
+    try object.adapters.add(name, config, seed: UInt64(seed), trainable: try options.boolean("trainable") ?? true, calibration: calibration)
 }
 
 @_cdecl("peft_adapter_load") @implementation

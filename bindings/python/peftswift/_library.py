@@ -87,6 +87,7 @@ FUNCTIONS = {
     "peft_model_tokenizer": [OUT, HANDLE],
     "peft_model_export": [HANDLE, TEXT, TEXT],
     "peft_adapter_add": [HANDLE, TEXT, TEXT, TEXT],
+    "peft_adapter_add_calibrated": [HANDLE, TEXT, TEXT, TEXT, c.POINTER(c.c_void_p), I64],
     "peft_adapter_load": [HANDLE, TEXT, TEXT, I32],
     "peft_adapter_save": [HANDLE, TEXT, TEXT],
     "peft_adapter_remove": [HANDLE, TEXT],

@@ -174,11 +174,16 @@ class Model(Handle):
     # ---- adapters
 
     def add_adapter(self, adapter_name, config, calibration=None, seed=0):
-        """A fresh adapter from a configuration (a dict with PEFT's keys, or a LoraConfig …)."""
-        if calibration is not None:
-            raise ValueError("calibrated initialisations (EVA, CorDA, LoRA-GA) are not in this version")
+        """A fresh adapter from a configuration (a dict with PEFT's keys, or a LoraConfig …).
+
+        calibration: batches with labels ({name: array} each), for a start that is computed from data (LoRA-GA)."""
         config = config.to_dict() if isinstance(config, PeftConfig) else dict(config)
-        call("peft_adapter_add", self, encoded(adapter_name), encoded_json(config), encoded_json({"seed": seed}))
+        arguments = self, encoded(adapter_name), encoded_json(config), encoded_json({"seed": seed})
+        if calibration is None:
+            return call("peft_adapter_add", *arguments)
+        batches = [self._tensors(batch) for batch in calibration]
+        handles = (c.c_void_p * len(batches))(*[batch._as_parameter_.value for batch in batches])
+        call("peft_adapter_add_calibrated", *arguments, handles, len(batches))
 
     def load_adapter(self, path, adapter_name="default", is_trainable=False):
         """A PEFT folder (or an .h5 file of this library)."""
