@@ -33,6 +33,28 @@ TEST(adding) {
   peft_model_free(model), peft_context_free(context);
 }
 
+TEST(starting_from_data) {
+  static const char along_gradients[] =
+      "{\"peft_type\": \"LORA\", \"r\": 4, \"target_modules\": [\"q_proj\"], \"init_lora_weights\": \"lora_ga\", \"lora_ga_config\": {\"stable_gamma\": 16}}";
+  peft_context *context = open_context(1);
+  peft_model *model = open_model(context);
+  peft_tensors *batch = make_batch(context), *base = run_forward(model, batch), *again, *none;
+  const peft_tensors *batches[2] = {batch, batch};
+  OK(peft_tensors_create(&none, context, &error));
+  FAILS_NAMING(PEFT_ERROR_ARGUMENT, "calibration", peft_adapter_add(model, "a", along_gradients, NULL, &error));
+  FAILS_NAMING(PEFT_ERROR_ARGUMENT, "batch_count", peft_adapter_add_calibrated(model, "a", along_gradients, NULL, batches, 0, &error));
+  FAILS_NAMING(PEFT_ERROR_ARGUMENT, "batch_count", peft_adapter_add_calibrated(model, "a", along_gradients, NULL, NULL, 1, &error));
+  FAILS_NAMING(PEFT_ERROR_ARGUMENT, "lora_ga", peft_adapter_add_calibrated(model, "a", lora, NULL, batches, 2, &error));
+  CHECK(peft_adapter_add_calibrated(model, "a", along_gradients, NULL, (const peft_tensors *[]){none}, 1, &error) < 0);
+  CHECK(peft_adapter_add_calibrated(model, "a", along_gradients, NULL, (const peft_tensors *[]){NULL}, 1, &error) < 0);
+  OK(peft_adapter_add_calibrated(model, "a", along_gradients, NULL, batches, 2, &error));
+  again = run_forward(model, batch); /* what the adapter adds was taken out of the weights */
+  CHECK(difference(base, again, "logits") < 1e-3);
+  train_a_little(model, batch, 3);
+  peft_tensors_free(again), peft_tensors_free(none), peft_tensors_free(base), peft_tensors_free(batch);
+  peft_model_free(model), peft_context_free(context);
+}
+
 TEST(choosing) {
   peft_context *context = open_context(1);
   peft_model *model = open_model(context);
@@ -225,6 +247,7 @@ TEST(merging) {
 int main(int argc, char **argv) {
   start(argc, argv);
   RUN(adding);
+  RUN(starting_from_data);
   RUN(choosing);
   RUN(removing_and_renaming);
   RUN(values);
