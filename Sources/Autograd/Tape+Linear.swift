@@ -15,13 +15,11 @@ extension Tape {
         try linear(x, Variable(w), bias: bias.map { Variable($0) }, transposed: transposed, as: dtype)
     }
 
-    /// The same for few rows of which nothing is recorded, with products of low rank beside it: one kernel.
-    package func linear(
-        _ x: Variable, frozen w: Tensor, bias: Tensor?, branches: [LowRankBranch], as dtype: DType? = nil
-    ) throws(PEFTError) -> Variable {
-        let y = try Tensor(engine, [x.value.rows, w.rows], dtype ?? x.value.dtype)
-        try engine.multiply(.forward, x.value, w, into: y, compute: compute(for: x.value), bias: bias, branches: branches)
-        return Variable(y)
+    /// Several of the same few rows, of which nothing is recorded, with products of low rank beside them: one kernel call.
+    package func linears(_ x: Variable, _ products: [FewRowProduct], as dtype: DType? = nil) throws(PEFTError) -> [Variable] {
+        let ys = try products.map { (product) throws(PEFTError) in try Tensor(engine, [x.value.rows, product.weight.rows], dtype ?? x.value.dtype) }
+        try engine.multiply(x.value, products, into: ys, compute: compute(for: x.value))
+        return ys.map { Variable($0) }
     }
 
     /// The same with weights that may be trainable (`[out, in]`, or `[in, out]` when `transposed`; f32 if a gradient is

@@ -29,7 +29,11 @@ final class FeedForward: Sendable {
     func callAsFunction(_ x: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable {
         let tape = context.tape
         switch input {
-        case .each(let gate, let up): return try down(try tape.glu(try gate(x, context), try up(x, context), activation), context)
+        case .each(let gate, let up):
+            if let few = try Linear.together([gate, up], x, context), let first = few.first, let second = few.last {
+                return try down(try tape.glu(first, second, activation), context)
+            }
+            return try down(try tape.glu(try gate(x, context), try up(x, context), activation), context)
         case .fused(let linear):
             let parts = try tape.splitColumns(try linear(x, context), [down.inputSize, down.inputSize])
             return try down(try tape.glu(parts[0], parts[1], activation), context)

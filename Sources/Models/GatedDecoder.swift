@@ -137,7 +137,13 @@ private final class GroupedAttention: Sendable {
     func callAsFunction(_ x: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable {
         var (q, k, v): (Variable, Variable, Variable)
         switch projection {
-        case .each(let query, let key, let value): (q, k, v) = (try query(x, context), try key(x, context), try value(x, context))
+        case .each(let query, let key, let value):
+            // Taken out of the list, each is nobody else's: rotated in place.
+            if var few = try Linear.together([query, key, value], x, context), let third = few.popLast(), let second = few.popLast(), let first = few.popLast() {
+                (q, k, v) = (first, second, third)
+            } else {
+                (q, k, v) = (try query(x, context), try key(x, context), try value(x, context))
+            }
         case .fused(let linear):
             let (queries, keys) = (attention.heads * attention.headSize, attention.keyValueHeads * attention.headSize)
             let parts = try context.tape.splitColumns(try linear(x, context), [queries, keys, keys])

@@ -69,7 +69,7 @@ package final class Linear: Layer, @unchecked Sendable {
     /// `x` `[rows, in]`; the result is `[rows, out]`, of type `dtype` (nil: that of `x`).
     package func callAsFunction(_ x: Variable, _ context: ForwardContext, as dtype: DType? = nil) throws(PEFTError) -> Variable {
         let tape = context.tape
-        if let branches = branches(x, context) { return try tape.linear(x, frozen: weight, bias: bias, branches: branches, as: dtype) }
+        if let product = fewRowProduct(x, context), let y = try tape.linears(x, [product], as: dtype).first { return y }
         guard case .samples(let groups) = context.routing, groups.contains(where: { $0.adaptation[self] != nil }) else {
             let part = try Part(x, context.commonAdaptation?[self], self, tape)
             return try outputs(of: part, try product(part.input, part.adaptation, tape, dtype), tape)
@@ -82,11 +82,21 @@ package final class Linear: Layer, @unchecked Sendable {
         })
     }
 
-    /// Everything adapters do here as products of low rank that the layer's own takes with it; nil where that is not all of it, or
-    /// there is none.
-    private func branches(_ x: Variable, _ context: ForwardContext) -> [LowRankBranch]? {
+    /// The outputs of several layers for the same few rows, in one hand-over to the threads (decoding); nil where that cannot be.
+    package static func together(_ layers: [Linear], _ x: Variable, _ context: ForwardContext) throws(PEFTError) -> [Variable]? {
+        var products: [FewRowProduct] = []
+        for layer in layers {
+            guard let product = layer.fewRowProduct(x, context) else { return nil }
+            products.append(product)
+        }
+        return try context.tape.linears(x, products)
+    }
+
+    /// The layer and everything adapters do here as products of low rank that the layer's own takes with it; nil where that is not
+    /// all of it, or there are too many rows.
+    private func fewRowProduct(_ x: Variable, _ context: ForwardContext) -> FewRowProduct? {
         let (tape, rows) = (context.tape, x.value.rows)
-        guard !tape.isRecording, !tape.isTraining, groups == 1, !isTransposed, weight.shape.count == 2, tape.engine.joinsBranches(rows: rows) else { return nil }
+        guard !tape.isRecording, !tape.isTraining, groups == 1, !isTransposed, weight.shape.count == 2, tape.engine.joinsProducts(rows: rows) else { return nil }
         var found: [LowRankBranch] = []
         func collect(_ adaptation: LayerAdaptation?, _ rows: Range<Int>?) -> Bool {
             guard let adaptation else { return true }
@@ -105,7 +115,7 @@ package final class Linear: Layer, @unchecked Sendable {
                 guard let rows = try? context.rows(of: group.range, in: rows), collect(group.adaptation[self], rows) else { return nil }
             }
         }
-        return found.isEmpty ? nil : found
+        return FewRowProduct(weight: weight, bias: bias, branches: found)
     }
 
     /// The rows of samples with the same adapters.

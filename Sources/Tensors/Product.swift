@@ -24,9 +24,22 @@ package struct LowRankBranch {
     }
 }
 
+/// One of several forward products of the same few rows: `y = x·Wᵀ (+ bias) + branches`.
+package struct FewRowProduct {
+    package let weight: Tensor
+    package let bias: Tensor?
+    package let branches: [LowRankBranch]
+
+    package init(weight: Tensor, bias: Tensor?, branches: [LowRankBranch]) {
+        self.weight = weight
+        self.bias = bias
+        self.branches = branches
+    }
+}
+
 extension Engine {
-    /// Whether a forward product of so many rows takes branches with it (`multiply`).
-    package func joinsBranches(rows: Int) -> Bool {
+    /// Whether forward products of so many rows take branches with them, and each other.
+    package func joinsProducts(rows: Int) -> Bool {
         var op = unsafe pk_matmul()
         unsafe (op.level, op.mode, op.m, op.k) = (level, ProductMode.forward.rawValue, Int64(rows), 1)
         return unsafe pk_matmul_joins(&op) != 0
@@ -50,12 +63,47 @@ extension Engine {
     /// - Parameters:
     ///   - bias: f32 `[n]`.
     ///   - accumulate: adds to what `y` holds.
-    ///   - branches: where `joinsBranches` holds.
     /// - Throws: `.internal` when shapes do not fit (a defect, not an input error), `.memory` for the scratch.
     package func multiply(
-        _ mode: ProductMode, _ x: Tensor, _ w: Tensor, into y: Tensor, compute: Compute, alpha: Float = 1, bias: Tensor? = nil, accumulate: Bool = false,
-        branches: [LowRankBranch] = []
+        _ mode: ProductMode, _ x: Tensor, _ w: Tensor, into y: Tensor, compute: Compute, alpha: Float = 1, bias: Tensor? = nil, accumulate: Bool = false
     ) throws(PEFTError) {
+        guard let op = unsafe try operation(mode, x, w, into: y, compute: compute, alpha: alpha, bias: bias, accumulate: accumulate) else { return }
+        try unsafe run([op])
+    }
+
+    /// Several forward products of one `x`, into `ys`, in one hand-over to the threads; `joinsProducts` holds.
+    package func multiply(_ x: Tensor, _ products: [FewRowProduct], into ys: [Tensor], compute: Compute) throws(PEFTError) {
+        var ops: [pk_matmul] = unsafe []
+        var branches: [pk_branch] = unsafe []
+        for (product, y) in zip(products, ys) {
+            guard var op = unsafe try operation(.forward, x, product.weight, into: y, compute: compute, bias: product.bias) else { continue }
+            for branch in product.branches {
+                guard joinsProducts(rows: x.rows), branch.a.dtype == .f32, branch.b.dtype == .f32, branch.a.columns == x.columns,
+                    branch.b.rows == y.columns, branch.a.rows == branch.b.columns, branch.a.rows > 0,
+                    branch.rows.map({ $0.lowerBound >= 0 && $0.upperBound <= x.rows }) ?? true
+                else { throw PEFTError(.internal, "branch A \(branch.a.shape), B \(branch.b.shape) of a product \(x.shape) by \(product.weight.shape)") }
+                unsafe branches.append(
+                    pk_branch(
+                        a: UnsafePointer(branch.a.pointer.assumingMemoryBound(to: Float.self)), b: UnsafePointer(branch.b.pointer.assumingMemoryBound(to: Float.self)),
+                        rank: Int64(branch.a.rows), begin: Int64(branch.rows?.lowerBound ?? 0), end: Int64(branch.rows?.upperBound ?? x.rows), scale: branch.scale))
+            }
+            unsafe op.branch_count = Int64(product.branches.count)
+            unsafe ops.append(op)
+        }
+        try unsafe branches.withUnsafeBufferPointer { (branches) throws(PEFTError) in
+            var first = 0
+            for index in unsafe ops.indices {
+                unsafe ops[index].branches = branches.baseAddress.map { unsafe $0 + first }
+                first += Int(unsafe ops[index].branch_count)
+            }
+            try unsafe run(ops)
+        }
+    }
+
+    /// What the kernels are told; nil: there is nothing to do.
+    private func operation(
+        _ mode: ProductMode, _ x: Tensor, _ w: Tensor, into y: Tensor, compute: Compute, alpha: Float = 1, bias: Tensor? = nil, accumulate: Bool = false
+    ) throws(PEFTError) -> pk_matmul? {
         let (m, k) = mode == .weightGradient ? (x.columns, x.rows) : (x.rows, x.columns)
         let (n, wk) = mode == .forward ? (w.rows, w.columns) : (w.columns, w.rows)
         guard wk == k, y.rows == m, y.columns == n, bias.map({ $0.count == n && $0.dtype == .f32 }) ?? true, w.dtype.isWeightFormat,
@@ -63,7 +111,7 @@ extension Engine {
         else {
             throw PEFTError(.internal, "product \(mode): \(x.dtype.name) \(x.shape) by \(w.dtype.name) \(w.shape) into \(y.dtype.name) \(y.shape)")
         }
-        guard m > 0, n > 0 else { return }
+        guard m > 0, n > 0 else { return nil }
         var op = unsafe pk_matmul()
         unsafe op.level = level
         let isInt8 = compute == .int8 && mode == .forward && m <= Engine.int8Rows && w.dtype.isQuantized
@@ -77,34 +125,31 @@ extension Engine {
         unsafe op.bias = unsafe bias.map { unsafe UnsafePointer($0.pointer.assumingMemoryBound(to: Float.self)) }
         unsafe op.alpha = alpha
         unsafe op.accumulate = accumulate ? 1 : 0
-        for branch in branches {
-            guard mode == .forward, joinsBranches(rows: m), branch.a.dtype == .f32, branch.b.dtype == .f32, branch.a.columns == k, branch.b.rows == n,
-                branch.a.rows == branch.b.columns, branch.a.rows > 0, branch.rows.map({ $0.lowerBound >= 0 && $0.upperBound <= m }) ?? true
-            else { throw PEFTError(.internal, "branch A \(branch.a.shape), B \(branch.b.shape) of a product \(x.shape) by \(w.shape)") }
-        }
-        let beside = unsafe branches.map { branch in
-            unsafe pk_branch(
-                a: UnsafePointer(branch.a.pointer.assumingMemoryBound(to: Float.self)), b: UnsafePointer(branch.b.pointer.assumingMemoryBound(to: Float.self)),
-                rank: Int64(branch.a.rows), begin: Int64(branch.rows?.lowerBound ?? 0), end: Int64(branch.rows?.upperBound ?? m), scale: branch.scale)
-        }
-        try unsafe beside.withUnsafeBufferPointer { (beside) throws(PEFTError) in
-            unsafe (op.branches, op.branch_count) = (beside.baseAddress, Int64(beside.count))
-            try unsafe run(op)
-        }
+        return unsafe op
     }
 
-    private func run(_ op: pk_matmul) throws(PEFTError) {
-        var op = unsafe op
-        var shared = 0
-        var each = 0
-        unsafe pk_matmul_scratch(&op, &shared, &each)
-        let parts = Int(unsafe pk_matmul_parts(&op, Int32(pool.threadCount)))
+    /// One after the other in each part; only a single one may have a phase 0.
+    private func run(_ ops: [pk_matmul]) throws(PEFTError) {
+        var (shared, each, parts) = (0, 0, 1)
+        for unsafe op in unsafe ops {
+            var (itsShared, itsEach, op) = unsafe (0, 0, op)
+            unsafe pk_matmul_scratch(&op, &itsShared, &itsEach)
+            (shared, each) = (max(shared, itsShared), max(each, itsEach))
+            parts = max(parts, Int(unsafe pk_matmul_parts(&op, Int32(pool.threadCount))))
+        }
+        let count = unsafe ops.count
+        guard shared == 0 || count == 1 else { throw PEFTError(.internal, "\(count) products at once of too many rows") }
         let step = (each + MemoryBudget.alignment - 1) & ~(MemoryBudget.alignment - 1)
         let scratch = try Storage(byteCount: ((shared + 63) & ~63) + step * parts, budget: budget, category: .scratch)
         let own = unsafe scratch.base + ((shared + 63) & ~63)
-        if shared > 0 {
-            parallel(parts) { part, parts in unsafe pk_matmul_run(&op, 0, part, parts, scratch.base, own + step * Int(part)) }
+        unsafe ops.withUnsafeBufferPointer { ops in
+            for phase: Int32 in 0...1 where phase == 1 || shared > 0 {
+                parallel(parts) { part, parts in
+                    for index in 0..<count {
+                        unsafe pk_matmul_run(ops.baseAddress.map { unsafe $0 + index }, phase, part, parts, scratch.base, own + step * Int(part))
+                    }
+                }
+            }
         }
-        parallel(parts) { part, parts in unsafe pk_matmul_run(&op, 1, part, parts, scratch.base, own + step * Int(part)) }
     }
 }
