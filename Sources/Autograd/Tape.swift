@@ -34,6 +34,8 @@ package final class Tape {
     package var random: RandomStream
     /// A trainable parameter was asked for (what a recomputed block needs to know about its silent run).
     private var sawTrainable = false
+    /// The silent first run of a block that the backward pass runs again: it records nothing, but must compute what that run will.
+    private var isRehearsal = false
     private var records: [Record] = []
 
     /// A struct around the closure: an array of typed-throwing closures crashes the compiler (Swift 6.3.1).
@@ -50,6 +52,8 @@ package final class Tape {
     }
 
     package var isRecording: Bool { gradients != nil }
+    /// Nothing of this computation will be differentiated: ways that record nothing, and ask for no parameter, may be taken.
+    package var isInference: Bool { gradients == nil && !isRehearsal && !isTraining }
 
     /// A parameter as a variable of this computation.
     package func variable(_ parameter: Parameter) -> Variable {
@@ -99,6 +103,7 @@ package final class Tape {
         guard let gradients else { return try body(self, inputs) }
         let start = random
         let silent = Tape(engine, precision, isTraining: isTraining, random: start)
+        silent.isRehearsal = true
         let value = try body(silent, inputs.map { Variable($0.value) }).value
         random = silent.random
         guard silent.sawTrainable || inputs.contains(where: \.needsGradient) else { return Variable(value) }
