@@ -8,7 +8,7 @@ internal import Tensors
 ///     y += scale·ΔW·drop(x)
 ///
 /// Hook and folding follow from the branch alone.
-protocol LinearBranch: AdapterModule {
+protocol LinearBranch: MatrixModule {
     var linear: Linear { get }
     /// What folding sees, where that is not the branch itself (without what is random).
     var folded: any LinearBranch { get }
@@ -22,31 +22,16 @@ protocol LinearBranch: AdapterModule {
 }
 
 extension LinearBranch {
-    var layer: any Layer { linear }
+    var target: MatrixTarget { MatrixTarget(linear) }
     var folded: any LinearBranch { self }
 
-    func hook(scale: Float, beside replacements: [String: Parameter]) -> any LayerHook {
-        LinearBranchHook(self, scale: scale, weight: replacements["weight"])
+    func add(to y: consuming Variable, input x: Variable, scale: Float, _ site: HookSite) throws(PEFTError) -> Variable {
+        try add(to: y, input: x, beside: site.weight, scale: scale, site.tape)
     }
 
     func fold(into weights: inout FoldedWeights, scale: Float) throws(PEFTError) {
-        let original = weights.original("weight").map { Parameter(name: "", value: $0, isTrainable: false) }
-        try weights.fold(LinearBranchHook(folded, scale: scale, weight: original), MatrixTarget(linear))
-    }
-}
-
-private final class LinearBranchHook: LayerHook {
-    private let branch: any LinearBranch
-    private let scale: Float
-    private let weight: Parameter?
-
-    init(_ branch: any LinearBranch, scale: Float, weight: Parameter?) {
-        (self.branch, self.scale, self.weight) = (branch, scale, weight)
-    }
-
-    func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable
-    {
-        try branch.add(to: y, input: x, beside: weight?.value ?? layer.weight, scale: scale, tape)
+        let original = weights.original("weight").map { ["weight": Parameter(name: "", value: $0, isTrainable: false)] }
+        try weights.fold(folded.hook(scale: scale, beside: original ?? [:]), target)
     }
 }
 
