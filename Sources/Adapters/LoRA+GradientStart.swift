@@ -86,22 +86,7 @@ extension LinearLoRA {
         case .step: (aFactor, bFactor) = (1 / Float(factor), 1 / Float(factor))
         case .unit: break
         }
-        let (width, count) = (linear.inputSize, u.columns)
-        unsafe vh.withFloats { vh in
-            unsafe a.value.withMutableFloats { a in
-                for (row, source) in left.enumerated() {
-                    for column in 0..<width { unsafe a[row * width + column] = aFactor * vh[source * width + column] }
-                }
-            }
-        }
-        unsafe u.withFloats { u in
-            unsafe b.value.withMutableFloats { b in
-                for row in 0..<linear.outputSize {
-                    for (column, source) in right.enumerated() {
-                        unsafe b[row * rank + column] = bFactor * strengths[column] * u[row * count + source]
-                    }
-                }
-            }
-        }
+        setFactors(
+            a: left.map { ($0, aFactor) }, of: vh, b: zip(right, strengths).map { ($0, bFactor * $1) }, of: u)
     }
 }

@@ -124,24 +124,30 @@ extension LinearLoRA {
     /// A = √S·Vᵀ, B = U·√S of the largest r, with S := S/s so that s·B·A is that part of W.
     private func startWithResidual(_ u: Tensor, _ s: Tensor, _ vh: Tensor) throws(PEFTError) -> Tensor {
         let roots = try s.floats(engine).prefix(rank).map { (max($0, 0) / Float(factor)).squareRoot() }
-        let (width, k) = (linear.inputSize, u.columns)
+        let parts = roots.enumerated().map { ($0, $1) }
+        setFactors(a: parts, of: vh, b: parts, of: u)
+        return try residual()
+    }
+
+    /// A takes rows of `vh` `[k, in]` and B columns of `u` `[out, k]`, each times a factor.
+    func setFactors(a rows: [(index: Int, factor: Float)], of vh: Tensor, b columns: [(index: Int, factor: Float)], of u: Tensor) {
+        let (width, count) = (linear.inputSize, u.columns)
         unsafe vh.withFloats { vh in
             unsafe a.value.withMutableFloats { a in
-                for (row, root) in roots.enumerated() {
-                    for column in 0..<width { unsafe a[row * width + column] = root * vh[row * width + column] }
+                for (row, source) in rows.enumerated() {
+                    for column in 0..<width { unsafe a[row * width + column] = source.factor * vh[source.index * width + column] }
                 }
             }
         }
         unsafe u.withFloats { u in
             unsafe b.value.withMutableFloats { b in
                 for row in 0..<linear.outputSize {
-                    for (column, root) in roots.enumerated() {
-                        unsafe b[row * rank + column] = root * u[row * k + column]
+                    for (column, source) in columns.enumerated() {
+                        unsafe b[row * rank + column] = source.factor * u[row * count + source.index]
                     }
                 }
             }
         }
-        return try residual()
     }
 
     /// W − s·B·A, in the format of W or, where that has few bits, in q8_0.
