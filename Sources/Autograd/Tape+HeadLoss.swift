@@ -40,13 +40,7 @@ extension Tape {
             try engine.multiply(.inputGradient, gradient, w, into: target, compute: .bf16)
             if !isRun { try engine.placeRows(target, rows, into: dHidden) }
         }
-        let loss = try result(Tensor(engine, [Float(sum) / divisor], shape: [1]), of: hidden)
-        record(loss) { [engine, slot = hidden.slot] dLoss throws(PEFTError) in
-            let factor = engine.isPlanning ? 1 : unsafe dLoss.withFloats { unsafe $0.first ?? 0 }
-            try require(factor == 1, "headCrossEntropy: gradient \(factor) of the loss; scale by gradientScale")
-            if let dHidden { try slot?.add(dHidden, engine) }
-        }
-        return LossResult(sum: sum, count: counted.count, variable: loss)
+        return try chunkedLoss(sum, count: counted.count, divisor: divisor, of: hidden, dHidden)
     }
 }
 

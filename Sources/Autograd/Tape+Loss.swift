@@ -98,13 +98,18 @@ extension Tape {
             try inner.backward(from: loss.variable, gradient: try Tensor(engine, [gradientScale], shape: [1]))
             if let dHidden, let gradient = leaf.slot?.take() { try engine.placeRows(gradient, rows, into: dHidden) }
         }
+        return try chunkedLoss(sum, count: counted.count, divisor: divisor, of: hidden, dHidden)
+    }
+
+    /// A loss whose gradient `dHidden`, already scaled, was computed with it.
+    func chunkedLoss(_ sum: Double, count: Int, divisor: Float, of hidden: Variable, _ dHidden: Tensor?) throws(PEFTError) -> LossResult {
         let loss = try result(Tensor(engine, [Float(sum) / divisor], shape: [1]), of: hidden)
         record(loss) { [engine, slot = hidden.slot] dLoss throws(PEFTError) in
             let factor = engine.isPlanning ? 1 : unsafe dLoss.withFloats { unsafe $0.first ?? 0 }
-            try require(factor == 1, "chunkedCrossEntropy: gradient \(factor) of the loss; scale by gradientScale")
+            try require(factor == 1, "a loss by chunks: gradient \(factor); scale by gradientScale")
             if let dHidden { try slot?.add(dHidden, engine) }
         }
-        return LossResult(sum: sum, count: counted.count, variable: loss)
+        return LossResult(sum: sum, count: count, variable: loss)
     }
 
     /// Mean of `(x − target)²`; `target` f32 of the same count. Squares, sums and gradient in f32.
