@@ -50,6 +50,11 @@ TEST(starting_from_data) {
   OK(peft_adapter_add_calibrated(model, "a", along_gradients, NULL, batches, 2, &error));
   again = run_forward(model, batch); /* what the adapter adds was taken out of the weights */
   CHECK(difference(base, again, "logits") < 1e-3);
+  peft_tensors_free(again);
+  OK(peft_adapter_set_enabled(model, 0, &error)); /* and is not nothing */
+  again = run_forward(model, batch);
+  CHECK(difference(base, again, "logits") > 1e-2);
+  OK(peft_adapter_set_enabled(model, 1, &error));
   train_a_little(model, batch, 3);
   peft_tensors_free(again), peft_tensors_free(none), peft_tensors_free(base), peft_tensors_free(batch);
   peft_model_free(model), peft_context_free(context);
