@@ -136,7 +136,7 @@ import Testing
     @Test func longListsAreCondensed() throws {
         let engine = Engine()
         let layers: [any Layer] = try (0..<12).flatMap { i in
-            try ["q", "k", "v"].map { ("model.layers.\(i).attn.\($0)", i) }
+            ["q", "k", "v"].map { ("model.layers.\(i).attn.\($0)", i) }
         }.enumerated().map { index, item in
             Linear(name: item.0, index: index, weight: try .zeros(engine, [4, 4]), bias: nil)
         }

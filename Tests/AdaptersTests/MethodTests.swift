@@ -25,7 +25,7 @@ import Testing
         try tiny.randomize("a", scale: item.noise)
         #expect(difference(try tiny.logits(), base) > 1e-3)
         // Another seed, another adapter, unless there is nothing random in it.
-        try tiny.set.setEnabled(false)
+        tiny.set.setEnabled(false)
         #expect(try tiny.logits() == base)
     }
 
