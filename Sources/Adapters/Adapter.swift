@@ -35,7 +35,7 @@ final class Adapter: Sendable {
         var modules = try targets.map { (layer) throws(PEFTError) in
             try method.module(for: layer, key: Adapter.prefix + layer.name, model)
         }
-        modules += try method.twins(of: modules, model)
+        modules += try method.others(beside: modules, model)
         if replication != nil, modules.contains(where: \.changesBase) {
             throw PEFTError(
                 .unsupported,

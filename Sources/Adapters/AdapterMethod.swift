@@ -42,8 +42,8 @@ package protocol AdapterMethod: Sendable {
         name: String, tensor: Tensor
     )]
 
-    /// Modules for layers that are no targets themselves but follow one.
-    func twins(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule]
+    /// Modules for what is no target itself: layers that follow one, parameters that are named.
+    func others(beside modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule]
 
     /// Computes from data what `initialize` begins with.
     /// - Throws: `.argument` when there is data and the configuration has no use for it, or the other way round.
@@ -68,12 +68,12 @@ extension AdapterMethod {
     package func written(_ tensors: [(name: String, tensor: Tensor)], _ engine: Engine) throws(PEFTError) -> [(
         name: String, tensor: Tensor
     )] { tensors }
-    package func twins(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule] { [] }
     package func calibrate(_ modules: [any AdapterModule], by calibration: (any Calibration)?, seed: UInt64, _ model: Model) throws(PEFTError) {
         guard calibration == nil else {
             throw PEFTError(.argument, "calibration batches were given, but this configuration's start is not computed from data (init_lora_weights 'lora_ga' is)")
         }
     }
+    package func others(beside modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule] { [] }
     package func companion(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> (any AdapterCompanion)? { nil }
 }
 

@@ -51,7 +51,7 @@ struct LayerReplication: Sendable, Equatable {
                 Linear(
                     name: "\(prefix)\(run).\(layer.name.dropFirst("\(prefix)\(block).".count))", index: layer.index,
                     weight: layer.weight, bias: layer.bias,
-                    isTransposed: layer.isTransposed) as any Layer
+                    isTransposed: layer.isTransposed, kind: layer.kind) as any Layer
             }
         }
         return model.layers[..<first].filter { !isInside($0) } + copies

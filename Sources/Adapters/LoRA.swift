@@ -7,7 +7,7 @@ internal import Tensors
 ///
 ///     y = W·x + b + s·B·(A·drop(x))        A [r, in]   B [out, r]   s = α/r, with rsLoRA α/√r
 ///
-/// for linear layers, Conv1D and convolutions (`LinearLoRA`), and embeddings (`EmbeddingLoRA`).
+/// for linear layers, Conv1D and convolutions (`LinearLoRA`), embeddings (`EmbeddingLoRA`), and the matrices of experts (`ExpertLoRA`).
 package struct LoRA: AdapterMethod {
     package static let peftType = "LORA"
     package static let layerKinds = MatrixTarget.linears + ["Embedding"] + MatrixTarget.convolutions
@@ -35,6 +35,7 @@ package struct LoRA: AdapterMethod {
     private let isRankStabilized: Bool
     private let settings: LoRASettings
     private let variant: LoRAVariant?
+    private let targetParameters: TargetParameters
 
     package init(_ configuration: inout AdapterConfiguration, _ model: Model, isNew: Bool) throws(PEFTError) {
         try configuration.refuse(LoRA.missing)
@@ -45,30 +46,28 @@ package struct LoRA: AdapterMethod {
         isRankStabilized = try configuration.flag("use_rslora")
         settings = try LoRASettings(configuration, isNew: isNew)
         variant = try LoRAVariant.chosen(configuration, isNew: isNew)
+        targetParameters = try TargetParameters(configuration)
         try configuration.checkBias()
         try WeightTying.prepare(&configuration, model)
     }
 
     /// Options that this version does not have yet.
     static let missing = [
-        "alora_invocation_tokens", "arrow_config", "megatron_config", "target_parameters", "use_qalora",
+        "alora_invocation_tokens", "arrow_config", "megatron_config", "use_qalora",
     ]
 
     package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, _ model: Model)
         throws(PEFTError)
     {
         let warn = { (message: String) in model.engine.warn(message) }
-        let names = targets.map(\.name)
+        let names = targets.map(\.name) + targetParameters.matches(model).map(\.name)
         try ranks.check(names, warn: warn)
         try alphas.check(names, warn: warn)
         try configuration.matchLayout(of: targets, warn)
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let rank = try ranks.value(for: layer.name).map { Int(exactly: $0) ?? 0 } ?? self.rank
-        try AdapterConfiguration.checkRank(rank, layer)
-        let alpha = try alphas.value(for: layer.name) ?? self.alpha
-        let scaling = isRankStabilized ? alpha / Double(rank).squareRoot() : alpha / Double(rank)
+        let (rank, scaling) = try strength(layer, layer.name)
         if variant != nil, !(layer is Linear) {
             throw PEFTError(.argument, "'\(layer.name)' is \(layer.kind); variants of LoRA are for Linear")
         }
@@ -78,10 +77,8 @@ package struct LoRA: AdapterMethod {
             }
             return try EmbeddingLoRA(embedding, key: key, rank: rank, scaling: scaling, settings, model)
         }
-        if let variant, let linear = layer as? Linear {
-            return try variant.module(linear, key: key, rank: rank, scaling: scaling, settings, model)
-        }
         let target = try MatrixTarget(layer, of: LoRA.self)
+        if let variant { return try variant.module(target.linear, key: key, rank: rank, scaling: scaling, settings, model) }
         if settings.hasBias, target.linear.bias == nil {
             model.engine.warn("lora_bias: '\(layer.name)' has no bias, so this adapter cannot be merged")
         }
@@ -108,11 +105,38 @@ package struct LoRA: AdapterMethod {
         }
     }
 
-    package func twins(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule] {
-        guard settings.tiesHead else { return [] }
-        return modules.compactMap { $0 as? EmbeddingLoRA }.flatMap { twin in
+    /// Rank and factor of the branch at a module or parameter of that name.
+    private func strength(_ layer: any Layer, _ name: String) throws(PEFTError) -> (rank: Int, scaling: Double) {
+        let rank = try ranks.value(for: name).map { Int(exactly: $0) ?? 0 } ?? self.rank
+        try AdapterConfiguration.checkRank(rank, layer)
+        let alpha = try alphas.value(for: name) ?? self.alpha
+        return (rank, isRankStabilized ? alpha / Double(rank).squareRoot() : alpha / Double(rank))
+    }
+
+    package func others(beside modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule] {
+        let parameters = try targetParameters.checked(model, beside: modules.map(\.layer)).map { (match) throws(PEFTError) in
+            try module(for: match, model)
+        }
+        guard settings.tiesHead else { return parameters }
+        return parameters + modules.compactMap { $0 as? EmbeddingLoRA }.flatMap { twin in
             WeightTying.heads(of: twin.embedding, model).map { TiedHeadLoRA($0, twin) }
         }
+    }
+}
+
+extension LoRA {
+    private func module(for match: TargetParameters.Match, _ model: Model) throws(PEFTError) -> any AdapterModule {
+        guard [.standard, .gaussian, .random].contains(settings.start) else {
+            throw PEFTError(.argument, "'\(match.name)' is a parameter; init_lora_weights can be true, false or 'gaussian' for it")
+        }
+        let (rank, scaling) = try strength(match.layer, match.name)
+        if let experts = match.layer as? Experts, let stack = experts.stack(match.tensor) {
+            return try ExpertLoRA(experts, stack, key: match.key, rank: rank, scaling: scaling, settings.start, model)
+        }
+        guard match.layer.kind == "Linear", match.tensor == "weight" else {
+            throw PEFTError(.unsupported, "'\(match.name)' is a parameter of a \(match.layer.kind); target_parameters adapts the stacks of experts and the weights of linear layers")
+        }
+        return try LinearLoRA(try MatrixTarget(match.layer, of: LoRA.self), key: match.key, rank: rank, scaling: scaling, settings, model)
     }
 }
 

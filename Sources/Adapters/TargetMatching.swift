@@ -59,6 +59,8 @@ struct TargetMatching {
         let modules = ModuleNames(layers)
         try checkTogether(configuration.values)
         try resolve(&configuration, layers, model, modules)
+        // Parameters by themselves can be all that is adapted.
+        if configuration.values["target_modules"]?.isNull ?? true { return [] }
         return try TargetMatching(configuration, modules).targets(configuration.values, model.engine.warn)
     }
 
@@ -83,6 +85,7 @@ struct TargetMatching {
         case nil, .null:
             let family = model.configuration["model_type"]?.stringValue ?? model.architecture
             guard let targets = configuration.method.defaultTargets[family] else {
+                if configuration.isSet("target_parameters") { return }
                 throw PEFTError(
                     .argument,
                     "\"target_modules\" is null, and there is no default for a '\(family)' model: name the layers, or say \"all-linear\""
@@ -179,7 +182,7 @@ struct TargetMatching {
                 found.append(layer)
             }
         }
-        if found.isEmpty { throw nothingFound(values, count.excluded, count.other) }
+        if found.isEmpty, values["target_parameters"]?.arrayValue?.isEmpty ?? true { throw nothingFound(values, count.excluded, count.other) }
         if excluded != nil, count.excluded == 0 {
             warn("exclude_modules \(values["exclude_modules"]?.text() ?? "") excluded nothing")
         }

@@ -36,7 +36,7 @@ package struct TrainableTokens: AdapterMethod {
 
     private static let end = ".trainable_tokens_delta"
 
-    package func twins(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule] {
+    package func others(beside modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule] {
         modules.compactMap { $0 as? TokenRows }.flatMap { $0.heads(end: TrainableTokens.end, model) }
     }
 }

@@ -25,6 +25,8 @@ struct DecoderSettings {
     var normsQueriesAndKeys = false
     /// Queries, keys and values in one matrix, gate and up in another.
     var isFused = false
+    /// The feed-forward is a mixture: of how many experts, and to how many a row is sent.
+    var experts: (count: Int, chosen: Int)?
     /// Added to the weights of norms.
     var normOffset: Float = 0
     /// What each half of a block adds is normalised.
@@ -78,12 +80,17 @@ struct DecoderFamily {
     /// What the modules of its question-answering class are under.
     var answersPrefix = "model."
 
-    static var all: [DecoderFamily] { [.llama, .gemma, .phi3] }
+    static var all: [DecoderFamily] { [.llama, .gemma, .phi3, .mixtral] }
 
     static func of(_ configuration: ModelConfiguration) throws(PEFTError) -> DecoderFamily {
         guard let family = all.first(where: { $0.modelTypes.contains(configuration.modelType) }) else { throw configuration.unsupported("model_type", "…") }
         return family
     }
 
-    static func moduleName(_ name: String) -> String { name }
+    /// Mixtral's module was renamed in transformers 5; files have either.
+    static func moduleName(_ name: String) -> String {
+        let parts = name.split(separator: ".", omittingEmptySubsequences: false)
+        guard parts.contains("block_sparse_moe") else { return name }
+        return parts.map { $0 == "block_sparse_moe" ? "mlp" : $0 }.joined(separator: ".")
+    }
 }

@@ -2,8 +2,13 @@ internal import Autograd
 internal import Platform
 internal import Tensors
 
+/// The second half of a block.
+protocol FeedForwardPart: Sendable {
+    func callAsFunction(_ x: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable
+}
+
 /// `down(f(gate(x))·up(x))`, the gate and up in a matrix each, or in one.
-final class FeedForward: Sendable {
+final class FeedForward: FeedForwardPart {
     private enum Input {
         case each(gate: Linear, up: Linear)
         /// Gate first.

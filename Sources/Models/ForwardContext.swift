@@ -141,6 +141,14 @@ extension ForwardContext {
         return samples.lowerBound * each..<samples.upperBound * each
     }
 
+    /// The rows of each group of samples that have adapters of their own at `layer`; all `rows` when none has.
+    func groups(at layer: any Layer, rows: Int) throws(PEFTError) -> [(rows: Range<Int>, adaptation: LayerAdaptation?)] {
+        guard case .samples(let groups) = routing, groups.contains(where: { $0.adaptation[layer] != nil }) else {
+            return [(0..<rows, commonAdaptation?[layer])]
+        }
+        return try groups.map { (group) throws(PEFTError) in (try self.rows(of: group.range, in: rows), group.adaptation[layer]) }
+    }
+
     /// Calls `body` with the rows of each group of samples that have adapters of their own at `layer`, and joins the results.
     func applied(
         to x: Variable, _ layer: any Layer, _ body: (_ x: Variable, _ adaptation: LayerAdaptation?, _ tape: Tape) throws(PEFTError) -> Variable

@@ -75,7 +75,7 @@ struct GGUFModel {
         config["mlp_bias"] = .bool(gguf.tensors.contains("blk.0.ffn_up.bias"))
         if let window = gguf["\(family).attention.sliding_window"]?.intValue, window > 0 { throw slidingWindow(gguf, window) }
         if let experts = gguf["\(family).expert_count"]?.intValue, experts > 0 {
-            throw PEFTError(.unsupported, "\(gguf.origin): \(family).expert_count is \(experts); this version has no mixtures of experts")
+            throw PEFTError(.unsupported, "\(gguf.origin): \(family).expert_count is \(experts); this version reads mixtures of experts from Hugging Face folders only")
         }
         config["rope_parameters"] = .object(try rotary(gguf, family, config, engine))
         for (key, name) in [("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id"), ("padding_token_id", "pad_token_id")] {

@@ -64,7 +64,7 @@ package final class GatedDecoder: Architecture {
 /// One layer of the decoder.
 private final class GatedDecoderBlock: Sendable {
     private let attention: GroupedAttention
-    private let feedForward: FeedForward
+    private let feedForward: any FeedForwardPart
     private let inputNorm: RMSNorm, middleNorm: RMSNorm
     /// Gemma 2 and 3 normalise what each half adds, too.
     private let attentionOutputNorm: RMSNorm?, outputNorm: RMSNorm?
@@ -75,7 +75,10 @@ private final class GatedDecoderBlock: Sendable {
             try build.rmsNorm("\(name).\(module)", settings.hiddenSize, epsilon: settings.epsilon, offset: settings.normOffset)
         }
         attention = try GroupedAttention(layer, name + ".self_attn", settings, build)
-        feedForward = try FeedForward(name + ".mlp", settings, build)
+        feedForward =
+            if let experts = settings.experts {
+                try MixtureOfExperts(name + ".mlp", settings, count: experts.count, chosen: experts.chosen, build)
+            } else { try FeedForward(name + ".mlp", settings, build) }
         inputNorm = try norm("input_layernorm")
         if settings.normsOutputs {
             attentionOutputNorm = try norm("post_attention_layernorm")

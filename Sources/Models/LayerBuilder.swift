@@ -25,12 +25,38 @@ package final class LayerBuilder {
     /// The file has this tensor.
     package func has(_ name: String) -> Bool { source.contains(name) }
 
-    /// `y = x·Wᵀ + b`; `transposed`: stored `[in, out]`.
-    package func linear(_ name: String, _ inputs: Int, _ outputs: Int, bias: Bias = .none, transposed: Bool = false) throws(PEFTError) -> Linear {
+    /// `y = x·Wᵀ + b`; `transposed`: stored `[in, out]`; `kind`: of a class of its own.
+    package func linear(
+        _ name: String, _ inputs: Int, _ outputs: Int, bias: Bias = .none, transposed: Bool = false, kind: String? = nil
+    ) throws(PEFTError) -> Linear {
         let weight = try matrix(name + ".weight", transposed ? [inputs, outputs] : [outputs, inputs])
         let hasBias = bias == .required || bias == .optional && source.contains(name + ".bias")
         let vector = hasBias ? try vector(name + ".bias", outputs) : nil
-        return add(Linear(name: name, index: layers.count, weight: weight, bias: vector, isTransposed: transposed))
+        return add(Linear(name: name, index: layers.count, weight: weight, bias: vector, isTransposed: transposed, kind: kind))
+    }
+
+    /// The networks of a mixture, in stacks, or each expert's matrices by themselves (w1 the gate, w3 up, w2 down).
+    func experts(_ name: String, _ count: Int, chosen: Int, _ hidden: Int, _ inner: Int, _ activation: ActivationKind) throws(PEFTError) -> Experts {
+        let gateUp = try stack(name, "gate_up_proj", count, of: ["w1", "w3"], inner, hidden)
+        let down = try stack(name, "down_proj", count, of: ["w2"], hidden, inner)
+        return add(try Experts(name: name, index: layers.count, gateUp: gateUp, down: down, chosen: chosen, activation: activation))
+    }
+
+    /// `[count, parts·outputs, inputs]`. From parts it is a copy, counted as weights.
+    private func stack(_ module: String, _ name: String, _ count: Int, of parts: [String], _ outputs: Int, _ inputs: Int) throws(PEFTError) -> Tensor {
+        let names = (0..<count).flatMap { expert in parts.map { "\(module).\(expert).\($0).weight" } }
+        let shape = [count, parts.count * outputs, inputs]
+        guard names.contains(where: { source.contains($0) }) else { return try matrix("\(module).\(name)", shape) }
+        let matrices = try names.map { (name) throws(PEFTError) in try matrix(name, [outputs, inputs]) }
+        let dtype = matrices[0].dtype
+        if let other = matrices.firstIndex(where: { $0.dtype != dtype }) {
+            throw PEFTError(.unsupported, "\(source.origin): '\(names[other])' is \(matrices[other].dtype.name), '\(names[0])' is \(dtype.name); the experts of a layer must be alike")
+        }
+        let result = try Tensor(engine, shape, dtype, .weights)
+        for (number, matrix) in matrices.enumerated() where result.storage.isReal {
+            unsafe (result.pointer + number * matrix.byteCount).copyMemory(from: matrix.pointer, byteCount: matrix.byteCount)
+        }
+        return result
     }
 
     /// An output head: its own weights, or those of the embedding.

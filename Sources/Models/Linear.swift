@@ -16,17 +16,22 @@ package final class Linear: Layer, @unchecked Sendable {
     package let tiedEmbedding: Embedding?
     /// Each of so many groups of outputs sees its own group of inputs (grouped convolutions); W is `[out, in/groups]`.
     package let groups: Int
+    package let kind: String
+    /// Which matrix of a stack it is (`Experts`).
+    package let part: Int
     private var ownWeight: Tensor
     /// f32 `[out]`
     package private(set) var bias: Tensor?
 
-    package init(name: String, index: Int, weight: Tensor, bias: Tensor?, isTransposed: Bool = false, groups: Int = 1) {
+    package init(name: String, index: Int, weight: Tensor, bias: Tensor?, isTransposed: Bool = false, groups: Int = 1, kind: String? = nil, part: Int = 0) {
         self.name = name
         self.index = index
         ownWeight = weight
         self.bias = bias
         self.isTransposed = isTransposed
         self.groups = groups
+        self.kind = kind ?? (isTransposed ? "Conv1D" : "Linear")
+        self.part = part
         tiedEmbedding = nil
         inputSize = isTransposed ? weight.rows : weight.columns * groups
         outputSize = isTransposed ? weight.columns : weight.rows
@@ -39,6 +44,8 @@ package final class Linear: Layer, @unchecked Sendable {
         ownWeight = embedding.weight
         isTransposed = false
         groups = 1
+        kind = "Linear"
+        part = 0
         tiedEmbedding = embedding
         inputSize = embedding.dimension
         outputSize = embedding.count
@@ -46,8 +53,6 @@ package final class Linear: Layer, @unchecked Sendable {
 
     /// `[out, in]`, or `[in, out]` when transposed; any weight format.
     package var weight: Tensor { tiedEmbedding?.weight ?? ownWeight }
-
-    package var kind: String { isTransposed ? "Conv1D" : "Linear" }
 
     package var tensors: [(name: String, tensor: Tensor)] {
         [("weight", weight)] + (bias.map { [("bias", $0)] } ?? [])
@@ -71,8 +76,7 @@ package final class Linear: Layer, @unchecked Sendable {
         let tape = context.tape
         if let product = fewRowProduct(x, context), let y = try tape.linears(x, [product], as: dtype).first { return y }
         guard case .samples(let groups) = context.routing, groups.contains(where: { $0.adaptation[self] != nil }) else {
-            let part = try Part(x, context.commonAdaptation?[self], self, tape)
-            return try outputs(of: part, try product(part.input, part.adaptation, tape, dtype), tape)
+            return try self(x, context.commonAdaptation?[self], tape, as: dtype)
         }
         let parts = try groups.map { (group) throws(PEFTError) in
             try Part(try tape.rows(x, try context.rows(of: group.range, in: x.value.rows)), group.adaptation[self], self, tape)
@@ -80,6 +84,15 @@ package final class Linear: Layer, @unchecked Sendable {
         return try tape.concatenateRows(try products(of: x, parts, tape, dtype).enumerated().map { (index, y) throws(PEFTError) in
             try outputs(of: parts[index], y, tape)
         })
+    }
+
+    /// The same with all rows adapted alike, whatever else the computation does.
+    /// - Parameter weight: what stands in for the layer's own.
+    func callAsFunction(
+        _ x: Variable, _ adaptation: LayerAdaptation?, _ tape: Tape, weight: Variable? = nil, as dtype: DType? = nil
+    ) throws(PEFTError) -> Variable {
+        let part = try Part(x, adaptation, self, tape)
+        return try outputs(of: part, try product(part.input, adaptation, tape, dtype, weight: weight), tape)
     }
 
     /// The outputs of several layers for the same few rows, in one hand-over to the threads (decoding); nil where that cannot be.
@@ -151,8 +164,10 @@ package final class Linear: Layer, @unchecked Sendable {
         }
     }
 
-    private func product(_ x: Variable, _ adaptation: LayerAdaptation?, _ tape: Tape, _ dtype: DType?) throws(PEFTError) -> Variable {
-        var w = adaptation.own("weight", tape) ?? Variable(weight)
+    private func product(
+        _ x: Variable, _ adaptation: LayerAdaptation?, _ tape: Tape, _ dtype: DType?, weight own: Variable? = nil
+    ) throws(PEFTError) -> Variable {
+        var w = own ?? adaptation.own("weight", tape) ?? Variable(weight)
         // A convolution's own weight has the shape of its kernel.
         if w.shape.count > 2 { w = try tape.reshaped(w, [outputSize, w.value.count / max(outputSize, 1)]) }
         let b = adaptation.own("bias", tape) ?? bias.map { Variable($0) }

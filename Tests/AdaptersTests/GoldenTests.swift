@@ -13,7 +13,7 @@ import Testing
         "lora_all_linear", "lora_basic", "lora_bias_all", "lora_bias_lora_only", "lora_bias_term",
         "lora_embedding_head", "lora_ensure_tying", "lora_exclude",
         "lora_gpt2_conv1d", "lora_half_files", "lora_layer_replication", "lora_layers_to_transform",
-        "lora_left_padding", "lora_modules_to_save", "lora_mlp", "lora_rank_alpha_pattern",
+        "lora_left_padding", "lora_target_parameters", "lora_modules_to_save", "lora_mlp", "lora_rank_alpha_pattern",
         "lora_regex", "lora_rslora", "lora_sharded_base", "lora_tokens", "lora_tokens_tied", "lora_two_active",
         "dora_linear", "dora_bias_rslora",
         "dora_embedding", "dora_gpt2", "dora_two_active", "lora_llama_seqcls",

@@ -165,6 +165,11 @@ extension OperationCase {
             try tape.patches(x[0], batch: 1, channels: 2, size: [7], layout: .channelsLast, PatchGeometry(kernel: [3], stride: [1], padding: [1], dilation: [2]))
         },
         OperationCase(name: "gatherRows", inputs: [([4, 3], .activation)]) { tape, x in try tape.gatherRows(x[0], [3, 1, 3, 3, 0]) },
+        OperationCase(name: "topShares", inputs: [([2, 5], .parameter)]) { tape, x in
+            // Far enough apart that a difference does not change who is chosen.
+            let apart = try Tensor(tape.engine, [0, 2, 0.5, 1, 1.5, 1, 0, 2, 1.5, 0.5] as [Float], shape: [2, 5])
+            return try tape.topShares(tape.add(tape.scaled(x[0], by: 0.1), Variable(apart)), 3).shares
+        },
         OperationCase(name: "meanRows", inputs: [([6, 3], .activation)]) { tape, x in try tape.meanRows(x[0], [0..<2, 3..<6]) },
         OperationCase(name: "splitColumns", inputs: [([3, 6], .activation)]) { tape, x in
             let parts = try tape.splitColumns(x[0], [2, 2, 2])

@@ -11,7 +11,7 @@ import Testing
     /// The base with PEFT's merged weights gives PEFT's merged logits: a pure test of the network.
     @Test(arguments: [
         ("lora_basic", "llama"), ("lora_rank_alpha_pattern", "llama3l"), ("lora_rslora", "mistral"), ("lora_all_linear", "qwen3"), ("lora_sharded_base", "llama_sharded"),
-        ("lora_tokens_tied", "llama_tied"), ("lora_gpt2_conv1d", "gpt2"),
+        ("lora_tokens_tied", "llama_tied"), ("lora_gpt2_conv1d", "gpt2"), ("lora_target_parameters", "mixtral"),
     ])
     func mergedLogits(_ test: String, _ base: String) throws {
         let model = try OpenedModel.open(path: Golden.base(base), Engine(threads: 2), compute: .f32).model
@@ -51,7 +51,7 @@ import Testing
     }
 
     /// Tokens read in pieces through a cache are the tokens read at once, sliding windows included.
-    @Test(arguments: ["llama", "mistral", "qwen2", "qwen3", "gpt2", "llama_tied"]) func cached(_ base: String) throws {
+    @Test(arguments: ["llama", "mistral", "qwen2", "qwen3", "gpt2", "llama_tied", "mixtral"]) func cached(_ base: String) throws {
         let model = try OpenedModel.open(path: Golden.base(base), Engine(), compute: .f32).model
         let ids: [Int32] = [5, 9, 33, 2, 71, 8, 8, 40, 3, 17, 60]
         let whole = try model.run(ids, batch: 1)
@@ -65,9 +65,9 @@ import Testing
         #expect(throws: PEFTError.self) { try model.run([1, 2, 3, 4, 5, 6], batch: 1, caches: [cache], from: 11) }
     }
 
-    @Test func sameBitsForAnyThreads() throws {
+    @Test(arguments: ["qwen3", "mixtral"]) func sameBitsForAnyThreads(_ base: String) throws {
         let ids = (0..<60).map { Int32($0 * 7 % 96) }
-        let runs = try [1, 2, 5].map { try OpenedModel.open(path: Golden.base("qwen3"), Engine(threads: $0), compute: .f32).model.run(ids, batch: 2) }
+        let runs = try [1, 2, 5].map { try OpenedModel.open(path: Golden.base(base), Engine(threads: $0), compute: .f32).model.run(ids, batch: 2) }
         #expect(runs[0] == runs[1] && runs[0] == runs[2])
     }
 
@@ -80,8 +80,8 @@ import Testing
         #expect(short.count == 3 && relativeError(padded, short) < 1e-5)
     }
 
-    @Test func exportedModelIsTheSame() throws {
-        let opened = try OpenedModel.open(path: Golden.base("llama_tied"), Engine(), compute: .f32)
+    @Test(arguments: ["llama_tied", "mixtral"]) func exportedModelIsTheSame(_ base: String) throws {
+        let opened = try OpenedModel.open(path: Golden.base(base), Engine(), compute: .f32)
         let folder = "/tmp/peftswift-export-\(UInt64.random(in: 0 ... .max))"
         try opened.export(to: folder)
         let again = try OpenedModel.open(path: folder, Engine(), compute: .f32)

@@ -58,6 +58,7 @@ def models(g):
         "gpt2_tokcls": (t.GPT2ForTokenClassification, t.GPT2Config(vocab_size=80, n_positions=32, n_embd=24, n_layer=2, n_head=4, num_labels=3, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, classifier_dropout=0.0),
                         text_inputs(g) | {"labels": torch.randint(0, 3, (2, 11), generator=g)}, False),
         "gemma3_bare": (t.Gemma3TextModel, t.Gemma3TextConfig(**DECODER, sliding_window=4), {k: v for k, v in text_inputs(g).items() if k != "labels"}, False),
+        "mixtral": (t.MixtralForCausalLM, t.MixtralConfig(**(DECODER | {"intermediate_size": 24}), num_local_experts=5, num_experts_per_tok=3, sliding_window=5), text_inputs(g, left=True), 6),
     }
 
 
