@@ -7,11 +7,14 @@ extension Tape {
     ///
     /// Which are chosen is a constant in the backward pass: `dlogit = share·(dshare − Σ share·dshare)`. Keeps the shares.
     ///
-    /// Without data (planning) all rows choose the first `k`: nothing they could choose takes more memory.
+    /// Without data (planning) all rows but a few choose the first `k`, and those few all the others: the largest products that could
+    /// be, and every one of them.
     package func topShares(_ logits: Variable, _ k: Int) throws(PEFTError) -> (choices: [[Int]], shares: Variable) {
         let (rows, n) = (logits.value.rows, logits.value.columns)
         try require(k > 0 && k <= n && logits.value.dtype == .f32, "topShares: \(k) of \(logits.value.dtype.name) \(logits.shape)")
-        let top = engine.isPlanning ? Array(repeating: (indices: Array(0..<k), weights: [Float](repeating: 0, count: k)), count: rows) : Tape.top(k, of: logits.value)
+        let top: [(indices: [Int], weights: [Float])] =
+            engine.isPlanning
+            ? (0..<rows).map { row in ((0..<k).map { (row < n ? row + $0 : $0) % n }, Array(repeating: 0, count: k)) } : Tape.top(k, of: logits.value)
         let shares = top.flatMap(\.weights)
         let output = result(try Tensor(engine, shares, shape: [rows, k]), of: logits)
         record(output) { [engine, slot = logits.slot] dY throws(PEFTError) in
