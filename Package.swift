@@ -53,7 +53,7 @@ let package = Package(
         room("Checkpoints", ["CHDF5", "Tensors", "Platform"]),
         room("Tokenizers", ["Platform"]),
         room("Models", ["Kernels", "Autograd", "Tensors", "Quantization", "Checkpoints", "Tokenizers", "Platform"]),
-        room("Adapters", ["COpenBLAS", "Kernels", "Models", "Autograd", "Tensors", "Quantization", "Checkpoints", "Platform"]),
+        room("Adapters", ["COpenBLAS", "Kernels", "Models", "Autograd", "Tensors", "Quantization", "Checkpoints", "Tokenizers", "Platform"]),
         room("Training", ["Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Tokenizers", "Platform"]),
         room("Generation", ["Kernels", "Adapters", "Models", "Autograd", "Tensors", "Tokenizers", "Platform"]),
         room("PEFTSwift", ["CPEFTSwift", "StaticRuntime", "Kernels", "Generation", "Training", "Adapters", "Models", "Quantization", "Checkpoints", "Tokenizers", "Autograd", "Tensors", "Platform"]),

@@ -2,6 +2,7 @@ internal import Autograd
 internal import Models
 internal import Platform
 internal import Tensors
+internal import Tokenizers
 
 /// One adapter of a model: what it is at every layer, and what it saves. Its parts do not change once it is made; the values
 /// of its parameters do, under the model's write lock.
@@ -19,6 +20,10 @@ final class Adapter: Sendable {
     let replacements: [Replacement]
     /// What is saved, in the order of the model.
     let saved: [SavedTensor]
+    /// What it is made of while it trains: `saved`, but for what files have in another form (virtual tokens).
+    let state: [SavedTensor]
+    /// What stands in front of the input.
+    let prompt: PromptEncoder?
     /// Those that a trainable adapter trains (a method may freeze some for good).
     private let trainable: [Parameter]
 
@@ -29,7 +34,8 @@ final class Adapter: Sendable {
         var method = try configuration.method.init(&configuration, model, isNew: isNew)
         try SavedModules.addHeads(&configuration)
         replication = try LayerReplication(configuration, model)
-        let targets = try TargetMatching.targets(
+        prompt = (method as? any PromptMethod)?.encoder
+        let targets = prompt != nil ? [] : try TargetMatching.targets(
             &configuration, among: replication?.layers(model) ?? model.layers, model)
         try method.prepare(for: targets, &configuration, model)
         var modules = try targets.map { (layer) throws(PEFTError) in
@@ -53,11 +59,12 @@ final class Adapter: Sendable {
             )
         }
         self.configuration = configuration
+        let own = replacements.map { SavedTensor($0.parameter, key: $0.key) }
         saved =
-            modules.flatMap(\.saved) + method.shared
-            + replacements.map { SavedTensor($0.parameter, key: $0.key) }
+            modules.flatMap(\.saved) + method.shared + (prompt.map { [$0.saved] } ?? []) + own
             + Adapter.savedEmbeddings(configuration, modules.map(\.layer), model)
-        trainable = saved.compactMap(\.parameter).filter(\.isTrainable)
+        state = prompt.map { $0.parameters.map { SavedTensor($0) } + own } ?? saved
+        trainable = state.compactMap(\.parameter).filter(\.isTrainable)
     }
 
     /// PEFT saves the base weights of embeddings and heads that `target_modules` names by these names.
@@ -77,11 +84,16 @@ final class Adapter: Sendable {
     }
 
     /// Fresh values.
+    /// - Parameter tokenizer: of the base model.
     /// - Returns: what the base layers must be changed to with them.
-    func initialize(seed: UInt64) throws(PEFTError) -> [BaseChange] {
+    func initialize(seed: UInt64, _ tokenizer: Tokenizer?) throws(PEFTError) -> [BaseChange] {
+        try prompt?.initialize(RandomStream(seed: seed, purpose: "prompt"), tokenizer)
         method.initializeShared(RandomStream(seed: seed, purpose: "shared"))
         return try initialize(modules, seed: seed)
     }
+
+    /// Whatever a file may have of it.
+    var known: [SavedTensor] { (prompt == nil ? saved : saved + state) + derived }
 
     /// What is beside PEFT's file.
     var derived: [SavedTensor] { modules.flatMap(\.derived) }
@@ -146,6 +158,7 @@ final class Adapter: Sendable {
         replication = other.replication
         replacements = other.replacements + own
         let keys = Set(own.map(\.key))
+        (prompt, state) = (other.prompt, other.state)
         saved = other.saved.filter { !keys.contains($0.key) } + own.map { SavedTensor($0.parameter) }
         trainable = other.trainable
     }
@@ -172,6 +185,7 @@ final class Adapter: Sendable {
 
     /// Adds what it does at each layer, beside all replacements of all active adapters.
     func addHooks(to adaptation: inout Adaptation, scale: Float) {
+        if let prompt { adaptation.prompt = prompt }
         if let penalty = companion?.penalty { adaptation.penalties.append(penalty) }
         if adaptation.runs == nil { adaptation.runs = replication?.runs(layerCount: adaptation.layers.count) }
         for module in modules {
@@ -197,7 +211,7 @@ final class Adapter: Sendable {
     /// Each once, also when it is saved under two keys.
     var parameters: [(key: String, parameter: Parameter)] {
         var seen: Set<ObjectIdentifier> = []
-        return saved.compactMap { item in
+        return state.compactMap { item in
             guard let parameter = item.parameter, seen.insert(ObjectIdentifier(parameter)).inserted else { return nil }
             return (item.key, parameter)
         }

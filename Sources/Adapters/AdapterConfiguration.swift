@@ -50,6 +50,9 @@ package struct AdapterConfiguration: Sendable {
         }
     }
 
+    /// In front of the names of the base model's modules in saved keys: methods without modules wrap it once less.
+    var keyPrefix: String { method is any PromptMethod.Type ? "base_model." : Adapter.prefix }
+
     package var taskType: String? { values["task_type"]?.stringValue }
 
     /// As PEFT's `save_pretrained` writes it.

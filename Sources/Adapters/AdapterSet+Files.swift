@@ -23,6 +23,7 @@ extension AdapterSet {
                 error.kind == .argument ? .format : error.kind, "\(files.tensors.origin): \(error.message)",
                 detail: error.detail)
         }
+        if trainable { try adapter.prompt?.checkIsTrainable() }
         adapter.setTrainable(trainable)
         try insert(adapter, name, changes)
     }
@@ -32,7 +33,8 @@ extension AdapterSet {
     ) {
         let adapter: Adapter
         do throws(PEFTError) {
-            adapter = try Adapter(configuration, model, isNew: false)
+            // A training's checkpoint has the encoder of virtual tokens itself, a file only what it gives.
+            adapter = try Adapter(configuration, model, isNew: files.tensors.all.contains { $0.name.hasPrefix(PromptEncoder.prefix) })
         } catch  where error.kind == .notFound {
             throw PEFTError(
                 .mismatch,
@@ -41,7 +43,7 @@ extension AdapterSet {
         }
         let named = AdapterKeys.known(
             try adapter.method.read(files.tensors.all.map { ($0.name, $0.tensor) }, engine), of: adapter)
-        let present = adapter.saved.filter { named.byKey[$0.key] != nil }.compactMap(\.parameter)
+        let present = (adapter.saved + adapter.state).filter { named.byKey[$0.key] != nil }.compactMap(\.parameter)
         let missing =
             adapter.parameters.filter { item in !present.contains { $0 === item.parameter } }.map(\.key)
             + adapter.saved.filter { $0.table != nil && named.byKey[$0.key] == nil }.map(\.key)
@@ -118,7 +120,7 @@ extension AdapterSet {
     private func set(_ adapter: Adapter, _ byKey: [String: Tensor]) throws(PEFTError) {
         var values: [(item: SavedTensor, value: Tensor)] = []
         var indices: [(table: IndexTable, values: [Int32])] = []
-        for item in adapter.saved + adapter.derived {
+        for item in adapter.known {
             guard let tensor = byKey[item.key] else { continue }
             if let table = item.table { indices.append((table, try table.checked(tensor))) }
             guard item.parameter != nil else { continue }
@@ -137,12 +139,12 @@ enum AdapterKeys {
     static func known(_ tensors: [(name: String, tensor: Tensor)], of adapter: Adapter) -> (
         byKey: [String: Tensor], unknown: [(name: String, tensor: Tensor)]
     ) {
-        let keys = Set((adapter.saved + adapter.derived).map(\.key))
+        let keys = Set(adapter.known.map(\.key))
         var byKey: [String: Tensor] = [:]
         var unknown: [(name: String, tensor: Tensor)] = []
         for (name, tensor) in tensors {
             let full = full(name)
-            let candidates = [full, full.hasSuffix(".weight") ? String(full.dropLast(7)) : full]
+            let candidates = [name, full, full.hasSuffix(".weight") ? String(full.dropLast(7)) : full]
             if let key = candidates.first(where: { keys.contains($0) }), byKey[key] == nil {
                 byKey[key] = tensor
             } else {
@@ -177,7 +179,7 @@ enum AdapterKeys {
     private static func full(_ name: String) -> String { name.hasPrefix("base_model.") ? name : Adapter.prefix + name }
 
     static func checkShapes(_ adapter: Adapter, _ byKey: [String: Tensor]) throws(PEFTError) {
-        for item in adapter.saved + adapter.derived {
+        for item in adapter.known {
             guard let tensor = byKey[item.key] else { continue }
             guard tensor.shape == item.shape else {
                 throw PEFTError(.mismatch, "'\(item.key)' has the shape \(tensor.shape), \(item.shape) is needed")

@@ -3,6 +3,7 @@ package import Models
 package import Platform
 internal import Synchronization
 internal import Tensors
+package import Tokenizers
 
 /// The adapters of one model: which there are, which act, what is merged. Safe from several threads.
 ///
@@ -12,9 +13,12 @@ package final class AdapterSet: Sendable {
     package let model: Model
     /// What saved configurations call the base model.
     package let baseName: String?
+    /// The base model's.
+    let tokenizer: Tokenizer?
     let table = Mutex(AdapterTable())
 
-    package init(_ model: Model, baseName: String? = nil) {
+    package init(_ model: Model, baseName: String? = nil, tokenizer: Tokenizer? = nil) {
+        self.tokenizer = tokenizer
         self.model = model
         self.baseName = baseName
     }
@@ -31,7 +35,7 @@ package final class AdapterSet: Sendable {
         let (adapter, changes) = try model.lock.read { () throws(PEFTError) in
             let adapter = try Adapter(configuration, model, isNew: true)
             try adapter.method.calibrate(adapter.modules, by: calibration, seed: seed, model)
-            return (adapter, try adapter.initialize(seed: seed))
+            return (adapter, try adapter.initialize(seed: seed, tokenizer))
         }
         adapter.setTrainable(trainable)
         try insert(adapter, name, changes)
@@ -129,6 +133,7 @@ package final class AdapterSet: Sendable {
 
     package func setTrainable(_ name: String, _ isTrainable: Bool) throws(PEFTError) {
         let adapter = try adapter(name)
+        if isTrainable { try adapter.prompt?.checkIsTrainable() }
         model.lock.write { adapter.setTrainable(isTrainable) }
     }
 
@@ -208,7 +213,7 @@ package final class AdapterSet: Sendable {
             table.active.compactMap { item in table.entries[item.name].map { (item.name, $0.adapter) } }
         }
         return active.flatMap { name, adapter in
-            adapter.saved.compactMap { item in
+            adapter.state.compactMap { item in
                 guard let parameter = item.parameter, parameter.isTrainable else { return nil }
                 return (active.count > 1 ? "\(name)|\(item.key)" : item.key, parameter)
             }

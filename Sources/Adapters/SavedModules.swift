@@ -45,14 +45,14 @@ enum SavedModules {
         var result: [Replacement] = []
         for layer in saved {
             for (name, tensor) in layer.tensors {
-                result.append(try copy(tensor, of: layer, name, key: "\(layer.name).\(name)", .savedModule, model))
+                result.append(try copy(tensor, of: layer, name, key: "\(configuration.keyPrefix)\(layer.name).\(name)", .savedModule, model))
             }
             guard try configuration.flag("ensure_weight_tying"), let embedding = layer as? Embedding,
                 let table = result.last
             else { continue }
             // The head that shares the embedding's matrix shares the copy.
             for head in WeightTying.heads(of: embedding, model) {
-                let key = "\(Adapter.prefix)\(head.name).weight"
+                let key = "\(configuration.keyPrefix)\(head.name).weight"
                 result.append(
                     Replacement(
                         layer: head, tensor: "weight", parameter: table.parameter, key: key, reason: .savedModule))
@@ -64,8 +64,7 @@ enum SavedModules {
             let isTarget = targets.contains { $0.index == layer.index }
             result.append(
                 try copy(
-                    bias, of: layer, "bias", key: isTarget ? "\(layer.name).base_layer.bias" : "\(layer.name).bias",
-                    .bias, model))
+                    bias, of: layer, "bias", key: configuration.keyPrefix + layer.name + (isTarget ? ".base_layer.bias" : ".bias"), .bias, model))
         }
         return result
     }
@@ -75,8 +74,7 @@ enum SavedModules {
     ) throws(PEFTError) -> Replacement {
         let value = try tensor.converted(to: .f32, model.engine, .adapters)
         return Replacement(
-            layer: layer, tensor: name, parameter: Parameter(name: Adapter.prefix + key, value: value),
-            key: Adapter.prefix + key, reason: reason)
+            layer: layer, tensor: name, parameter: Parameter(name: key, value: value), key: key, reason: reason)
     }
 
     private static func layers(_ configuration: AdapterConfiguration, _ model: Model) throws(PEFTError) -> [any Layer] {

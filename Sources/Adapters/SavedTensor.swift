@@ -14,6 +14,8 @@ package struct SavedTensor: Sendable {
         /// Of a base layer, kept beside an adapter of an embedding.
         case base(any Layer, String)
         case table(IndexTable)
+        /// What an encoder gives; not set through this key.
+        case encoded(PromptEncoder)
     }
 
     let key: String
@@ -45,6 +47,11 @@ package struct SavedTensor: Sendable {
         source = .table(table)
     }
 
+    init(encodedBy encoder: PromptEncoder, key: String) {
+        self.key = key
+        source = .encoded(encoder)
+    }
+
     init(base layer: any Layer, _ tensor: String) {
         key = "\(Adapter.prefix)\(layer.name).base_layer.\(tensor)"
         source = .base(layer, tensor)
@@ -54,7 +61,7 @@ package struct SavedTensor: Sendable {
     var parameter: Parameter? {
         switch source {
         case .parameter(let parameter), .kept(let parameter, _, _): parameter
-        case .transposed, .base, .table: nil
+        case .transposed, .base, .table, .encoded: nil
         }
     }
 
@@ -76,6 +83,7 @@ package struct SavedTensor: Sendable {
             mask.kept.map { ofColumns ? [parameter.value.rows, $0.count] : [$0.count, parameter.value.columns] } ?? parameter.value.shape
         case .base(let layer, let name): layer.tensor(name)?.shape ?? []
         case .table(let table): table.shape
+        case .encoded(let encoder): encoder.shape
         }
     }
 
@@ -85,6 +93,7 @@ package struct SavedTensor: Sendable {
         case .parameter(let parameter): return try parameter.value.converted(to: .f32, engine, .adapters)
         case .transposed(let parameter): return try parameter.value.transposed(engine)
         case .table(let table): return try table.tensor(engine)
+        case .encoded(let encoder): return try encoder.table(Tape(engine, .f32)).value
         case .kept(let parameter, let mask, let ofColumns):
             guard mask.kept != nil else { return try parameter.value.converted(to: .f32, engine, .adapters) }
             let result = try Tensor(engine, shape, .f32, .adapters)

@@ -21,7 +21,10 @@ package final class Session: @unchecked Sendable {
     package private(set) var tokens: [Int32] = []
     package private(set) var statistics = SessionStatistics()
 
+    /// Holds `leading` places that are no tokens', then `tokens`.
     private(set) var cache: KeyValueCache
+    /// Taken by the virtual tokens of the adapters that acted when the first token was read.
+    private var leading = 0
     private var sampler: Sampler
     /// f32 `[vocabulary]` of the token after the last; nil before the first.
     private var logits: [Float]?
@@ -57,6 +60,7 @@ package final class Session: @unchecked Sendable {
         tokens = other.tokens
         statistics = other.statistics
         cache = try other.cache.copy()
+        leading = other.leading
         sampler = other.sampler
         logits = other.logits
     }
@@ -87,7 +91,7 @@ package final class Session: @unchecked Sendable {
         guard keep >= 0, keep <= tokens.count else { throw PEFTError(.argument, "rewinding to \(keep) tokens; the session holds \(tokens.count)") }
         if keep == 0 { cache.forgetSource() }
         guard keep < tokens.count else { return }
-        cache.truncate(to: max(keep - 1, 0))
+        cache.truncate(to: leading + max(keep - 1, 0))
         let last = keep > 0 ? tokens[keep - 1] : nil
         tokens.removeSubrange(max(keep - 1, 0)...)
         logits = nil
@@ -107,7 +111,7 @@ package final class Session: @unchecked Sendable {
         do throws(PEFTError) {
             try read(ids)
         } catch {
-            cache.truncate(to: start)
+            cache.truncate(to: leading + start)
             tokens.removeSubrange(start...)
             throw error
         }
@@ -127,8 +131,10 @@ package final class Session: @unchecked Sendable {
         tokens = []
         logits = nil
         try model.lock.read { () throws(PEFTError) in
+            let (tape, adaptation) = (Tape(engine, model.generationPrecision), try adaptation())
             let context = ForwardContext(
-                tape: Tape(engine, model.generationPrecision), routing: .all(try adaptation()), batch: 1, length: 1, positions: try Tensor(engine, [Int32(0)], shape: [1]), source: source)
+                tape: tape, routing: .all(adaptation), batch: 1, length: 1, positions: try Tensor(engine, [Int32(0)], shape: [1]),
+                source: try source.behind(adaptation.prompt, tape))
             try model.network.readSource(into: cache, context)
         }
         try append([model.decoderStart])
@@ -149,11 +155,19 @@ package final class Session: @unchecked Sendable {
     /// One pass over `ids`, which follow what the cache holds.
     private func forward(_ ids: [Int32], isLast: Bool) throws(PEFTError) {
         let engine = model.engine
-        let first = Int32(clamping: cache.length)
         let result: Tensor? = try model.lock.read { () throws(PEFTError) in
             // Asked for under the lock: no merge comes between this and the computation.
+            let adaptation = try adaptation()
+            if tokens.isEmpty {
+                cache.truncate(to: 0)
+                leading = 0
+                let capacity = contextLength + adaptation.leadingCount(model)
+                if capacity > cache.capacity { cache = try cache.copy(capacity: capacity) }
+                leading = try model.begin(cache, adaptation)
+            }
+            let first = Int32(clamping: cache.length)
             let context = ForwardContext(
-                tape: Tape(engine, model.generationPrecision), routing: .all(try adaptation()), batch: 1, length: ids.count,
+                tape: Tape(engine, model.generationPrecision), routing: .all(adaptation), batch: 1, length: ids.count,
                 positions: try Tensor(engine, (0..<Int32(ids.count)).map { first + $0 }, shape: [ids.count]), caches: [cache])
             let input = ModelInput.ids(try Tensor(engine, ids, shape: [ids.count]))
             let hidden = try model.hidden(input, context)
@@ -166,20 +180,23 @@ package final class Session: @unchecked Sendable {
 
     /// Makes sure `count` more tokens fit.
     func makeRoom(for count: Int) throws(PEFTError) {
-        let excess = tokens.count + count - contextLength
+        let leading = tokens.isEmpty ? try adaptation().leadingCount(model) : leading
+        // Virtual tokens are not the host's: they come on top, as long as the model has positions.
+        let room = min(contextLength, (model.network.cacheShape?.maximumLength ?? contextLength) - leading)
+        let excess = tokens.count + count - room
         guard excess > 0 else { return }
         guard options.onFull == .shift, let rotary = model.network.cacheShape?.rotary else {
             throw PEFTError(
-                .contextFull, "\(count) more tokens do not fit: the session holds \(tokens.count) of \(contextLength) (rewind it, or set on_full to \"shift\")",
+                .contextFull, "\(count) more tokens do not fit: the session holds \(tokens.count) of \(room) (rewind it, or set on_full to \"shift\")",
                 detail: Int64(excess))
         }
         let keep = min(options.keep, tokens.count)
         // Half of what may go, so that a full context is not shifted at every token.
         let dropped = max(excess, (tokens.count - keep) / 2)
         guard dropped <= tokens.count - keep else {
-            throw PEFTError(.contextFull, "\(count) tokens do not fit in a context of \(contextLength) that keeps its first \(keep)", detail: Int64(excess))
+            throw PEFTError(.contextFull, "\(count) tokens do not fit in a context of \(room) that keeps its first \(keep)", detail: Int64(excess))
         }
-        try cache.shift(keeping: keep, dropping: dropped, rotary: rotary)
+        try cache.shift(keeping: leading + keep, dropping: dropped, rotary: rotary)
         tokens.removeSubrange(keep..<keep + dropped)
     }
 

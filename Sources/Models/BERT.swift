@@ -76,6 +76,11 @@ package final class BERT: Architecture {
         guard context.positionCount <= places.count, context.positionsAreGiven || context.length <= longest else {
             throw PEFTError(.argument, "a text of \(context.length) tokens; this model reads at most \(longest)")
         }
+        if let paddingID, case .prompted = input {
+            // Which of them are padding is not looked at where rows are given, as in transformers.
+            let row = (0..<Int32(clamping: context.length)).map { paddingID + 1 + $0 }
+            return try Tensor(context.tape.engine, (0..<context.batch).flatMap { _ in row }, shape: [context.batch * context.length])
+        }
         guard let paddingID, !context.positionsAreGiven, case .ids(let ids) = input, !context.tape.engine.isPlanning else { return context.positions }
         let (batch, length) = (context.batch, context.length)
         let counted: [Int32] = unsafe ids.withInt32s { ids in

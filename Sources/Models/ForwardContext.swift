@@ -1,5 +1,5 @@
 package import Autograd
-internal import Platform
+package import Platform
 package import Tensors
 
 /// What the encoder of an encoder-decoder reads.
@@ -14,6 +14,15 @@ package struct Source {
         self.input = input
         self.length = length
         self.keyMask = keyMask
+    }
+}
+
+extension Source {
+    /// The same source of one sample behind virtual tokens.
+    package func behind(_ prompt: (any VirtualTokens)?, _ tape: Tape) throws(PEFTError) -> Source {
+        guard let prompt else { return self }
+        guard case .ids(let ids) = input, keyMask == nil else { throw PEFTError(.unsupported, "virtual tokens in front of a source that is not one text") }
+        return Source(try ModelInput(ids: ids, behind: prompt, tape), length: prompt.count + length)
     }
 }
 

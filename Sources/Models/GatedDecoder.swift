@@ -47,8 +47,7 @@ package final class GatedDecoder: Architecture {
     package var head: Linear? { decoderHead.languageHead }
 
     package func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {
-        var x = try input.embedded(by: embedding, context)
-        if embeddingScale != 1, case .ids = input { x = try context.tape.scaled(x, by: embeddingScale) }
+        var x = try input.embedded(by: embedding, scale: embeddingScale, context)
         for (number, run) in try context.runs(of: blocks.count).enumerated() {
             let block = blocks[run.block]
             x = try run.context.block(number, consume x) { (x, _, context) throws(PEFTError) in try block(x, context) }

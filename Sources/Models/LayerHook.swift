@@ -52,6 +52,9 @@ package struct Adaptation: Sendable {
     /// What adapters add to every loss.
     package var penalties: [any LossPenalty] = []
 
+    /// What stands in front of the input.
+    package var prompt: (any VirtualTokens)?
+
     /// No adapter.
     package init(layerCount: Int) { layers = Array(repeating: LayerAdaptation(), count: layerCount) }
 
@@ -71,7 +74,7 @@ package protocol LossPenalty: AnyObject, Sendable {
 extension Adaptation {
     /// The same hooks and the same replacements everywhere.
     package func isSame(as other: Adaptation) -> Bool {
-        layers.count == other.layers.count
+        layers.count == other.layers.count && prompt === other.prompt
             && zip(layers, other.layers).allSatisfy { a, b in
                 a.hooks.count == b.hooks.count && zip(a.hooks, b.hooks).allSatisfy { $0 === $1 } && a.replacements.count == b.replacements.count
                     && a.replacements.allSatisfy { b.replacements[$0.key] === $0.value }

@@ -8,19 +8,10 @@ package enum ModelInput {
     case ids(Tensor)
     /// `[batch·length, hiddenSize]`: rows that stand in for looked-up embeddings.
     case embeddings(Variable)
+    /// Each sample's ids, i32, behind `[count, hiddenSize]` virtual tokens; the lengths of the context count both.
+    case prompted(Tensor, by: Variable)
     /// `[batch, …]` of a network without tokens: vectors, pictures `[batch, channels, height, width]`.
     case features(Variable)
-}
-
-extension ModelInput {
-    /// The rows a decoder begins with.
-    func embedded(by embedding: Embedding, _ context: ForwardContext) throws(PEFTError) -> Variable {
-        switch self {
-        case .ids(let ids): try embedding(ids, context)
-        case .embeddings(let rows): rows
-        case .features: throw PEFTError(.argument, "this model reads tokens (input_ids), not vectors (x)")
-        }
-    }
 }
 
 /// What a model's logits are for, and so which loss they have.

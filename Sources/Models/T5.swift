@@ -122,6 +122,7 @@ package final class T5: Architecture {
     /// The row of each sample's last end-of-sequence token, of which all must have the same number.
     private func ends(_ endID: Int32, _ context: ForwardContext) throws(PEFTError) -> [Int32] {
         let length = context.length
+        if case .prompted = context.source?.input { throw PEFTError(.unsupported, "virtual tokens in front of a T5 classifier's text, which reads the state at an id") }
         guard case .ids(let ids) = context.source?.input, ids.count == context.batch * length, !context.tape.engine.isPlanning else {
             return (0..<context.batch).map { Int32(clamping: ($0 + 1) * length - 1) }
         }

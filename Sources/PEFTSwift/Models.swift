@@ -21,7 +21,7 @@ final class ModelObject: Sendable {
 
     init(_ opened: OpenedModel) {
         self.opened = opened
-        adapters = AdapterSet(opened.model, baseName: opened.path.isEmpty ? nil : opened.path)
+        adapters = AdapterSet(opened.model, baseName: opened.path.isEmpty ? nil : opened.path, tokenizer: opened.tokenizer)
     }
 
     var model: Model { opened.model }

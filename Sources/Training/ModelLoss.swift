@@ -71,10 +71,14 @@ package enum ModelLoss {
         guard count == wanted else { throw PEFTError(.argument, "\(name) has \(count) values, the batch has \(wanted)") }
     }
 
-    /// The batch as the model takes it. Memory: `tape.engine`.
-    package static func input(_ batch: Batch, _ routing: Routing, _ tape: Tape, recomputedBlocks: Int = 0) throws(PEFTError) -> (
-        input: ModelInput, context: ForwardContext
+    /// The batch as the model takes it, and as its losses see it: behind the virtual tokens of an adapter. Memory: `tape.engine`.
+    package static func input(_ given: Batch, _ routing: Routing, _ tape: Tape, recomputedBlocks: Int = 0) throws(PEFTError) -> (
+        input: ModelInput, context: ForwardContext, batch: Batch
     ) {
+        let prompt = try routing.prompt()
+        // An encoder-decoder's stand in front of its source.
+        let before = given.source == nil ? prompt : nil
+        let batch = try before.map { (before) throws(PEFTError) in try given.behind(before.count) } ?? given
         let (engine, count) = (tape.engine, batch.rows * batch.length)
         let places = batch.positions ?? (0..<batch.rows).flatMap { _ in 0..<Int32(clamping: batch.length) }
         let context = ForwardContext(
@@ -82,18 +86,22 @@ package enum ModelLoss {
             positionsAreGiven: batch.positions != nil, tokenTypes: try batch.tokenTypes.map { (types) throws(PEFTError) in try Tensor(engine, types, shape: [count]) },
             keyMask: try batch.keyMask.map { (mask) throws(PEFTError) in try ModelLoss.mask(mask, batch.rows, engine) },
             firstKey: try batch.firstKey.map { (first) throws(PEFTError) in try Tensor(engine, first, shape: [count]) },
-            source: try batch.source.map { (source) throws(PEFTError) in try ModelLoss.source(source, batch.rows, engine) }, recomputedBlocks: recomputedBlocks)
+            source: try batch.source.map { (source) throws(PEFTError) in try ModelLoss.source(source, batch.rows, prompt, tape) }, recomputedBlocks: recomputedBlocks)
         if !batch.featureShape.isEmpty {
-            return (.features(Variable(try Tensor(engine, batch.features, shape: [batch.rows] + batch.featureShape))), context)
+            return (.features(Variable(try Tensor(engine, batch.features, shape: [batch.rows] + batch.featureShape))), context, batch)
         }
-        return (.ids(try Tensor(engine, batch.ids, shape: [count])), context)
+        return (try ModelInput(ids: try Tensor(engine, batch.ids, shape: [batch.ids.count]), behind: before, tape), context, batch)
     }
 
-    private static func source(_ source: SourceBatch, _ rows: Int, _ engine: Engine) throws(PEFTError) -> Source {
-        if !source.featureShape.isEmpty { return Source(.features(Variable(try Tensor(engine, source.features, shape: [rows] + source.featureShape))), length: 1) }
+    private static func source(_ source: SourceBatch, _ rows: Int, _ prompt: (any VirtualTokens)?, _ tape: Tape) throws(PEFTError) -> Source {
+        let (engine, count) = (tape.engine, prompt?.count ?? 0)
+        if !source.featureShape.isEmpty {
+            guard prompt == nil else { throw PEFTError(.unsupported, "virtual tokens in front of a source of features") }
+            return Source(.features(Variable(try Tensor(engine, source.features, shape: [rows] + source.featureShape))), length: 1)
+        }
         return Source(
-            .ids(try Tensor(engine, source.ids, shape: [rows * source.length])), length: source.length,
-            keyMask: try source.keyMask.map { (mask) throws(PEFTError) in try ModelLoss.mask(mask, rows, engine) })
+            try ModelInput(ids: try Tensor(engine, source.ids, shape: [rows * source.length]), behind: prompt, tape), length: count + source.length,
+            keyMask: try source.keyMask.map { (mask) throws(PEFTError) in try ModelLoss.mask(mask.eachRow(of: source.length, behind: count, of: 1), rows, engine) })
     }
 
     private static func mask(_ mask: [UInt8], _ rows: Int, _ engine: Engine) throws(PEFTError) -> Tensor {
@@ -133,7 +141,7 @@ package enum ModelLoss {
     private static func taskLoss(_ model: Model, _ batch: Batch, _ routing: Routing, _ tape: Tape, gradientScale: Float, recomputedBlocks: Int)
         throws(PEFTError) -> (result: LossResult, seed: Float)
     {
-        let (input, context) = try input(batch, routing, tape, recomputedBlocks: recomputedBlocks)
+        let (input, context, batch) = try input(batch, routing, tape, recomputedBlocks: recomputedBlocks)
         let hidden = try model.hidden(input, context)
         // Rows of a chunk come from any samples: where samples have adapters of their own the head sees whole batches.
         guard let head = model.network.head, case .all = routing else {
@@ -193,7 +201,7 @@ extension Model {
         return try lock.read { () throws(PEFTError) in
             let tape = Tape(engine, precision, isTraining: isTraining, random: random)
             let routing = try routing()
-            let (input, context) = try ModelLoss.input(batch, routing, tape)
+            let (input, context, batch) = try ModelLoss.input(batch, routing, tape)
             let hidden = try hidden(input, context)
             let logits = try logits(hidden, of: input, context).value
             let plain = logits.dtype == .f32 ? logits : try logits.converted(to: .f32, engine)

@@ -18,7 +18,7 @@ def rows():
 
 
 def written(layers):
-    return "all" if layers == ["*"] else ", ".join(layers)
+    return "all" if layers == ["*"] else ", ".join(layers) or "none"
 
 
 def test_the_readme_lists_every_method_with_its_layers():
@@ -33,5 +33,6 @@ def test_features_name_the_same_methods():
 
 def test_options_are_what_a_new_adapter_saves():
     for name, method in peftswift.list_methods().items():
-        assert "target_modules" in method["options"] or name == "TRAINABLE_TOKENS", name
+        expected = "target_modules" if method["layers"] else "num_virtual_tokens"
+        assert expected in method["options"] or name == "TRAINABLE_TOKENS", name
         assert not {"peft_type", "task_type", "inference_mode"} & set(method["options"]), name

@@ -1,3 +1,5 @@
+internal import Platform
+
 /// What an encoder reads beside the decoder's tokens of a `Batch` with as many rows.
 package struct SourceBatch: Sendable, Equatable {
     /// Tokens of a row.
@@ -67,6 +69,27 @@ package struct Batch: Sendable, Equatable {
 }
 
 extension Batch {
+    /// The same behind `count` virtual tokens in each row, as its losses see it: those are no padding, of the first text, and nothing
+    /// is to be learned there. Positions that were given do not hold any more, as in PEFT.
+    /// - Throws: `.unsupported` for what has no place for them.
+    func behind(_ count: Int) throws(PEFTError) -> Batch {
+        guard featureShape.isEmpty else { throw PEFTError(.unsupported, "virtual tokens in front of vectors or pictures") }
+        guard firstKey == nil else { throw PEFTError(.unsupported, "virtual tokens in front of packed rows: they would stand before the first sample only; do not pack") }
+        var batch = self
+        batch.length += count
+        batch.positions = nil
+        batch.keyMask = keyMask?.eachRow(of: length, behind: count, of: 1)
+        batch.tokenTypes = tokenTypes?.eachRow(of: length, behind: count, of: 0)
+        if !ends.isEmpty {
+            // Where an answer begins and ends moves with the text; places before it are no answers.
+            batch.labels = labels.map { $0 < 0 ? $0 : $0 &+ Int32(clamping: count) }
+            batch.ends = ends.map { $0 < 0 ? $0 : $0 &+ Int32(clamping: count) }
+        } else if labels.count == rows * length, labels.count == ids.count {
+            batch.labels = labels.eachRow(of: length, behind: count, of: Sample.ignored)
+        }
+        return batch
+    }
+
     /// A sample a row, filled up on the right to the longest.
     package init(_ samples: [Sample], paddingID: Int32) {
         let length = samples.map(\.ids.count).max() ?? 0
@@ -106,5 +129,17 @@ extension Batch {
         positions = places
         firstKey = first
         if mask.contains(0) { keyMask = mask }
+    }
+}
+
+extension Array {
+    /// Rows of `length` values, each behind `count` times `value`.
+    func eachRow(of length: Int, behind count: Int, of value: Element) -> [Element] {
+        var result: [Element] = []
+        result.reserveCapacity(self.count + self.count / Swift.max(length, 1) * count)
+        for start in stride(from: 0, to: self.count, by: Swift.max(length, 1)) {
+            result += Array(repeating: value, count: count) + self[start..<Swift.min(start + length, self.count)]
+        }
+        return result
     }
 }
