@@ -1,5 +1,6 @@
 @testable import Adapters
 import Autograd
+import Checkpoints
 import Models
 import Platform
 import Tensors
@@ -103,6 +104,22 @@ import Testing
         var packed = VirtualTokensTests.batch
         packed.firstKey = [0, 0, 2, 2, 0, 0, 0, 0]
         #expect(failure { _ = try model.forward(packed, .all(set.activeAdaptation())) }?.message.contains("pack") == true)
+    }
+
+    @Test("a file has what the encoder gives, which acts alike and does not train", arguments: ["MLP", "LSTM"]) func encoded(_ kind: String) throws {
+        let (model, set) = try open("llama")
+        try set.add(
+            "a", ["peft_type": .string("P_TUNING"), "num_virtual_tokens": .integer(3), "encoder_hidden_size": .integer(8), "encoder_reparameterization_type": .string(kind)])
+        let before = try model.forward(VirtualTokensTests.batch, .all(set.activeAdaptation())).logits.floats(model.engine)
+        let state = try set.state(of: "a")
+        #expect(state.map(\.name) == ["prompt_embeddings"])
+        let (config, tensors) = (try set.configuration(of: "a"), state.map { NamedTensor($0.name, $0.tensor) })
+        func files(_ tensors: [NamedTensor]) throws -> AdapterFiles { AdapterFiles(config: config, tensors: try TensorSource(origin: "a file", tensors)) }
+        try set.load("b", files(tensors), trainable: false)
+        #expect(try model.forward(VirtualTokensTests.batch, .all(set.adaptation(of: [("b", 1)]))).logits.floats(model.engine) == before)
+        #expect(failure { try set.setTrainable("b", true) }?.message.contains("P_TUNING") == true)
+        #expect(failure { try set.load("c", files(tensors), trainable: true) }?.kind == .unsupported)
+        #expect(failure { try set.load("c", files([]), trainable: false) }?.message.contains("prompt_embeddings") == true)
     }
 
     @Test("labels and answers move with the text") func moved() throws {
