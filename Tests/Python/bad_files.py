@@ -241,7 +241,8 @@ def adapter(attempts, folder, random):
                    {"target_modules": ["no_such"]}, {"target_modules": 7}, {"target_modules": "(((("}, {"target_modules": "(a+)+$" * 20}, {"lora_alpha": "x"},
                    {"lora_alpha": 1e400}, {"rank_pattern": []}, {"rank_pattern": {"q_proj": 99}}, {"rank_pattern": {"q_proj": -1}}, {"layers_to_transform": [99]},
                    {"layers_to_transform": "all"}, {"bias": "perhaps"}, {"modules_to_save": ["lm_head"]}, {"use_dora": True}, {"task_type": "X"}, {"lora_dropout": 2},
-                   {"target_parameters": ["experts.gate_up_proj"]}, {"alora_invocation_tokens": "x"}, {"trainable_token_indices": [1000]}):
+                   {"target_parameters": "experts.gate_up_proj"}, {"target_parameters": ["q_proj.weight"]},
+                   {"target_parameters": ["experts.gate_up_proj"], "use_dora": True}, {"alora_invocation_tokens": "x"}, {"trainable_token_indices": [1000]}):
         path.write_text(json.dumps({**good, **change}))
         attempts.must_fail(open_it, str(change))
     path.unlink()
