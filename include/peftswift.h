@@ -30,7 +30,8 @@
  *   PEFT_ERROR_CANCELLED and leaves everything usable. They may call the library; with the handles of the call they
  *   belong to only functions that take them `const` work (a look, a copy, a checkpoint), the others give
  *   PEFT_ERROR_STATE. The four functions of a context's options are no such callbacks: they come in the middle of
- *   things, from any thread, and must not call the library at all (it would answer PEFT_ERROR_STATE).
+ *   things, from any thread, and must not call the library at all (it would answer PEFT_ERROR_STATE). Every callback
+ *   must return: no C++ exception and no longjmp may pass through the library.
  * Text.  UTF-8. Text goes in as pointer and size in bytes; size SIZE_MAX means "up to the NUL". Text comes out in two
  *   calls: `buffer`, `capacity`, `*needed`; *needed is the size in bytes without the NUL; when needed + 1 > capacity
  *   nothing is written but *needed and the result is PEFT_OK (so `NULL, 0, &needed` asks for the size). What is written
