@@ -38,6 +38,7 @@ TEST(sessions_passes_and_a_trainer_at_once) {
   peft_context *context = open_context(2);
   peft_model *model = open_model(context);
   OK(peft_adapter_add(model, "a", lora, NULL, &error));
+  OK(peft_adapter_add(model, "b", lora, "{\"seed\": 7}", &error));
   peft_trainer *trainer = NULL;
   OK(peft_trainer_create(&trainer, model, "{\"lr\": 0.01, \"lr_scheduler\": \"constant\"}", &error));
   peft_tensors *batch = make_batch(context);
@@ -48,11 +49,12 @@ TEST(sessions_passes_and_a_trainer_at_once) {
     if (i < workers) OK(peft_session_create(&all[i].session, model, "{\"ignore_eos\": true}", &error));
     pthread_create(&threads[i], NULL, i < workers ? talk : compute, &all[i]);
   }
-  const char *a = "a";
+  /* One of them acts at any time: gradients with none would be PEFT_ERROR_STATE. */
+  const char *a = "a", *b = "b";
   for (int i = 0; i < 40; i++) {
     peft_step step = PEFT_STEP_INIT;
     OK(peft_trainer_step(&step, trainer, batch, &error));
-    OK(peft_adapter_set_active(model, &a, NULL, i % 2, &error));
+    OK(peft_adapter_set_active(model, i % 2 ? &a : &b, NULL, 1, &error));
     OK(peft_adapter_set_active(model, &a, NULL, 1, &error));
   }
   for (int i = 0; i < 2 * workers; i++) {
