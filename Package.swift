@@ -68,6 +68,6 @@ let package = Package(
         test("ModelsTests", ["Models", "Autograd", "Tensors", "Checkpoints", "Platform"]),
         test("AdaptersTests", ["Adapters", "Models", "Autograd", "Tensors", "Quantization", "Checkpoints", "Platform"]),
         test("TrainingTests", ["Training", "Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Tokenizers", "Platform"], exclude: ["Fixtures"]),
-        test("GenerationTests", ["Generation", "Adapters", "Models", "Autograd", "Tensors", "Tokenizers", "Platform"]),
+        test("GenerationTests", ["Generation", "Training", "Adapters", "Models", "Autograd", "Tensors", "Tokenizers", "Platform"]),
     ]
 )

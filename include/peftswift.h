@@ -260,7 +260,8 @@ int32_t peft_model_state(peft_tensors **state, const peft_model *model, const ch
  * `inputs` by Hugging Face's names, integers of any type:
  *   "input_ids" [batch, length], and of the same shape "attention_mask" (1 token, 0 padding, on either side),
  *   "position_ids", "token_type_ids"; packed rows of a data set also have "first_key": for each token the place in its
- *   row where its sample begins. Networks without tokens: "x" or "pixel_values", f32 [batch, …]. Encoder-decoders: "input_ids"
+ *   row where its sample begins. For adapters that ask for them: "task_ids" [batch] (multitask prompt tuning: the task each
+ *   row is of) and "input_type_mask" [batch, length] (CPT: what each token is of an example). Networks without tokens: "x" or "pixel_values", f32 [batch, …]. Encoder-decoders: "input_ids"
  *   and "attention_mask" are the encoder's, "decoder_input_ids" and "decoder_attention_mask" [batch, other length] the
  *   decoder's (left out: the labels shifted by one place, without labels for tokens the encoder's ids).
  *   "labels", by the model's head: language models and token classifiers [batch, length] (-100: not learned; of a
@@ -357,6 +358,11 @@ int32_t peft_adapter_parameters(peft_tensors **parameters, const peft_model *mod
 /* Sets tensors by saved key; keys may be left out. Errors: PEFT_ERROR_MISMATCH for a key that the adapter does not have
  * and for another shape or type. Nothing has changed then. */
 int32_t peft_adapter_set_state(peft_model *model, const char *name, const peft_tensors *state, peft_error *error);
+/* Gives a prefix (PREFIX_TUNING without projection) or a cartridge the keys and values that the base model itself has for the
+ * first tokens of `text`, as many as the adapter has virtual tokens: what follows is then answered as if it stood behind that
+ * text, and training goes on from there. Errors: PEFT_ERROR_ARGUMENT for a text with fewer tokens than that;
+ * PEFT_ERROR_UNSUPPORTED for other adapters and for models that do not generate. */
+int32_t peft_adapter_fill(peft_model *model, const char *name, const char *text, peft_error *error);
 
 /* Folds adapters (count 0: the active ones) into the base weights, layer by layer; those that are merged already stay so.
  * Quantised weights are quantised again, and the report says how much of the change survived:
@@ -551,6 +557,7 @@ typedef int32_t (*peft_texts_fn)(void *user_data, int64_t index, const char *tex
  *   "context_length": 2048 (at most the model's)
  *   "temperature": 0 (greedy), "top_k": 0 (all), "top_p": 1, "min_p": 0, "repetition_penalty": 1, "seed": 0
  *   "stop": ["…"] (end the answer, and are not part of it), "ignore_eos": false
+ *   "task_id": null (of a multitask prompt: the task the text is of)
  *   "on_full": "stop"|"shift" (drop the oldest tokens after the first "keep"), "keep": 4
  *   "adapters": [names] ([]: the base model; default: those active in the model, followed as they change) }
  * Errors: PEFT_ERROR_UNSUPPORTED for a model that does not generate; PEFT_ERROR_NOT_FOUND for an adapter. */

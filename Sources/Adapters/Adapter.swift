@@ -22,7 +22,7 @@ final class Adapter: Sendable {
     let saved: [SavedTensor]
     /// What it is made of while it trains: `saved`, but for what files have in another form (virtual tokens).
     let state: [SavedTensor]
-    /// What stands in front of the input.
+    /// Learned rows that stand in front of something.
     let prompt: PromptEncoder?
     /// Those that a trainable adapter trains (a method may freeze some for good).
     private let trainable: [Parameter]
@@ -35,7 +35,7 @@ final class Adapter: Sendable {
         try SavedModules.addHeads(&configuration)
         replication = try LayerReplication(configuration, model)
         prompt = (method as? any PromptMethod)?.encoder
-        let targets = prompt != nil ? [] : try TargetMatching.targets(
+        let targets = configuration.method.layerKinds.isEmpty ? [] : try TargetMatching.targets(
             &configuration, among: replication?.layers(model) ?? model.layers, model)
         try method.prepare(for: targets, &configuration, model)
         var modules = try targets.map { (layer) throws(PEFTError) in
@@ -61,7 +61,7 @@ final class Adapter: Sendable {
         self.configuration = configuration
         let own = replacements.map { SavedTensor($0.parameter, key: $0.key) }
         saved =
-            modules.flatMap(\.saved) + method.shared + (prompt.map { [$0.saved] } ?? []) + own
+            modules.flatMap(\.saved) + method.shared + (prompt?.saved ?? []) + own
             + Adapter.savedEmbeddings(configuration, modules.map(\.layer), model)
         state = prompt.map { $0.parameters.map { SavedTensor($0) } + own } ?? saved
         trainable = state.compactMap(\.parameter).filter(\.isTrainable)
@@ -184,9 +184,10 @@ final class Adapter: Sendable {
     }
 
     /// Adds what it does at each layer, beside all replacements of all active adapters.
-    func addHooks(to adaptation: inout Adaptation, scale: Float) {
-        if let prompt { adaptation.prompt = prompt }
+    /// - Throws: `.unsupported` where that cannot be beside what acts already.
+    func addHooks(to adaptation: inout Adaptation, scale: Float) throws(PEFTError) {
         if let penalty = companion?.penalty { adaptation.penalties.append(penalty) }
+        try method.act(on: &adaptation, scale: scale)
         if adaptation.runs == nil { adaptation.runs = replication?.runs(layerCount: adaptation.layers.count) }
         for module in modules {
             let index = module.layer.index

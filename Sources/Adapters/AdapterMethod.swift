@@ -31,6 +31,14 @@ package protocol AdapterMethod: Sendable {
     /// - Throws: `.unsupported` naming the layer's kind and those the method takes.
     func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule
 
+    /// Weights can be made to do what it does.
+    static var isMergeable: Bool { get }
+
+    /// What it does besides at layers.
+    /// - Parameter scale: on top of the configuration's scaling.
+    /// - Throws: `.unsupported` where that cannot be beside what acts already.
+    func act(on adaptation: inout Adaptation, scale: Float) throws(PEFTError)
+
     /// What the layers share, under names of its own ("base_model.vera_A").
     var shared: [SavedTensor] { get }
     /// Fresh values for what is shared.
@@ -56,6 +64,8 @@ package protocol AdapterMethod: Sendable {
 extension AdapterMethod {
     package static var layerKinds: [String] { MatrixTarget.linears }
     package static var defaultTargets: [String: JSONValue] { DefaultTargets.lora }
+    package static var isMergeable: Bool { true }
+    package func act(on adaptation: inout Adaptation, scale: Float) throws(PEFTError) {}
 
     package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, _ model: Model)
         throws(PEFTError)
@@ -164,7 +174,7 @@ package enum AdapterMethods {
         VeRA.self, PVeRA.self, RandLoRA.self, VBLoRA.self, UniLoRA.self, TinyLoRA.self, BEFT.self, TrainableTokens.self,
         FourierFT.self, WaveFT.self, SHiRA.self, SuperTuning.self, C3A.self,
         PSOFT.self, OSF.self, PEANuT.self, DEFT.self, GLoRA.self, Lily.self,
-        PromptTuning.self, PTuning.self,
+        PromptTuning.self, PTuning.self, MultitaskPrompt.self, PrefixTuning.self, Cartridge.self, CPT.self, AdaptionPrompt.self,
     ]
 
     /// As `peft_adapter_list_methods` has it.

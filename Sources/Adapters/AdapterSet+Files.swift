@@ -43,7 +43,7 @@ extension AdapterSet {
         }
         let named = AdapterKeys.known(
             try adapter.method.read(files.tensors.all.map { ($0.name, $0.tensor) }, engine), of: adapter)
-        let present = (adapter.saved + adapter.state).filter { named.byKey[$0.key] != nil }.compactMap(\.parameter)
+        let present = (adapter.saved + adapter.state).filter { named.byKey[$0.key] != nil }.flatMap(\.assigned)
         let missing =
             adapter.parameters.filter { item in !present.contains { $0 === item.parameter } }.map(\.key)
             + adapter.saved.filter { $0.table != nil && named.byKey[$0.key] == nil }.map(\.key)
@@ -123,7 +123,7 @@ extension AdapterSet {
         for item in adapter.known {
             guard let tensor = byKey[item.key] else { continue }
             if let table = item.table { indices.append((table, try table.checked(tensor))) }
-            guard item.parameter != nil else { continue }
+            guard !item.assigned.isEmpty else { continue }
             values.append((item, tensor.dtype == .f32 ? tensor : try tensor.converted(to: .f32, engine, .scratch)))
         }
         for (table, values) in indices { table.set(values) }

@@ -92,8 +92,8 @@ struct AdapterTable: Sendable {
         for name in chosen where !result.contains(where: { $0.name == name }) {
             let entry = try entry(name)
             let weight = active.first { $0.name == name }?.weight ?? 1
-            if entry.adapter.prompt != nil {
-                throw PEFTError(.unsupported, "'\(name)' is \(entry.adapter.configuration.method.peftType), which stands in front of the input; no weights can hold it")
+            if !entry.adapter.configuration.method.isMergeable {
+                throw PEFTError(.unsupported, "'\(name)' is \(entry.adapter.configuration.method.peftType), which no weights can hold")
             }
             if !entry.isMerged { result.append((name, entry.adapter, entry.scale * weight)) }
         }
@@ -133,15 +133,10 @@ struct AdapterTable: Sendable {
                 "adapters with different layer_replication cannot act together: \(adapters.map(\.name).joined(separator: ", "))"
             )
         }
-        let prompted = chosen.filter { $0.entry.adapter.prompt != nil }
-        guard prompted.count <= 1 else { throw PEFTError(.unsupported, "two adapters with virtual tokens cannot act together; activate one of them") }
-        if let (entry, weight) = prompted.first, entry.scale * weight != 1 {
-            throw PEFTError(.unsupported, "\(entry.adapter.configuration.method.peftType) with a scale or weight of \(entry.scale * weight): virtual tokens have none")
-        }
         try AdapterTable.checkWeightReaders(chosen.filter { !$0.entry.isMerged }.map(\.entry.adapter))
         for (entry, _) in chosen { try entry.adapter.addReplacements(to: &adaptation, isMerged: entry.isMerged) }
         for (entry, weight) in chosen where !entry.isMerged {
-            entry.adapter.addHooks(to: &adaptation, scale: entry.scale * weight)
+            try entry.adapter.addHooks(to: &adaptation, scale: entry.scale * weight)
         }
         if cached.count >= AdapterTable.mostCached { cached.removeAll() }
         cached[adapters] = adaptation

@@ -158,7 +158,7 @@ private final class PromptLSTM: PromptNetwork {
 
 extension Tensor {
     /// Uniform in ±`bound`: how torch begins its layers.
-    fileprivate func fill(within bound: Float, _ random: inout RandomStream) {
+    func fill(within bound: Float, _ random: inout RandomStream) {
         unsafe withMutableFloats { values in
             for index in values.indices { unsafe values[index] = (2 * random.uniform() - 1) * bound }
         }

@@ -4,13 +4,31 @@ package import Platform
 internal import Tensors
 internal import Tokenizers
 
-/// A method that adapts no layer, but puts learned rows in front of something.
+/// A method that adapts no layer, but puts learned rows in front of something: of the input, or of the keys and values of attention.
 package protocol PromptMethod: AdapterMethod {
     var encoder: PromptEncoder { get }
+    /// The rows as keys and values; nil: they stand in front of the input.
+    var memory: PrefixMemory? { get }
 }
 
 extension PromptMethod {
+    package var memory: PrefixMemory? { nil }
     package static var layerKinds: [String] { [] }
+    package static var isMergeable: Bool { false }
+
+    package func act(on adaptation: inout Adaptation, scale: Float) throws(PEFTError) {
+        guard scale == 1 else { throw PEFTError(.unsupported, "\(Self.peftType) with a scale or weight of \(scale): virtual tokens have none") }
+        guard memory == nil ? adaptation.prompt == nil : adaptation.memory == nil else {
+            throw PEFTError(.unsupported, "two adapters with \(memory == nil ? "virtual tokens" : "a prefix") cannot act together; activate one of them")
+        }
+        if let memory {
+            guard adaptation.runs == nil else { throw PEFTError(.unsupported, "\(Self.peftType) beside layer_replication: it has keys for the model's own layers") }
+            adaptation.memory = memory
+        } else {
+            adaptation.prompt = encoder
+        }
+    }
+
     package static var defaultTargets: [String: JSONValue] { [:] }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
@@ -36,6 +54,10 @@ enum PromptStart: Sendable {
     case vocabulary(Embedding)
     /// Those of a text's tokens, repeated to the length.
     case text(String, path: String?, addSpecialTokens: Bool, Embedding)
+    /// Those of these tokens.
+    case tokens([Int32], Embedding)
+    /// From elsewhere, `[rows, width]`.
+    case values(Tensor)
 }
 
 /// The learned rows of one adapter, and how they come about.
@@ -45,48 +67,73 @@ package final class PromptEncoder: VirtualTokens {
 
     /// Virtual tokens.
     package let count: Int
-    /// One for each of them, and for an encoder-decoder as many again (PEFT's `num_transformer_submodules`), which nothing reads.
+    /// One for each of them, and for an encoder-decoder as many again (PEFT's `num_transformer_submodules`), which but for several tasks
+    /// nothing reads.
     let shape: [Int]
     private let embedding: Parameter
+    /// Rows in front of the embedding's, which do not train.
+    private let frozen: Parameter?
     private let network: (any PromptNetwork)?
+    private let factors: TaskFactors?
+    package let labels: ContextLabels?
     private let start: PromptStart
     private let engine: Engine
     private let isOutputOnly: String?
 
     /// - Parameters:
     ///   - rows: of the embedding, `width` wide.
+    ///   - name: of the embedding in a training's checkpoint.
     ///   - network: nil: the embedding is what stands in front.
+    ///   - factors: what tasks multiply the rows by; nil: there is one task.
+    ///   - trainsEmbedding: false: the network alone is learned.
     ///   - isNew: false: it comes from a file, which has no network.
-    init(_ method: String, count: Int, rows: Int, width: Int, network: (any PromptNetwork)?, start: PromptStart, isNew: Bool, _ model: Model) throws(PEFTError) {
+    init(
+        _ method: String, count: Int, rows: Int, width: Int, name: String = "embedding.weight", frozenRows: Int = 0, network: (any PromptNetwork)? = nil,
+        factors: TaskFactors? = nil, trainsEmbedding: Bool = true, start: PromptStart,
+        context: ContextLabels? = nil, isNew: Bool, _ model: Model
+    ) throws(PEFTError) {
         self.count = count
         self.start = start
+        self.factors = factors
+        labels = context
         engine = model.engine
         shape = [rows, network?.outputSize ?? width]
         self.network = isNew ? network : nil
         isOutputOnly = isNew || network == nil ? nil : method
         let size = isNew ? [rows, width] : shape
         _ = try checkedProduct(size[0], size[1], of: "virtual tokens")
+        frozen = frozenRows == 0 ? nil : Parameter(
+            name: PromptEncoder.prefix + "frozen_embedding", value: try Tensor.zeros(model.engine, [frozenRows, size[1]], .f32, .adapters), isTrainable: false)
         embedding = Parameter(
-            name: isNew ? PromptEncoder.prefix + "embedding.weight" : PromptEncoder.savedKey, value: try Tensor.zeros(model.engine, size, .f32, .adapters),
-            isTrainable: isOutputOnly == nil)
+            name: isNew || frozen != nil ? PromptEncoder.prefix + name : PromptEncoder.savedKey,
+            value: try Tensor.zeros(model.engine, [size[0] - frozenRows, size[1]], .f32, .adapters), isTrainable: trainsEmbedding && isOutputOnly == nil)
     }
 
     /// In torch's order.
-    var parameters: [Parameter] { [embedding] + (network?.parameters ?? []) }
+    var parameters: [Parameter] { (frozen.map { [$0] } ?? []) + [embedding] + (factors?.parameters ?? []) + (network?.parameters ?? []) }
 
-    var saved: SavedTensor {
-        network == nil ? SavedTensor(embedding, key: PromptEncoder.savedKey) : SavedTensor(encodedBy: self, key: PromptEncoder.savedKey)
+    var saved: [SavedTensor] {
+        let rows =
+            if network != nil { SavedTensor(encodedBy: self, key: PromptEncoder.savedKey) } else if let frozen {
+                SavedTensor(stacking: [frozen, embedding], key: PromptEncoder.savedKey)
+            } else { SavedTensor(embedding, key: PromptEncoder.savedKey) }
+        return [rows] + (factors?.parameters.map { SavedTensor($0, key: String($0.name.dropFirst(PromptEncoder.prefix.count))) } ?? [])
     }
 
     /// What files have: f32 of `shape`.
     func table(_ tape: Tape) throws(PEFTError) -> Variable {
-        let x = tape.variable(embedding)
+        var x = tape.variable(embedding)
+        if let frozen { x = try tape.concatenateRows([tape.variable(frozen), x]) }
         return if let network { try network(x, tape) } else { x }
     }
 
-    package func rows(_ tape: Tape) throws(PEFTError) -> Variable {
-        let table = try table(tape)
-        return count == table.value.rows ? table : try tape.rows(table, 0..<count)
+    package var taskCount: Int? { factors?.taskCount }
+    package var leadsDecoder: Bool { factors != nil && shape[0] > count }
+
+    package func rows(task: Int, ofDecoder: Bool, _ tape: Tape) throws(PEFTError) -> Variable {
+        var table = try table(tape)
+        if let factors { table = try tape.multiply(table, try factors(task, tape)) }
+        return count == table.value.rows ? table : try tape.rows(table, ofDecoder ? count..<2 * count : 0..<count)
     }
 
     /// - Throws: `.unsupported` where only the output of a network is known.
@@ -100,10 +147,14 @@ package final class PromptEncoder: VirtualTokens {
     func initialize(_ random: RandomStream, _ tokenizer: Tokenizer?) throws(PEFTError) {
         var random = random
         network?.initialize(&random)
+        factors?.initialize(&random)
+        if let frozen, case .random = start { engine.axpby(1, try Tensor(engine, random.normals(frozen.value.count), shape: frozen.value.shape, .scratch), 0, into: frozen.value) }
         let (value, rows) = (embedding.value, embedding.value.rows)
         switch start {
         case .zeros: value.clear()
         case .random: engine.axpby(1, try Tensor(engine, random.normals(value.count), shape: value.shape, .scratch), 0, into: value)
+        case .values(let tensor): engine.axpby(1, tensor, 0, into: value)
+        case .tokens(let ids, let layer): try take(ids, of: layer)
         case .vocabulary(let layer):
             let bound = UInt32(clamping: layer.count)
             try take((0..<rows).map { _ in Int32(clamping: random.below(bound)) }, of: layer)
@@ -147,7 +198,8 @@ struct PromptSettings {
     let embedding: Embedding
 
     /// Reads the keys, filling in those that are null.
-    init(_ configuration: inout AdapterConfiguration, _ model: Model) throws(PEFTError) {
+    /// - Parameter isMemory: rows are keys and values, of which heads may share some: their number and width are meant.
+    init(_ configuration: inout AdapterConfiguration, _ model: Model, isMemory: Bool = false) throws(PEFTError) {
         let method = configuration.method.peftType
         guard let embedding = model.layers.first(where: { $0 is Embedding }) as? Embedding else {
             throw PEFTError(.unsupported, "\(method) needs a model that reads tokens; a \(model.architecture) model does not")
@@ -162,6 +214,11 @@ struct PromptSettings {
         guard !(configuration.values["num_virtual_tokens"]?.isNull ?? true) else { throw PEFTError(.argument, "\(method) needs num_virtual_tokens, a positive integer") }
         count = try inferred("num_virtual_tokens", [])
         layers = try inferred("num_layers", ["num_hidden_layers", "num_layers", "n_layer", "n_layers"])
+        if isMemory, let shape = model.network.cacheShape {
+            for (key, value) in [("token_dim", shape.keyValueHeads * shape.headSize), ("num_attention_heads", shape.keyValueHeads)] where configuration.values[key]?.isNull ?? true {
+                configuration.values[key] = .integer(Int64(value))
+            }
+        }
         width = try inferred("token_dim", ["hidden_size", "n_embd", "d_model", "dim"])
         heads = try inferred("num_attention_heads", ["num_attention_heads", "n_head", "num_heads", "encoder_attention_heads", "n_heads"])
         if configuration.values["num_transformer_submodules"]?.isNull ?? true {

@@ -17,15 +17,15 @@ package struct PromptTuning: PromptMethod {
         let settings = try PromptSettings(&configuration, model)
         try settings.checkWidth()
         encoder = try PromptEncoder(
-            PromptTuning.peftType, count: settings.count, rows: try settings.rows(), width: settings.width, network: nil,
+            PromptTuning.peftType, count: settings.count, rows: try settings.rows(), width: settings.width,
             start: isNew ? try PromptTuning.start(configuration, settings.embedding) : .zeros, isNew: isNew, model)
     }
 
-    private static func start(_ configuration: AdapterConfiguration, _ embedding: Embedding) throws(PEFTError) -> PromptStart {
-        let start = try configuration.choice("prompt_tuning_init", ["RANDOM", "TEXT", "SAMPLE_VOCAB"])
+    static func start(_ configuration: AdapterConfiguration, _ embedding: Embedding, choices: [String] = ["RANDOM", "TEXT", "SAMPLE_VOCAB"]) throws(PEFTError) -> PromptStart {
+        let start = try configuration.choice("prompt_tuning_init", choices)
         guard start == "TEXT" else {
             guard !configuration.isSet("tokenizer_kwargs") else { throw PEFTError(.argument, "tokenizer_kwargs is for prompt_tuning_init TEXT only") }
-            return start == "RANDOM" ? .random : .vocabulary(embedding)
+            return start == "SAMPLE_VOCAB" ? .vocabulary(embedding) : .random
         }
         guard let text = try configuration.values.text("prompt_tuning_init_text"), !text.isEmpty else {
             throw PEFTError(.argument, "prompt_tuning_init TEXT needs prompt_tuning_init_text, a text that is not empty")

@@ -16,6 +16,8 @@ package struct SavedTensor: Sendable {
         case table(IndexTable)
         /// What an encoder gives; not set through this key.
         case encoded(PromptEncoder)
+        /// Parameters below each other.
+        case stacked([Parameter])
     }
 
     let key: String
@@ -52,6 +54,11 @@ package struct SavedTensor: Sendable {
         source = .encoded(encoder)
     }
 
+    init(stacking parameters: [Parameter], key: String) {
+        self.key = key
+        source = .stacked(parameters)
+    }
+
     init(base layer: any Layer, _ tensor: String) {
         key = "\(Adapter.prefix)\(layer.name).base_layer.\(tensor)"
         source = .base(layer, tensor)
@@ -61,8 +68,13 @@ package struct SavedTensor: Sendable {
     var parameter: Parameter? {
         switch source {
         case .parameter(let parameter), .kept(let parameter, _, _): parameter
-        case .transposed, .base, .table, .encoded: nil
+        case .transposed, .base, .table, .encoded, .stacked: nil
         }
+    }
+
+    /// Those that are set through this key.
+    var assigned: [Parameter] {
+        if case .stacked(let parameters) = source { parameters } else { parameter.map { [$0] } ?? [] }
     }
 
     /// Integers that are set through this key.
@@ -84,6 +96,7 @@ package struct SavedTensor: Sendable {
         case .base(let layer, let name): layer.tensor(name)?.shape ?? []
         case .table(let table): table.shape
         case .encoded(let encoder): encoder.shape
+        case .stacked(let parameters): [parameters.reduce(0) { $0 + $1.value.rows }, parameters.first?.value.columns ?? 0]
         }
     }
 
@@ -94,6 +107,9 @@ package struct SavedTensor: Sendable {
         case .transposed(let parameter): return try parameter.value.transposed(engine)
         case .table(let table): return try table.tensor(engine)
         case .encoded(let encoder): return try encoder.table(Tape(engine, .f32)).value
+        case .stacked(let parameters):
+            let tape = Tape(engine, .f32)
+            return try tape.concatenateRows(parameters.map { tape.variable($0) }).value.converted(to: .f32, engine, .adapters)
         case .kept(let parameter, let mask, let ofColumns):
             guard mask.kept != nil else { return try parameter.value.converted(to: .f32, engine, .adapters) }
             let result = try Tensor(engine, shape, .f32, .adapters)
@@ -107,6 +123,14 @@ package struct SavedTensor: Sendable {
 
     /// Writes a value of `shape` into the parameter.
     func assign(_ value: Tensor, _ engine: Engine) throws(PEFTError) {
+        if case .stacked(let parameters) = source {
+            var start = 0
+            for parameter in parameters {
+                engine.axpby(1, try value.rows(start..<start + parameter.value.rows), 0, into: parameter.value)
+                start += parameter.value.rows
+            }
+            return
+        }
         guard let parameter else { return }
         if case .kept(_, let mask, let ofColumns) = source, mask.kept != nil {
             parameter.value.clear()

@@ -97,8 +97,10 @@ package final class Tape {
 
     /// Runs `body` without keeping its activations; the backward pass runs it again (with the same dropout masks) to
     /// get them back. Costs one more forward pass of the block, saves all it would have kept but its inputs.
+    /// - Parameter learnsBeside: `body` holds variables of this tape that are no inputs and want a gradient (one value that all
+    ///   blocks read). They were made before, so their own derivatives come after those of all blocks.
     package func recomputed(
-        _ inputs: [Variable], _ body: @escaping (_ tape: Tape, _ inputs: [Variable]) throws(PEFTError) -> Variable
+        _ inputs: [Variable], learnsBeside: Bool = false, _ body: @escaping (_ tape: Tape, _ inputs: [Variable]) throws(PEFTError) -> Variable
     ) throws(PEFTError) -> Variable {
         guard let gradients else { return try body(self, inputs) }
         let start = random
@@ -106,7 +108,7 @@ package final class Tape {
         silent.isRehearsal = true
         let value = try body(silent, inputs.map { Variable($0.value) }).value
         random = silent.random
-        guard silent.sawTrainable || inputs.contains(where: \.needsGradient) else { return Variable(value) }
+        guard silent.sawTrainable || learnsBeside || inputs.contains(where: \.needsGradient) else { return Variable(value) }
         sawTrainable = true
         let output = Variable(value, GradientSlot(shape: value.shape, dtype: value.dtype))
         record(output) { [engine, precision, isTraining] dOutput throws(PEFTError) in

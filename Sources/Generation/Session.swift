@@ -134,7 +134,7 @@ package final class Session: @unchecked Sendable {
             let (tape, adaptation) = (Tape(engine, model.generationPrecision), try adaptation())
             let context = ForwardContext(
                 tape: tape, routing: .all(adaptation), batch: 1, length: 1, positions: try Tensor(engine, [Int32(0)], shape: [1]),
-                source: try source.behind(adaptation.prompt, tape))
+                source: try source.behind(adaptation.prompt, task: options.task, tape))
             try model.network.readSource(into: cache, context)
         }
         try append([model.decoderStart])
@@ -163,7 +163,7 @@ package final class Session: @unchecked Sendable {
                 leading = 0
                 let capacity = contextLength + adaptation.leadingCount(model)
                 if capacity > cache.capacity { cache = try cache.copy(capacity: capacity) }
-                leading = try model.begin(cache, adaptation)
+                leading = try model.begin(cache, adaptation, task: options.task)
             }
             let first = Int32(clamping: cache.length)
             let context = ForwardContext(

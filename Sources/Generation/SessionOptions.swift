@@ -20,12 +20,14 @@ package struct SessionOptions: Sendable {
     package var keep = 4
     /// Go on after an end-of-sequence token.
     package var ignoresEnd = false
+    /// Of an adapter with several: which one the text is of.
+    package var task: Int?
 
     package init() {}
 
     /// The keys of the JSON form.
     package static let keys: Set<String> = [
-        "context_length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "on_full", "keep", "ignore_eos",
+        "context_length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "on_full", "keep", "ignore_eos", "task_id",
     ]
 
     /// These options with what `json` says; keys that are not of sampling are ignored (the caller knows them).
@@ -40,6 +42,7 @@ package struct SessionOptions: Sendable {
         if let value = try json.float("repetition_penalty") { options.sampling.repetitionPenalty = value }
         if let value = try json.integer("seed") { options.sampling.seed = UInt64(bitPattern: Int64(value)) }
         if let value = try json.boolean("ignore_eos") { options.ignoresEnd = value }
+        if let value = try json.integer("task_id") { options.task = value }
         if let value = try json.integer("keep") {
             guard value >= 0 else { throw PEFTError(.argument, "keep is \(value); 0 or more is accepted") }
             options.keep = value

@@ -78,14 +78,14 @@ package final class BERT: Architecture {
         }
         if let paddingID, case .prompted = input {
             // Which of them are padding is not looked at where rows are given, as in transformers.
-            let row = (0..<Int32(clamping: context.length)).map { paddingID + 1 + $0 }
-            return try Tensor(context.tape.engine, (0..<context.batch).flatMap { _ in row }, shape: [context.batch * context.length])
+            let rows = unsafe context.positions.withInt32s { unsafe $0.map { paddingID &+ 1 &+ $0 } }
+            return try Tensor(context.tape.engine, rows, shape: [context.batch * context.length])
         }
         guard let paddingID, !context.positionsAreGiven, case .ids(let ids) = input, !context.tape.engine.isPlanning else { return context.positions }
         let (batch, length) = (context.batch, context.length)
         let counted: [Int32] = unsafe ids.withInt32s { ids in
             (0..<batch).flatMap { sample in
-                var position = paddingID
+                var position = paddingID + Int32(clamping: context.memory?.counts[sample] ?? 0)
                 return (0..<length).map { token in
                     guard unsafe ids[sample * length + token] != paddingID else { return paddingID }
                     position += 1

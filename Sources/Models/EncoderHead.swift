@@ -77,7 +77,7 @@ package final class EncoderHead: Sendable {
 
     private func firstTokens(_ hidden: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable {
         let tape = context.tape
-        var first = try tape.gatherRows(hidden, (0..<context.batch).map { Int32(clamping: $0 * context.length) })
+        var first = try tape.gatherRows(hidden, (0..<context.batch).map { Int32(clamping: $0 * context.length + (context.padding?[$0] ?? 0)) })
         guard let dense else { return first }
         if dropsFirst { first = try tape.dropout(first, dropout) }
         return try tape.activation(try dense(first, context), activation)

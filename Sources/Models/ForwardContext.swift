@@ -19,10 +19,10 @@ package struct Source {
 
 extension Source {
     /// The same source of one sample behind virtual tokens.
-    package func behind(_ prompt: (any VirtualTokens)?, _ tape: Tape) throws(PEFTError) -> Source {
+    package func behind(_ prompt: (any VirtualTokens)?, task: Int? = nil, _ tape: Tape) throws(PEFTError) -> Source {
         guard let prompt else { return self }
         guard case .ids(let ids) = input, keyMask == nil else { throw PEFTError(.unsupported, "virtual tokens in front of a source that is not one text") }
-        return Source(try ModelInput(ids: ids, behind: prompt, tape), length: prompt.count + length)
+        return Source(.prompted(ids, by: [try prompt.activations(task: task, tape)]), length: prompt.count + length)
     }
 }
 
@@ -48,6 +48,10 @@ package final class ForwardContext {
     package let firstKey: Tensor?
     /// Of an encoder-decoder, for which everything else here is the decoder's; nil where the caches know it.
     package let source: Source?
+    /// Keys and values in front of each sample's own; nil: none, or the caches hold them.
+    let memory: LeadingKeys?
+    /// Rows of padding in front of each sample (samples with fewer virtual tokens than others); nil: none.
+    let padding: [Int]?
     /// Keys and values of earlier tokens, one cache per sample; empty outside generation.
     package let caches: [KeyValueCache]
     /// So many blocks, from the first on, are computed again in the backward pass instead of keeping their activations.
@@ -57,17 +61,19 @@ package final class ForwardContext {
 
     package convenience init(
         tape: Tape, routing: Routing, batch: Int, length: Int, positions: Tensor, positionsAreGiven: Bool = false, tokenTypes: Tensor? = nil,
-        keyMask: Tensor? = nil, firstKey: Tensor? = nil, source: Source? = nil, caches: [KeyValueCache] = [], recomputedBlocks: Int = 0
+        keyMask: Tensor? = nil, firstKey: Tensor? = nil, source: Source? = nil, memory: LeadingKeys? = nil, padding: [Int]? = nil, caches: [KeyValueCache] = [],
+        recomputedBlocks: Int = 0
     ) {
         self.init(
             tape: tape, routing: routing, batch: batch, length: length, positions: positions,
             positionCount: max(length, unsafe positions.withInt32s { unsafe Int($0.max() ?? 0) } + 1), positionsAreGiven: positionsAreGiven,
-            tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, source: source, caches: caches, recomputedBlocks: recomputedBlocks, runNumber: nil)
+            tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, source: source, memory: memory, padding: padding, caches: caches,
+            recomputedBlocks: recomputedBlocks, runNumber: nil)
     }
 
     private init(
         tape: Tape, routing: Routing, batch: Int, length: Int, positions: Tensor, positionCount: Int, positionsAreGiven: Bool, tokenTypes: Tensor?, keyMask: Tensor?,
-        firstKey: Tensor?, source: Source?, caches: [KeyValueCache], recomputedBlocks: Int, runNumber: Int?
+        firstKey: Tensor?, source: Source?, memory: LeadingKeys?, padding: [Int]?, caches: [KeyValueCache], recomputedBlocks: Int, runNumber: Int?
     ) {
         self.tape = tape
         self.routing = routing
@@ -80,6 +86,8 @@ package final class ForwardContext {
         self.keyMask = keyMask
         self.firstKey = firstKey
         self.source = source
+        self.memory = memory
+        self.padding = padding
         self.caches = caches
         self.recomputedBlocks = recomputedBlocks
         self.runNumber = runNumber
@@ -89,15 +97,16 @@ package final class ForwardContext {
     package func on(_ tape: Tape) -> ForwardContext {
         ForwardContext(
             tape: tape, routing: routing, batch: batch, length: length, positions: positions, positionCount: positionCount, positionsAreGiven: positionsAreGiven,
-            tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, source: source, caches: caches, recomputedBlocks: 0, runNumber: runNumber)
+            tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, source: source, memory: memory, padding: padding, caches: caches, recomputedBlocks: 0,
+            runNumber: runNumber)
     }
 
     /// The same pass for one run through a block.
     func run(_ number: Int, _ adaptation: Adaptation) -> ForwardContext {
         ForwardContext(
             tape: tape, routing: .all(adaptation), batch: batch, length: length, positions: positions, positionCount: positionCount,
-            positionsAreGiven: positionsAreGiven, tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, source: source, caches: caches,
-            recomputedBlocks: recomputedBlocks, runNumber: number)
+            positionsAreGiven: positionsAreGiven, tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, source: source, memory: memory, padding: padding,
+            caches: caches, recomputedBlocks: recomputedBlocks, runNumber: number)
     }
 }
 
@@ -109,7 +118,7 @@ extension ForwardContext {
         _ body: @escaping (_ x: consuming Variable, _ others: [Variable], _ context: ForwardContext) throws(PEFTError) -> Variable
     ) throws(PEFTError) -> Variable {
         guard number < recomputedBlocks else { return try body(x, others, self) }
-        return try tape.recomputed([x] + others) { (tape, inputs) throws(PEFTError) in
+        return try tape.recomputed([x] + others, learnsBeside: memory?.needsGradient ?? false) { (tape, inputs) throws(PEFTError) in
             try body(inputs[0], Array(inputs.dropFirst()), self.on(tape))
         }
     }

@@ -13,6 +13,7 @@ package final class GPT2: Architecture {
     private let norm: LayerNorm
     private let decoderHead: DecoderHead
     package let cacheShape: CacheShape?
+    package let attentionNames: [String]
 
     package init(_ configuration: ModelConfiguration, _ build: LayerBuilder) throws(PEFTError) {
         let hidden = try configuration.size("n_embd", "hidden_size")
@@ -29,6 +30,7 @@ package final class GPT2: Architecture {
         var blocks: [GPT2Block] = []
         for layer in 0..<(try configuration.size("n_layer", "num_hidden_layers", most: 4096)) { blocks.append(try GPT2Block(layer, "\(prefix)h.\(layer)", hidden, heads, configuration, build)) }
         self.blocks = blocks
+        attentionNames = blocks.indices.map { "\(prefix)h.\($0).attn" }
         norm = try build.layerNorm(prefix + "ln_f", hidden, epsilon: try configuration.number("layer_norm_epsilon", or: 1e-5))
         decoderHead = try DecoderHead(configuration, build, embedding: tokens, hiddenSize: hidden, perToken: "classifier")
         cacheShape = CacheShape(layerCount: blocks.count, keyValueHeads: heads, headSize: hidden / heads, maximumLength: positions, rotary: nil)
@@ -55,7 +57,7 @@ package final class GPT2: Architecture {
 }
 
 /// One layer of the decoder.
-private final class GPT2Block: Sendable {
+private final class GPT2Block: KeyProjection, Sendable {
     private let attentionNorm: LayerNorm, projection: Linear, attentionOutput: Linear
     private let feedForwardNorm: LayerNorm, expansion: Linear, contraction: Linear
     private let attention: SelfAttention
@@ -78,8 +80,17 @@ private final class GPT2Block: Sendable {
         let tape = context.tape
         let width = attention.heads * attention.headSize
         let parts = try tape.splitColumns(try projection(try attentionNorm(x, context), context), [width, width, width])
-        let middle = try tape.add(x, try attentionOutput(try attention(parts[0], parts[1], parts[2], context), context))
+        var attended = try attentionOutput(try attention(parts[0], parts[1], parts[2], context), context)
+        // PEFT's prompts beside GPT-2's attention are not projected.
+        if let beside = try attention.beside(parts[0], self, context) { attended = try tape.add(attended, beside) }
+        let middle = try tape.add(x, attended)
         let inner = try tape.activation(try expansion(try feedForwardNorm(middle, context), context), activation)
         return try tape.add(middle, try contraction(inner, context))
+    }
+
+    func keysAndValues(_ x: Variable, _ tape: Tape) throws(PEFTError) -> (keys: Variable, values: Variable) {
+        let width = attention.heads * attention.headSize
+        let parts = try tape.splitColumns(try projection(x, nil, tape), [width, width, width])
+        return (parts[1], parts[2])
     }
 }

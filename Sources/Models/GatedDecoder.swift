@@ -19,6 +19,7 @@ package final class GatedDecoder: Architecture {
     private let decoderHead: DecoderHead
     private let listName: String
     package let cacheShape: CacheShape?
+    package let attentionNames: [String]
 
     package init(_ configuration: ModelConfiguration, _ build: LayerBuilder) throws(PEFTError) {
         let family = try DecoderFamily.of(configuration)
@@ -31,6 +32,8 @@ package final class GatedDecoder: Architecture {
         var blocks: [GatedDecoderBlock] = []
         for layer in 0..<settings.layerCount { blocks.append(try GatedDecoderBlock(layer, "\(listName).\(layer)", settings, build)) }
         self.blocks = blocks
+        let listName = listName
+        attentionNames = ["llama", "mistral"].contains(configuration.modelType) ? blocks.indices.map { "\(listName).\($0).self_attn" } : []
         norm = try build.rmsNorm(prefix + "norm", settings.hiddenSize, epsilon: settings.epsilon, offset: settings.normOffset)
         decoderHead = try DecoderHead(
             configuration, build, embedding: embedding, hiddenSize: settings.hiddenSize, perToken: "score", softcap: settings.logitSoftcap)
@@ -102,7 +105,7 @@ private final class GatedDecoderBlock: Sendable {
 }
 
 /// Attention with rotary positions, whose keys and values heads share in groups.
-private final class GroupedAttention: Sendable {
+private final class GroupedAttention: KeyProjection, Sendable {
     private enum Projection {
         case each(query: Linear, key: Linear, value: Linear)
         /// All in one matrix, queries first.
@@ -153,7 +156,22 @@ private final class GroupedAttention: Sendable {
         }
         q = try rotated(try normed(consume q, queryNorm, context), attention.heads, context)
         k = try rotated(try normed(consume k, keyNorm, context), attention.keyValueHeads, context)
-        return try output(try attention(q, k, v, context), context)
+        let attended = try attention(q, k, v, context)
+        guard let beside = try attention.beside(q, self, context) else { return try output(attended, context) }
+        guard output.bias != nil else { return try output(try context.tape.add(attended, beside), context) }
+        // As PEFT has it: both are projected, bias and all.
+        return try context.tape.add(try output(attended, context), try output(beside, context))
+    }
+
+    /// Of the frozen layers, without positions.
+    func keysAndValues(_ x: Variable, _ tape: Tape) throws(PEFTError) -> (keys: Variable, values: Variable) {
+        switch projection {
+        case .each(_, let key, let value): return (try key(x, nil, tape), try value(x, nil, tape))
+        case .fused(let linear):
+            let (queries, keys) = (attention.heads * attention.headSize, attention.keyValueHeads * attention.headSize)
+            let parts = try tape.splitColumns(try linear(x, nil, tape), [queries, keys, keys])
+            return (parts[1], parts[2])
+        }
     }
 
     /// Each head by itself.

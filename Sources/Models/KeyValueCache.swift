@@ -22,6 +22,8 @@ package final class KeyValueCache {
     /// `[allocated, width]` each.
     private var keys: [Tensor] = []
     private var values: [Tensor] = []
+    /// What layers made of the prompts beside their attention; kept until the sequence begins anew.
+    private var gated: [Int: (owner: GatedPrompt, keys: Tensor, values: Tensor)] = [:]
     /// Of an encoder-decoder: keys and values of what the encoder read, per layer; never changed once they are there.
     private var sources: [Int: (keys: Tensor, values: Tensor)] = [:]
 
@@ -60,10 +62,23 @@ package final class KeyValueCache {
         length = min(length + max(count, 0), allocated)
     }
 
+    /// What it holds of a layer, as views.
+    package func rows(layer: Int) throws(PEFTError) -> (keys: Tensor, values: Tensor) {
+        guard layer >= 0, layer < keys.count else { throw PEFTError(.internal, "layer \(layer) of a cache with \(keys.count)") }
+        return (try keys[layer].rows(0..<length), try values[layer].rows(0..<length))
+    }
+
     /// Forgets all tokens from `newLength` on (rollback); nothing when there are fewer.
     package func truncate(to newLength: Int) {
         length = max(0, min(length, newLength))
+        if length == 0 { gated = [:] }
     }
+
+    func beside(_ own: GatedPrompt, layer: Int) -> (keys: Tensor, values: Tensor)? {
+        gated[layer].flatMap { $0.owner === own ? ($0.keys, $0.values) : nil }
+    }
+
+    func keep(_ keys: Tensor, _ values: Tensor, beside own: GatedPrompt, layer: Int) { gated[layer] = (own, keys, values) }
 
     /// An independent copy that may hold `capacity` tokens (fork, or growing a full context).
     package func copy(capacity: Int? = nil) throws(PEFTError) -> KeyValueCache {

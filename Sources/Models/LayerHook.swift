@@ -54,6 +54,11 @@ package struct Adaptation: Sendable {
 
     /// What stands in front of the input.
     package var prompt: (any VirtualTokens)?
+    /// What attention sees in front of the input's own keys and values.
+    package var memory: (any AttentionMemory)?
+
+    /// What acts beside the attention of layers, by their number.
+    package var gatedPrompts: [Int: GatedPrompt] = [:]
 
     /// No adapter.
     package init(layerCount: Int) { layers = Array(repeating: LayerAdaptation(), count: layerCount) }
@@ -74,7 +79,8 @@ package protocol LossPenalty: AnyObject, Sendable {
 extension Adaptation {
     /// The same hooks and the same replacements everywhere.
     package func isSame(as other: Adaptation) -> Bool {
-        layers.count == other.layers.count && prompt === other.prompt
+        layers.count == other.layers.count && prompt === other.prompt && memory === other.memory
+            && gatedPrompts.count == other.gatedPrompts.count && gatedPrompts.allSatisfy { $0.value === other.gatedPrompts[$0.key] }
             && zip(layers, other.layers).allSatisfy { a, b in
                 a.hooks.count == b.hooks.count && zip(a.hooks, b.hooks).allSatisfy { $0 === $1 } && a.replacements.count == b.replacements.count
                     && a.replacements.allSatisfy { b.replacements[$0.key] === $0.value }

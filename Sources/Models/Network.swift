@@ -8,8 +8,8 @@ package enum ModelInput {
     case ids(Tensor)
     /// `[batch·length, hiddenSize]`: rows that stand in for looked-up embeddings.
     case embeddings(Variable)
-    /// Each sample's ids, i32, behind `[count, hiddenSize]` virtual tokens; the lengths of the context count both.
-    case prompted(Tensor, by: Variable)
+    /// Each sample's ids, i32, behind `[count, hiddenSize]` virtual tokens of its own; the lengths of the context count both.
+    case prompted(Tensor, by: [Variable])
     /// `[batch, …]` of a network without tokens: vectors, pictures `[batch, channels, height, width]`.
     case features(Variable)
 }
@@ -48,6 +48,8 @@ package protocol Network: AnyObject, Sendable {
     var blockList: (name: String, count: Int)? { get }
     /// Blocks one after the other whose activations can be computed again (`ForwardContext.block`); of several stacks: the longest.
     var blockCount: Int { get }
+    /// The modules that attend over the sequence itself, by layer, where prompts can act beside them (`GatedPrompt`).
+    var attentionNames: [String] { get }
     /// What a cache must hold; nil when the network has none.
     var cacheShape: CacheShape? { get }
     /// It is an encoder-decoder: passes have a source beside what the decoder reads.
@@ -66,6 +68,7 @@ extension Network {
     /// A network that does not generate.
     package var cacheShape: CacheShape? { nil }
     package var head: Linear? { nil }
+    package var attentionNames: [String] { [] }
     package var readsSource: Bool { false }
     package func readSource(into cache: KeyValueCache, _ context: ForwardContext) throws(PEFTError) { throw PEFTError(.unsupported, "this model reads no source") }
     package func pooled(_ hidden: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable? { nil }

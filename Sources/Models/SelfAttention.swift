@@ -33,9 +33,12 @@ package struct SelfAttention: Sendable {
     package func callAsFunction(_ q: Variable, _ k: Variable, _ v: Variable, bias: RelativeBias? = nil, _ context: ForwardContext) throws(PEFTError) -> Variable {
         let engine = context.tape.engine
         guard !context.caches.isEmpty else {
-            let shape = shape(batch: context.batch, keys: context.length, context)
+            let memory = context.memory
+            let shape = shape(batch: context.batch, keys: context.length + (memory?.count ?? 0), context)
+            let (k, v) = try memory?.before(k, v, layer: context.runNumber ?? layer, context) ?? (k, v)
             return try context.tape.attention(
-                q: q, k: k, v: v, shape: shape, keyMask: context.keyMask, firstKey: context.firstKey, bias: try bias?.table(shape, engine))
+                q: q, k: k, v: v, shape: shape, keyMask: memory == nil ? context.keyMask : memory?.keyMask, firstKey: context.firstKey,
+                bias: try bias?.table(shape, engine))
         }
         guard context.caches.count == context.batch, !q.needsGradient, !k.needsGradient, !v.needsGradient else {
             throw PEFTError(.internal, "\(context.caches.count) caches for \(context.batch) samples; caches are for inference only")

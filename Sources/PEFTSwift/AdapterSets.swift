@@ -217,3 +217,13 @@ public func peft_model_merge_and_unload(_ model: OpaquePointer?, _ error: Unsafe
         object.mergeReport.withLock { $0 = nil }
     }
 }
+
+@_cdecl("peft_adapter_fill") @implementation
+public func peft_adapter_fill(
+    _ model: OpaquePointer?, _ name: UnsafePointer<CChar>?, _ text: UnsafePointer<CChar>?, _ error: UnsafeMutablePointer<peft_error>?
+) -> Int32 {
+    unsafe changing(model, error) { (object) throws(PEFTError) in
+        let (name, words) = unsafe (try PEFTSwift.text(name, "name"), try PEFTSwift.text(text, "text"))
+        try object.adapters.fill(name, with: words)
+    }
+}

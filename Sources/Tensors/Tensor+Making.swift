@@ -27,6 +27,14 @@ extension Tensor {
         unsafe values.withUnsafeBytes { unsafe pointer.copyMemory(from: $0.baseAddress ?? UnsafeRawPointer(pointer), byteCount: $0.count) }
     }
 
+    /// u8 copy of an array.
+    package init(_ engine: Engine, bytes: [UInt8], shape: [Int], _ category: MemoryCategory = .activations) throws(PEFTError) {
+        try self.init(engine, shape, .u8, category)
+        guard bytes.count == count else { throw PEFTError(.argument, "\(bytes.count) values for a tensor \(shape)") }
+        guard storage.isReal else { return }
+        unsafe bytes.withUnsafeBytes { unsafe pointer.copyMemory(from: $0.baseAddress ?? UnsafeRawPointer(pointer), byteCount: $0.count) }
+    }
+
     /// Sets all bytes to zero (nothing when planning).
     package func clear() {
         if storage.isReal && storage.isWritable { unsafe memset(pointer, 0, byteCount) }

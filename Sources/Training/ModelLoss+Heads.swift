@@ -14,12 +14,25 @@ extension ModelLoss {
 
     static func headLoss(_ logits: Variable, _ batch: Batch, _ model: Model, _ tape: Tape) throws(PEFTError) -> LossResult {
         switch model.task {
-        case .causalLM: try crossEntropy(logits, batch.shiftedLabels, tape)
+        case .causalLM: try languageLoss(logits, batch.weightedLabels, tape)
         case .tokenClassification, .conditionalGeneration: try crossEntropy(logits, batch.labels, tape)
         case .questionAnswering: try answerLoss(logits, batch, tape)
         case .classification: try classifierLoss(logits, batch, model, tape)
         case .features: throw PEFTError(.argument, "this model has no head, so there is no loss")
         }
+    }
+
+    private static func languageLoss(_ logits: Variable, _ groups: [(weight: Float, labels: [Int32])], _ tape: Tape) throws(PEFTError) -> LossResult {
+        if groups.count == 1, let group = groups.first, group.weight == 1 { return try crossEntropy(logits, group.labels, tape) }
+        let counted = groups.reduce(0) { $0 + $1.labels.count { $0 != ignoredLabel } }
+        var sum: LossResult?
+        for (weight, labels) in groups where weight != 0 || sum == nil {
+            let part = try tape.crossEntropy(
+                logits, labels: try Tensor(tape.engine, labels, shape: [labels.count]), divisor: Float(max(counted, 1)) / max(weight, .leastNormalMagnitude))
+            sum = try sum.map { (sum) throws(PEFTError) in try sum.adding(part, weight: weight, tape) } ?? part.weighted(weight)
+        }
+        guard let sum else { throw PEFTError(.argument, "nothing in the batch is to be learned: all labels are \(ignoredLabel)") }
+        return LossResult(sum: sum.sum, count: counted, variable: sum.variable)
     }
 
     private static func crossEntropy(_ logits: consuming Variable, _ labels: [Int32], _ tape: Tape) throws(PEFTError) -> LossResult {

@@ -33,6 +33,7 @@ package enum ModelLoss {
             guard model.configuration["type_vocab_size"] != nil else { throw PEFTError(.argument, "a \(model.architecture) model has no token_type_ids") }
             try check(types.count, tokens, "token_type_ids")
         }
+        if let tasks = batch.tasks { try check(tasks.count, batch.rows, "task_ids") }
         try checkSource(batch, model)
         try checkLabels(batch, model.task, tokens: tokens)
         if let longest = model.network.cacheShape?.maximumLength, batch.length > longest {
@@ -71,45 +72,52 @@ package enum ModelLoss {
         guard count == wanted else { throw PEFTError(.argument, "\(name) has \(count) values, the batch has \(wanted)") }
     }
 
-    /// The batch as the model takes it, and as its losses see it: behind the virtual tokens of an adapter. Memory: `tape.engine`.
-    package static func input(_ given: Batch, _ routing: Routing, _ tape: Tape, recomputedBlocks: Int = 0) throws(PEFTError) -> (
+    /// The batch as the model takes it, and as its losses see it: behind the virtual tokens of adapters. Memory: `tape.engine`.
+    package static func input(_ given: Batch, _ model: Model, _ routing: Routing, _ tape: Tape, recomputedBlocks: Int = 0) throws(PEFTError) -> (
         input: ModelInput, context: ForwardContext, batch: Batch
     ) {
-        let prompt = try routing.prompt()
-        // An encoder-decoder's stand in front of its source.
-        let before = given.source == nil ? prompt : nil
-        let batch = try before.map { (before) throws(PEFTError) in try given.behind(before.count) } ?? given
+        let lead = try LeadingRows(routing, batch: given.rows, tasks: given.tasks, ofDecoder: given.source != nil, tape)
+        let batch = try lead.map { (lead) throws(PEFTError) in
+            try given.behind(lead.counts, width: lead.count, isPredicted: model.task == .causalLM).learning(from: lead.labels, types: given.inputTypes)
+        } ?? given
         let (engine, count) = (tape.engine, batch.rows * batch.length)
-        let places = batch.positions ?? (0..<batch.rows).flatMap { _ in 0..<Int32(clamping: batch.length) }
+        let memory = try LeadingKeys(routing.memories(batch.rows), length: batch.length, keyMask: batch.keyMask, tape)
+        if memory != nil, batch.firstKey != nil {
+            throw PEFTError(.unsupported, "a prefix in front of packed rows: only the first sample would see it; do not pack")
+        }
+        let longest = batch.length + (memory?.count ?? 0)
+        if lead != nil || memory != nil, let most = model.network.cacheShape?.maximumLength, longest > most {
+            throw PEFTError(.argument, "rows of \(given.length) tokens with \(longest - given.length) virtual ones in front; the model was made for at most \(most)")
+        }
         let context = ForwardContext(
-            tape: tape, routing: routing, batch: batch.rows, length: batch.length, positions: try Tensor(engine, places, shape: [count]),
+            tape: tape, routing: routing, batch: batch.rows, length: batch.length,
+            positions: try Tensor(engine, batch.places(behind: lead?.padding, memory?.counts), shape: [count]),
             positionsAreGiven: batch.positions != nil, tokenTypes: try batch.tokenTypes.map { (types) throws(PEFTError) in try Tensor(engine, types, shape: [count]) },
             keyMask: try batch.keyMask.map { (mask) throws(PEFTError) in try ModelLoss.mask(mask, batch.rows, engine) },
             firstKey: try batch.firstKey.map { (first) throws(PEFTError) in try Tensor(engine, first, shape: [count]) },
-            source: try batch.source.map { (source) throws(PEFTError) in try ModelLoss.source(source, batch.rows, prompt, tape) }, recomputedBlocks: recomputedBlocks)
+            source: try batch.source.map { (source) throws(PEFTError) in try ModelLoss.source(source, batch, routing, tape) }, memory: memory, padding: lead?.padding,
+            recomputedBlocks: recomputedBlocks)
         if !batch.featureShape.isEmpty {
             return (.features(Variable(try Tensor(engine, batch.features, shape: [batch.rows] + batch.featureShape))), context, batch)
         }
-        return (try ModelInput(ids: try Tensor(engine, batch.ids, shape: [batch.ids.count]), behind: before, tape), context, batch)
+        return (ModelInput(ids: try Tensor(engine, batch.ids, shape: [batch.ids.count]), behind: lead), context, batch)
     }
 
-    private static func source(_ source: SourceBatch, _ rows: Int, _ prompt: (any VirtualTokens)?, _ tape: Tape) throws(PEFTError) -> Source {
-        let (engine, count) = (tape.engine, prompt?.count ?? 0)
+    private static func source(_ source: SourceBatch, _ batch: Batch, _ routing: Routing, _ tape: Tape) throws(PEFTError) -> Source {
+        let (engine, rows) = (tape.engine, batch.rows)
+        let lead = try LeadingRows(routing, batch: rows, tasks: batch.tasks, tape)
         if !source.featureShape.isEmpty {
-            guard prompt == nil else { throw PEFTError(.unsupported, "virtual tokens in front of a source of features") }
+            guard lead == nil else { throw PEFTError(.unsupported, "virtual tokens in front of a source of features") }
             return Source(.features(Variable(try Tensor(engine, source.features, shape: [rows] + source.featureShape))), length: 1)
         }
+        let mask = lead.map { source.keyMask.behind($0.counts, width: $0.count, rows: rows, length: source.length) } ?? source.keyMask
         return Source(
-            try ModelInput(ids: try Tensor(engine, source.ids, shape: [rows * source.length]), behind: prompt, tape), length: count + source.length,
-            keyMask: try source.keyMask.map { (mask) throws(PEFTError) in try ModelLoss.mask(mask.eachRow(of: source.length, behind: count, of: 1), rows, engine) })
+            ModelInput(ids: try Tensor(engine, source.ids, shape: [rows * source.length]), behind: lead), length: (lead?.count ?? 0) + source.length,
+            keyMask: try mask.map { (mask) throws(PEFTError) in try ModelLoss.mask(mask, rows, engine) })
     }
 
     private static func mask(_ mask: [UInt8], _ rows: Int, _ engine: Engine) throws(PEFTError) -> Tensor {
-        let tensor = try Tensor(engine, [rows, mask.count / max(rows, 1)], .u8)
-        if !engine.isPlanning {
-            unsafe mask.withUnsafeBytes { if let base = $0.baseAddress { unsafe tensor.pointer.copyMemory(from: base, byteCount: min($0.count, tensor.byteCount)) } }
-        }
-        return tensor
+        try Tensor(engine, bytes: mask, shape: [rows, mask.count / max(rows, 1)])
     }
 
     /// The loss of `batch`, without the logits of all tokens where the model allows it.
@@ -141,29 +149,49 @@ package enum ModelLoss {
     private static func taskLoss(_ model: Model, _ batch: Batch, _ routing: Routing, _ tape: Tape, gradientScale: Float, recomputedBlocks: Int)
         throws(PEFTError) -> (result: LossResult, seed: Float)
     {
-        let (input, context, batch) = try input(batch, routing, tape, recomputedBlocks: recomputedBlocks)
+        let (input, context, batch) = try input(batch, model, routing, tape, recomputedBlocks: recomputedBlocks)
         let hidden = try model.hidden(input, context)
         // Rows of a chunk come from any samples: where samples have adapters of their own the head sees whole batches.
         guard let head = model.network.head, case .all = routing else {
             return (try headLoss(try model.logits(hidden, of: input, context), batch, model, tape), gradientScale)
         }
-        let labels = model.task == .causalLM ? batch.shiftedLabels : batch.labels
-        let counted = labels.count { $0 != ignoredLabel }
+        let groups = model.task == .causalLM ? batch.weightedLabels : [(Float(1), batch.labels)]
+        let counted = groups.reduce(0) { $0 + $1.labels.count { $0 != ignoredLabel } }
+        var sum: LossResult?
+        for (weight, labels) in groups where weight != 0 || sum == nil {
+            let divisor = Float(max(counted, 1)) / max(weight, .leastNormalMagnitude)
+            let part = try headLoss(hidden, head, labels, divisor: divisor, gradientScale, of: input, model, context)
+            sum = try sum.map { (sum) throws(PEFTError) in try sum.adding(part, weight: weight, tape) } ?? part.weighted(weight)
+        }
+        guard let sum else { throw PEFTError(.internal, "a loss of nothing") }
+        // The scale is in its gradients already.
+        return (LossResult(sum: sum.sum, count: counted, variable: sum.variable), 1)
+    }
+
+    /// The loss of a language model's labels, chunk by chunk.
+    private static func headLoss(
+        _ hidden: Variable, _ head: Linear, _ labels: [Int32], divisor: Float, _ gradientScale: Float, of input: ModelInput, _ model: Model, _ context: ForwardContext
+    ) throws(PEFTError) -> LossResult {
+        let tape = context.tape
         if tape.precision.activation == .bf16, !head.isTransposed, context.isPlain(head) {
-            return (
-                try tape.headCrossEntropy(
-                    hidden, head: head.weight, bias: head.bias, labels: labels, divisor: Float(max(counted, 1)), gradientScale: gradientScale, chunkBytes: chunkBytes),
-                1
-            )
+            return try tape.headCrossEntropy(
+                hidden, head: head.weight, bias: head.bias, labels: labels, divisor: divisor, gradientScale: gradientScale, chunkBytes: chunkBytes)
         }
         let rowsPerChunk = max(32, min(512, 2 * chunkBytes / (4 * max(head.outputSize, 1)) / 32 * 32))
-        let loss = try tape.chunkedCrossEntropy(
-            hidden, labels: labels, divisor: Float(max(counted, 1)), gradientScale: gradientScale, rowsPerChunk: rowsPerChunk
+        return try tape.chunkedCrossEntropy(
+            hidden, labels: labels, divisor: divisor, gradientScale: gradientScale, rowsPerChunk: rowsPerChunk
         ) { (inner, rows) throws(PEFTError) in
             try model.logits(rows, of: input, context.on(inner))
         }
-        // chunkedCrossEntropy has the scale in its gradients already.
-        return (loss, 1)
+    }
+}
+
+extension LossResult {
+    func weighted(_ weight: Float) -> LossResult { LossResult(sum: sum * Double(weight), count: count, variable: variable) }
+
+    /// - Parameter weight: in whose divisor it is already.
+    func adding(_ other: LossResult, weight: Float, _ tape: Tape) throws(PEFTError) -> LossResult {
+        LossResult(sum: sum + other.sum * Double(weight), count: count + other.count, variable: try tape.add(variable, other.variable))
     }
 }
 
@@ -201,7 +229,7 @@ extension Model {
         return try lock.read { () throws(PEFTError) in
             let tape = Tape(engine, precision, isTraining: isTraining, random: random)
             let routing = try routing()
-            let (input, context, batch) = try ModelLoss.input(batch, routing, tape)
+            let (input, context, batch) = try ModelLoss.input(batch, self, routing, tape)
             let hidden = try hidden(input, context)
             let logits = try logits(hidden, of: input, context).value
             let plain = logits.dtype == .f32 ? logits : try logits.converted(to: .f32, engine)

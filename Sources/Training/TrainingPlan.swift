@@ -42,6 +42,7 @@ extension Trainer {
             batch = Batch(rows: rows, features: Array(repeating: 0, count: values), featureShape: featureShape, labels: labels)
         }
         if model.task == .questionAnswering { batch.ends = labels }
+        batch.tasks = Array(repeating: 0, count: rows)
         if model.network.readsSource {
             let (source, values) = (sourceLength ?? length, try checkedProduct(rows, sourceShape.reduce(1, *), of: "batch"))
             let tokens = try checkedProduct(rows, source, of: "batch")

@@ -249,8 +249,51 @@ TEST(merging) {
   peft_model_free(model), peft_context_free(context);
 }
 
+/* What stands in front of the input, or of attention's keys. */
+TEST(in_front) {
+  static const char prefix[] = "{\"peft_type\": \"PREFIX_TUNING\", \"num_virtual_tokens\": 3}";
+  static const char tasks[] = "{\"peft_type\": \"MULTITASK_PROMPT_TUNING\", \"num_virtual_tokens\": 2, \"num_tasks\": 2}";
+  peft_context *context = open_context(1);
+  peft_model *model = open_model(context);
+  peft_tensors *batch = make_batch(context), *base = run_forward(model, batch), *before, *after, *out = NULL;
+  OK(peft_adapter_add(model, "p", prefix, NULL, &error));
+  before = run_forward(model, batch);
+  CHECK(difference(base, before, "logits") > 0);
+  OK(peft_adapter_fill(model, "p", "iron and fire", &error));
+  after = run_forward(model, batch);
+  CHECK(difference(before, after, "logits") > 0);
+  peft_tensors_free(before), peft_tensors_free(after);
+  FAILS_NAMING(PEFT_ERROR_ARGUMENT, "3", peft_adapter_fill(model, "p", "", &error));
+  FAILS(PEFT_ERROR_ARGUMENT, peft_adapter_fill(model, "p", NULL, &error));
+  FAILS(PEFT_ERROR_NOT_FOUND, peft_adapter_fill(model, "q", "iron and fire", &error));
+  FAILS(PEFT_ERROR_HANDLE, peft_adapter_fill(NULL, "p", "iron and fire", &error));
+  OK(peft_adapter_add(model, "a", lora, NULL, &error));
+  FAILS_NAMING(PEFT_ERROR_UNSUPPORTED, "LORA", peft_adapter_fill(model, "a", "iron and fire", &error));
+  FAILS_NAMING(PEFT_ERROR_UNSUPPORTED, "PREFIX_TUNING", peft_model_merge(NULL, 0, NULL, model, NULL, 0, NULL, &error));
+  /* LoRA and prefix together. */
+  OK(peft_adapter_set_active(model, (const char *[]){"a", "p"}, NULL, 2, &error));
+  train_a_little(model, batch, 2);
+  /* Tasks: those there are, and one for each row. */
+  OK(peft_adapter_add(model, "t", tasks, NULL, &error));
+  OK(peft_adapter_set_active(model, (const char *[]){"t"}, NULL, 1, &error));
+  FAILS_NAMING(PEFT_ERROR_ARGUMENT, "task_ids", peft_model_forward(&out, model, batch, NULL, &error));
+  peft_session *session;
+  OK(peft_session_create(&session, model, NULL, &error));
+  FAILS_NAMING(PEFT_ERROR_ARGUMENT, "task", peft_session_append_text(session, "iron", SIZE_MAX, 0, &error));
+  peft_session_free(session);
+  OK(peft_session_create(&session, model, "{\"task_id\": 1}", &error));
+  OK(peft_session_append_text(session, "iron", SIZE_MAX, 0, &error));
+  peft_session_free(session);
+  OK(peft_session_create(&session, model, "{\"task_id\": 2}", &error));
+  FAILS_NAMING(PEFT_ERROR_ARGUMENT, "0 to 1", peft_session_append_text(session, "iron", SIZE_MAX, 0, &error));
+  peft_session_free(session);
+  peft_tensors_free(base), peft_tensors_free(batch);
+  peft_model_free(model), peft_context_free(context);
+}
+
 int main(int argc, char **argv) {
   start(argc, argv);
+  RUN(in_front);
   RUN(adding);
   RUN(starting_from_data);
   RUN(choosing);

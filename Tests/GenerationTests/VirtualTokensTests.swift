@@ -4,6 +4,7 @@ import Models
 import Platform
 import Tensors
 import Testing
+import Training
 
 @testable import Generation
 
@@ -13,12 +14,10 @@ import Testing
 
     /// Logits of the last token, without a cache.
     private func uncached(_ model: Model, _ ids: [Int32], _ adaptation: Adaptation) throws -> [Float] {
-        let (tape, prompt, engine) = (Tape(model.engine, model.precision), adaptation.prompt, model.engine)
-        let count = ids.count + (prompt?.count ?? 0)
-        let input = try ModelInput(ids: try Tensor(engine, ids, shape: [ids.count]), behind: prompt, tape)
-        let context = ForwardContext(
-            tape: tape, routing: .all(adaptation), batch: 1, length: count, positions: try Tensor(engine, (0..<Int32(count)).map { $0 }, shape: [count]))
-        return try model.logits(try model.hidden(input, context), of: input, rows: .last, context).value.floats(engine)
+        let tape = Tape(model.engine, model.precision)
+        let batch = Batch(rows: 1, length: ids.count, ids: ids, labels: [])
+        let (input, context, _) = try ModelLoss.input(batch, model, .all(adaptation), tape)
+        return try model.logits(try model.hidden(input, context), of: input, rows: .last, context).value.floats(model.engine)
     }
 
     private func difference(_ a: [Float], _ b: [Float]) -> Float { a.count == b.count ? zip(a, b).map { abs($0 - $1) }.max() ?? 0 : .infinity }
@@ -54,5 +53,46 @@ import Testing
         try session.rewind(to: 0)
         try session.append(ids)
         try check(ids, nil)
+    }
+
+    private static let configs: [(name: String, config: JSONObject)] = [
+        ("prompt", ["peft_type": .string("PROMPT_TUNING"), "num_virtual_tokens": .integer(3)]),
+        ("ptuning", ["peft_type": .string("P_TUNING"), "num_virtual_tokens": .integer(2), "encoder_hidden_size": .integer(8)]),
+        ("mpt", ["peft_type": .string("MULTITASK_PROMPT_TUNING"), "num_virtual_tokens": .integer(4), "num_tasks": .integer(3)]),
+        ("prefix", ["peft_type": .string("PREFIX_TUNING"), "num_virtual_tokens": .integer(5)]),
+        ("cartridge", ["peft_type": .string("CARTRIDGE"), "num_virtual_tokens": .integer(3)]),
+        ("beside", ["peft_type": .string("ADAPTION_PROMPT"), "adapter_len": .integer(4), "adapter_layers": .integer(2)]),
+        ("lora", ["peft_type": .string("LORA"), "target_modules": .array([.string("q_proj")]), "init_lora_weights": .bool(false)]),
+    ]
+
+    @Test("eight conversations with different methods, stepped together, are as each alone and uncached") func together() throws {
+        let model = try OpenedModel.open(path: VirtualTokensTests.base, Engine(threads: 2), compute: .f32).model
+        let set = AdapterSet(model)
+        for (name, config) in VirtualTokensTests.configs { try set.add(name, config) }
+        let gates = try set.state(of: "beside").filter { $0.name.hasSuffix("gate") }
+        try set.setState(of: "beside", gates.map { ($0.name, try Tensor(model.engine, [Float(0.8)], shape: [1])) })
+        let choices: [[String]] = VirtualTokensTests.configs.map { [$0.name] } + [["lora", "prefix"]]
+        var generators: [TextGenerator] = []
+        for (index, names) in choices.enumerated() {
+            var options = SessionOptions()
+            options.ignoresEnd = true
+            options.task = 1
+            options.sampling.temperature = 0
+            let session = try Session(model, tokenizer: nil, options: options) { () throws(PEFTError) in try set.adaptation(of: names.map { ($0, 1) }) }
+            try session.append([1, 5, Int32(index + 2), 20])
+            generators.append(TextGenerator(session))
+        }
+        for _ in 0..<6 { _ = try SessionGroup.next(&generators) }
+        for (names, generator) in zip(choices, generators) {
+            let session = generator.session
+            #expect(session.tokens.count == 10)
+            let adaptation = try set.adaptation(of: names.map { ($0, 1) })
+            var batch = Batch(rows: 1, length: 10, ids: session.tokens, labels: [])
+            batch.tasks = [1]
+            let tape = Tape(model.engine, model.precision)
+            let (input, context, _) = try ModelLoss.input(batch, model, .all(adaptation), tape)
+            let expected = try model.logits(try model.hidden(input, context), of: input, rows: .last, context).value.floats(model.engine)
+            #expect(difference(try session.nextLogits(), expected) < 1e-4, "\(names)")
+        }
     }
 }

@@ -201,3 +201,45 @@ def test_sessions_step_together(talking):
         type(sessions[0]).step([sessions[0], sessions[0]])
     with pytest.raises(PeftError):
         type(sessions[0]).step([])
+
+
+PREFIX = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4, "task_type": "CAUSAL_LM"}
+
+
+def test_a_prefix_in_a_session_is_the_uncached_forward(model, ids):
+    model.add_adapter("p", PREFIX)
+    model.add_adapter("l", LORA)
+    stir(model, "l")
+    for active in ("p", ["l", "p"]):
+        model.set_adapter(active)
+        out = model.generate(ids, max_new_tokens=8, eos_token_id=None)
+        for row, start in zip(out, ids):
+            assert row.tolist() == greedy(model, start, 8)
+
+
+def test_a_filled_prefix_stands_for_its_text(talking):
+    text = "the smith of the village "
+    talking.add_adapter("p", {**PREFIX, "num_virtual_tokens": len(text)})
+    talking.fill_adapter("p", text)
+    prefixed = talking.session(context_length=64, ignore_eos=True, temperature=0).append("hammer")
+    talking.disable_adapter_layers()
+    plain = talking.session(context_length=64, ignore_eos=True, temperature=0).append(text + "hammer")
+    expected = plain.logits()
+    talking.enable_adapter_layers()
+    assert np.abs(prefixed.logits() - expected).max() < 1e-3 * np.abs(expected).max()
+    with pytest.raises(PeftError, match="virtual tokens"):
+        talking.fill_adapter("p", "iron")
+
+
+def test_tasks_of_a_multitask_prompt(model, ids):
+    model.add_adapter("t", {"peft_type": "MULTITASK_PROMPT_TUNING", "num_virtual_tokens": 3, "num_tasks": 2})
+    state = {key: np.random.default_rng(1).normal(size=value.shape).astype(np.float32) for key, value in model.adapter_state_dict("t").items()}
+    model.load_adapter_state_dict("t", state)
+    both = model(input_ids=ids, task_ids=np.array([0, 1])).logits
+    for row in range(2):
+        assert np.abs(model(input_ids=ids[row:row + 1], task_ids=np.array([row])).logits - both[row:row + 1]).max() < 1e-4
+    assert np.abs(model(input_ids=ids[:1], task_ids=np.array([1])).logits - both[:1]).max() > 1e-3
+    out = model.generate(ids, max_new_tokens=4, eos_token_id=None, task_ids=[0, 1])
+    assert out[0, ids.shape[1]] == both[0, -1].argmax() and out[1, ids.shape[1]] == both[1, -1].argmax()
+    with pytest.raises(PeftError, match="task_ids"):
+        model(input_ids=ids)

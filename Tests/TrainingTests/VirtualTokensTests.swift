@@ -18,6 +18,12 @@ import Testing
         return (model, AdapterSet(model))
     }
 
+    private func difference(_ a: [Float], _ b: [Float]) -> Float {
+        var worst: Float = a.count == b.count ? 0 : .infinity
+        for (x, y) in zip(a, b) { worst = max(worst, abs(x - y)) }
+        return worst
+    }
+
     private func failure(_ body: () throws -> Void) -> PEFTError? {
         do { try body() } catch { return error as? PEFTError }
         return nil
@@ -58,24 +64,185 @@ import Testing
         }
     }
 
-    @Test("a plan counts them; recomputed blocks give the same step") func steps() throws {
-        let (model, set) = try open("llama")
-        try set.add("a", VirtualTokensTests.prompt)
-        try set.add("b", ["peft_type": .string("LORA"), "r": .integer(4), "target_modules": .array([.string("q_proj")])])
-        // Beside an adapter of layers.
-        try set.setActive([("a", 1), ("b", 1)])
-        #expect(try set.trainableParameters().contains { $0.key == "a|prompt_encoder.embedding.weight" })
-        let plain = try model.gradients(VirtualTokensTests.batch, .all(set.activeAdaptation()))
+    /// Gates open, factors not all small: what is there must show.
+    private func shake(_ set: AdapterSet, _ name: String) throws {
+        var random = RandomStream(seed: 7)
+        let state = try set.state(of: name).filter { $0.name.hasSuffix("adaption_gate") || $0.name.contains("task_") }
+        try set.setState(of: name, state.map { ($0.name, try Tensor(set.model.engine, (0..<$0.tensor.count).map { _ in 0.5 + 0.3 * random.normal() }, shape: $0.tensor.shape)) })
+    }
+
+    private func gradients(_ model: Model, _ batch: Batch, _ routing: Routing, recomputedBlocks: Int = 0) throws -> (loss: Double, count: Int, store: GradientStore) {
         let store = GradientStore(model.engine)
         let tape = Tape(model.engine, model.precision, gradients: store)
-        let (loss, seed) = try ModelLoss.loss(model, VirtualTokensTests.batch, .all(set.activeAdaptation()), tape, recomputedBlocks: 2)
+        let (loss, seed) = try ModelLoss.loss(model, batch, routing, tape, recomputedBlocks: recomputedBlocks)
         try tape.backward(from: loss.variable, gradient: try Tensor(model.engine, [seed], shape: [1]))
-        for (key, parameter) in try set.trainableParameters() {
-            #expect(try store.buffer(for: parameter).floats(model.engine) == plain.gradients.buffer(for: parameter).floats(model.engine), "\(key)")
+        return (loss.sum / Double(loss.count), loss.count, store)
+    }
+
+    @Test("a plan counts them; recomputed blocks give the same step", arguments: PromptCases.names) func steps(_ name: String) throws {
+        let (model, set) = try open("llama")
+        try set.add("a", PromptCases.config(name))
+        try shake(set, "a")
+        try set.add("b", ["peft_type": .string("LORA"), "r": .integer(4), "target_modules": .array([.string("q_proj")])])
+        var batch = VirtualTokensTests.batch
+        batch.tasks = [2, 0]
+        // Alone, and beside an adapter of layers.
+        for active in [["a"], ["a", "b"]] {
+            try set.setActive(active.map { ($0, 1) })
+            let plain = try gradients(model, batch, .all(set.activeAdaptation()))
+            let again = try gradients(model, batch, .all(set.activeAdaptation()), recomputedBlocks: 2)
+            #expect(plain.loss == again.loss)
+            #expect(try set.trainableParameters().count > 0)
+            for (key, parameter) in try set.trainableParameters() {
+                let expected = try plain.store.buffer(for: parameter).floats(model.engine)
+                #expect(try again.store.buffer(for: parameter).floats(model.engine) == expected, "\(key)")
+                if !key.contains("lora_A") { #expect(expected.contains { $0 != 0 }, "\(key)") }
+            }
+            let planner = model.engine.planner()
+            let planned = Tape(planner, model.precision, gradients: GradientStore(planner), isTraining: true)
+            _ = try ModelLoss.loss(model, batch, .all(set.activeAdaptation()), planned)
         }
-        let planner = model.engine.planner()
-        let planned = Tape(planner, model.precision, gradients: GradientStore(planner), isTraining: true)
-        _ = try ModelLoss.loss(model, VirtualTokensTests.batch, .all(set.activeAdaptation()), planned)
+    }
+
+    @Test("derivatives are those of differences", arguments: PromptCases.names) func derivatives(_ name: String) throws {
+        let (model, set) = try open("llama")
+        try set.add("a", PromptCases.config(name))
+        try shake(set, "a")
+        var batch = VirtualTokensTests.batch
+        batch.tasks = [2, 1]
+        let exact = try gradients(model, batch, .all(set.activeAdaptation())).store
+        for (key, parameter) in try set.trainableParameters() {
+            let gradient = try exact.buffer(for: parameter).floats(model.engine)
+            let place = try #require(gradient.indices.max { abs(gradient[$0]) < abs(gradient[$1]) })
+            // CPT's rows are at rest: a step within their radius.
+            let step: Float = name == "cpt" ? 2e-3 : 1e-2
+            func loss(_ change: Float) throws -> Double {
+                unsafe parameter.value.withMutableFloats { unsafe $0[place] += change }
+                defer { unsafe parameter.value.withMutableFloats { unsafe $0[place] -= change } }
+                return try #require(try model.forward(batch, .all(set.activeAdaptation())).loss)
+            }
+            let difference = (try loss(step) - loss(-step)) / Double(2 * step)
+            #expect(abs(difference - Double(gradient[place])) < 0.02 * abs(difference) + 2e-4, "\(key): \(gradient[place]) and \(difference)")
+        }
+    }
+
+    @Test("a prefix of what tokens leave acts as they do", arguments: ["llama", "gpt2", "qwen3", "mistral"]) func filled(_ base: String) throws {
+        let (model, set) = try open(base)
+        for (name, type) in [("a", "PREFIX_TUNING"), ("b", "CARTRIDGE")] {
+            try set.add(name, ["peft_type": .string(type), "num_virtual_tokens": .integer(3)])
+            let adapter = try set.adapter(name)
+            let tokens: [Int32] = [11, 4, 8]
+            try set.fill(try #require(adapter.saved.first), with: tokens)
+            let batch = VirtualTokensTests.batch
+            let virtual = try model.forward(batch, .all(set.adaptation(of: [(name, 1)]))).logits.floats(model.engine)
+            let real = try model.forward(Batch(rows: 2, length: 7, ids: tokens + batch.ids[0..<4] + tokens + batch.ids[4..<8], labels: []), .all(model.unadapted))
+            let values = try real.logits.floats(model.engine)
+            let row = values.count / 14
+            let behind = [3, 10].flatMap { values[$0 * row..<($0 + 4) * row] }
+            #expect(difference(virtual, behind) < 1e-4)
+        }
+    }
+
+    @Test("samples with adapters of different methods, or none, are as they are alone") func mixed() throws {
+        let (model, set) = try open("llama")
+        for item in PromptCases.all {
+            try set.add(item.name, item.config)
+            try shake(set, item.name)
+        }
+        try set.add("lora", ["peft_type": .string("LORA"), "r": .integer(4), "target_modules": .array([.string("q_proj"), .string("down_proj")]), "init_lora_weights": .bool(false)])
+        try set.add("ia3", ["peft_type": .string("IA3"), "target_modules": .array([.string("k_proj")]), "feedforward_modules": .array([])])
+        let names: [String?] = ["prompt", "mpt", "mpt", nil, "lora", "prefix", "ptuning", "ia3", "beside", "cartridge", "projected", "lora"]
+        let rows = names.count
+        let ids = (0..<Int32(rows * 4)).map { ($0 * 7 + 3) % 90 }
+        var batch = Batch(rows: rows, length: 4, ids: ids, labels: ids)
+        batch.tasks = names.indices.map { Int32($0) }.map { $0 < 3 ? $0 : 0 }
+        batch.keyMask = Array(repeating: 1, count: rows * 4 - 1) + [0]
+        let routing = try set.routing(samples: names)
+        let all = try model.forward(batch, routing).logits
+        let values = try all.floats(model.engine)
+        let (width, length) = (all.shape[2], all.shape[1])
+        let store = try gradients(model, batch, routing)
+        let again = try gradients(model, batch, routing, recomputedBlocks: 2)
+        #expect(store.loss == again.loss)
+        var sums: [String: [Float]] = [:]
+        var total = 0
+        for (row, name) in names.enumerated() {
+            var one = Batch(rows: 1, length: 4, ids: Array(ids[row * 4..<row * 4 + 4]), labels: Array(ids[row * 4..<row * 4 + 4]))
+            one.tasks = batch.tasks.map { [$0[row]] }
+            one.keyMask = batch.keyMask.map { Array($0[row * 4..<row * 4 + 4]) }
+            let adaptation = try set.adaptation(of: name.map { [($0, Float(1))] } ?? [])
+            let alone = try model.forward(one, .all(adaptation)).logits
+            let expected = try alone.floats(model.engine)
+            let end = (row + 1) * length * width
+            let got = Array(values[end - expected.count..<end])
+            // The last sample ends in padding.
+            let shown = (row == rows - 1 ? 3 : alone.shape[1]) * width
+            let worst = difference(Array(got.prefix(shown)), Array(expected.prefix(shown)))
+            #expect(worst < 1e-4, "row \(row), \(name ?? "none")")
+            let own = try gradients(model, one, .all(adaptation))
+            total += own.count
+            guard let name else { continue }
+            for (key, parameter) in try set.adapter(name).parameters where parameter.isTrainable {
+                let part = try own.store.buffer(for: parameter).floats(model.engine).map { $0 * Float(own.count) }
+                sums["\(name)|\(key)"] = sums["\(name)|\(key)"].map { zip($0, part).map(+) } ?? part
+            }
+        }
+        #expect(store.count == total)
+        for (name, _) in PromptCases.all where names.contains(name) {
+            for (key, parameter) in try set.adapter(name).parameters where parameter.isTrainable {
+                let expected = try #require(sums["\(name)|\(key)"]).map { $0 / Float(total) }
+                for run in [store, again] {
+                    let got = try run.store.buffer(for: parameter).floats(model.engine)
+                    #expect(difference(got, expected) < 1e-4, "\(name): \(key)")
+                }
+            }
+        }
+    }
+
+    @Test("an encoder's samples, too") func mixedEncoder() throws {
+        let (model, set) = try open("bert_cls")
+        for (name, type) in [("prompt", "PROMPT_TUNING"), ("prefix", "PREFIX_TUNING")] {
+            try set.add(name, ["peft_type": .string(type), "task_type": .string("SEQ_CLS"), "num_virtual_tokens": .integer(3)])
+        }
+        let names: [String?] = [nil, "prompt", "prefix"]
+        let ids: [Int32] = [1, 5, 9, 2, 20, 7, 7, 3, 8, 9, 4, 2]
+        let values = try model.forward(Batch(rows: 3, length: 4, ids: ids, labels: []), set.routing(samples: names)).logits.floats(model.engine)
+        for (row, name) in names.enumerated() {
+            let one = Batch(rows: 1, length: 4, ids: Array(ids[row * 4..<row * 4 + 4]), labels: [])
+            let expected = try model.forward(one, .all(set.adaptation(of: name.map { [($0, Float(1))] } ?? []))).logits.floats(model.engine)
+            #expect(difference(Array(values[row * expected.count..<(row + 1) * expected.count]), expected) < 1e-4, "\(name ?? "none")")
+        }
+    }
+
+    @Test("a target begins with what its sources learned", arguments: ["AVERAGE_SOURCE_TASKS", "EXACT_SOURCE_TASK", "ONLY_SOURCE_SHARED"]) func sources(_ start: String) throws {
+        let (model, set) = try open("llama")
+        try set.add("source", PromptCases.config("mpt"))
+        try shake(set, "source")
+        let folder = TemporaryFolder()
+        try set.save("source", path: folder.path)
+        var config = PromptCases.config("mpt")
+        config["num_tasks"] = .integer(1)
+        config["prompt_tuning_init"] = .string(start)
+        config["prompt_tuning_init_task"] = .integer(1)
+        #expect(failure { try set.add("x", config) }?.message.contains("prompt_tuning_init_state_dict_path") == true)
+        config["prompt_tuning_init_state_dict_path"] = .string(folder.path + "/adapter_model.safetensors")
+        try set.add("target", config)
+        func values(_ name: String) throws -> [String: [Float]] {
+            Dictionary(uniqueKeysWithValues: try set.state(of: name).map { ($0.name, try $0.tensor.floats(model.engine)) })
+        }
+        let (source, target) = (try values("source"), try values("target"))
+        #expect(target["prompt_embeddings"] == source["prompt_embeddings"])
+        for key in ["prefix_task_cols", "prefix_task_rows"] {
+            let (all, own) = (try #require(source[key]), try #require(target[key]))
+            func of(_ task: Int) -> [Float] { Array(all[task * own.count..<(task + 1) * own.count]) }
+            switch start {
+            case "EXACT_SOURCE_TASK": #expect(own == of(1))
+            case "AVERAGE_SOURCE_TASKS": #expect(own.indices.allSatisfy { abs(own[$0] - (of(0)[$0] + of(1)[$0] + of(2)[$0]) / 3) < 1e-6 })
+            default: #expect(own.allSatisfy { abs($0) < 0.2 } && own.contains { $0 != 0 })
+            }
+        }
+        config["prompt_tuning_init_task"] = .integer(3)
+        if start == "EXACT_SOURCE_TASK" { #expect(failure { try set.add("x", config) }?.message.contains("0 to 2") == true) }
     }
 
     @Test("what cannot be is refused by name") func refusals() throws {
@@ -100,10 +267,48 @@ import Testing
         #expect(failure { try set.setActive([("a", 1), ("b", 1)]) }?.kind == .unsupported)
         #expect(failure { try set.setActive([("a", 0.5)]) }?.kind == .unsupported)
         #expect(failure { _ = try set.merge(["a"], safe: true) }?.message.contains("PROMPT_TUNING") == true)
-        #expect(failure { _ = try model.forward(VirtualTokensTests.batch, set.routing(samples: ["a", nil])) }?.message.contains("virtual tokens") == true)
         var packed = VirtualTokensTests.batch
         packed.firstKey = [0, 0, 2, 2, 0, 0, 0, 0]
         #expect(failure { _ = try model.forward(packed, .all(set.activeAdaptation())) }?.message.contains("pack") == true)
+        // Others: sizes that are not the model's, tasks, examples, prompts beside too many layers.
+        for (name, changes, word) in [
+            ("prefix", ["token_dim": .integer(32)], "16 values"), ("prefix", ["num_layers": .integer(3)], "2 layers"), ("prefix", ["init_weights": .string("one")], "zero"),
+            ("projected", ["encoder_hidden_size": .integer(0)], "encoder_hidden_size"), ("cartridge", ["num_frozen_tokens": .integer(3)], "num_frozen_tokens"),
+            ("mpt", ["num_tasks": .integer(0)], "num_tasks"), ("mpt", ["num_tasks": .integer(.max)], "task factors"), ("mpt", ["prompt_tuning_init": .string("SAMPLE_VOCAB")], "EXACT_SOURCE_TASK"),
+            ("cpt", ["cpt_token_ids": .array([.integer(1000)])], "cpt_mask"), ("cpt", ["cpt_tokens_type_mask": .array([1, 2, 3, -4].map { .integer($0) })], "-4"),
+            ("cpt", ["cpt_token_ids": .array([1, 2, 3, 1000].map { .integer($0) })], "1000"), ("cpt", ["task_type": .string("SEQ_CLS")], "CAUSAL_LM"), ("cpt", ["cpt_token_ids": .array([])], "there must be some"),
+            ("cpt", ["opt_projection_epsilon": .number(-1)], "opt_projection_epsilon"), ("beside", ["adapter_layers": .integer(3)], "adapter_layers"),
+            ("beside", ["adapter_len": .null], "adapter_len"), ("beside", ["target_modules": .string("mlp")], "self_attn"), ("beside", ["adapter_len": .integer(.max)], "prompt"),
+        ] as [(String, JSONObject, String)] {
+            var config = PromptCases.config(name)
+            for (key, value) in changes.pairs { config[key] = value }
+            let message = failure { try set.add("x", config) }?.message
+            #expect(message?.contains(word) == true, "\(name), \(word): \(message ?? "accepted")")
+        }
+        for item in PromptCases.all where item.name != "prompt" {
+            try set.add(item.name, item.config)
+            #expect(failure { _ = try set.merge([item.name], safe: true) }?.kind == .unsupported, "\(item.name)")
+        }
+        #expect(failure { try set.setActive([("prefix", 1), ("cartridge", 1)]) }?.kind == .unsupported)
+        #expect(failure { try set.setActive([("prefix", 2)]) }?.kind == .unsupported)
+        try set.setActive([("mpt", 1)])
+        var batch = VirtualTokensTests.batch
+        #expect(failure { _ = try model.forward(batch, .all(set.activeAdaptation())) }?.message.contains("task_ids") == true)
+        batch.tasks = [0, 3]
+        #expect(failure { _ = try model.forward(batch, .all(set.activeAdaptation())) }?.message.contains("0 to 2") == true)
+        batch.tasks = [0]
+        #expect(failure { _ = try model.forward(batch, .all(set.activeAdaptation())) }?.message.contains("task_ids") == true)
+        try set.setActive([("prefix", 1)])
+        #expect(failure { _ = try model.forward(packed, .all(set.activeAdaptation())) }?.message.contains("pack") == true)
+        let longest = try #require(model.network.cacheShape?.maximumLength)
+        let long = Batch(rows: 1, length: longest - 2, ids: Array(repeating: 1, count: longest - 2), labels: [])
+        for name in ["prefix", "prompt"] {
+            let adaptation = try set.adaptation(of: [(name == "prompt" ? "a" : name, 1)])
+            #expect(failure { _ = try model.forward(long, .all(adaptation)) }?.message.contains("virtual") == true, "\(name)")
+        }
+        let (perceptron, others) = try open("mlp")
+        _ = perceptron
+        for item in PromptCases.all { #expect(failure { try others.add(item.name, item.config) } != nil, "\(item.name)") }
     }
 
     @Test("a file has what the encoder gives, which acts alike and does not train", arguments: ["MLP", "LSTM"]) func encoded(_ kind: String) throws {
@@ -126,13 +331,13 @@ import Testing
         var batch = VirtualTokensTests.batch
         batch.keyMask = [1, 1, 1, 0, 1, 1, 1, 1]
         batch.tokenTypes = [0, 0, 1, 1, 1, 1, 1, 1]
-        let behind = try batch.behind(2)
+        let behind = try batch.behind([2, 2], width: 2)
         #expect(behind.length == 6)
         #expect(behind.labels == [-100, -100, 1, 5, 9, 2, -100, -100, 20, 7, 7, 3])
         #expect(behind.keyMask == [1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1])
         #expect(behind.tokenTypes == [0, 0, 0, 0, 1, 1, 0, 0, 1, 1, 1, 1])
         (batch.labels, batch.ends) = ([1, -1], [2, 3])
-        #expect(try batch.behind(2).labels == [3, -1])
-        #expect(try batch.behind(2).ends == [4, 5])
+        #expect(try batch.behind([2, 2], width: 2).labels == [3, -1])
+        #expect(try batch.behind([2, 2], width: 2).ends == [4, 5])
     }
 }

@@ -16,7 +16,7 @@ extension Batch {
             self = try Batch(named: arrays)
             return
         }
-        let source = try Batch(named: arrays.filter { $0.name == "input_ids" || $0.name == "attention_mask" || Batch.featureNames.contains($0.name) })
+        let source = try Batch(named: arrays.filter { $0.name == "input_ids" || $0.name == "task_ids" || $0.name == "attention_mask" || Batch.featureNames.contains($0.name) })
         let labels = arrays.filter { Batch.labelNames.contains($0.name) }
         let decoder = arrays.compactMap { item in Batch.decoderNames[item.name].map { (name: $0, tensor: item.tensor) } }
         if let other = arrays.first(where: { item in Batch.tokenNames.contains(item.name) && item.name != "attention_mask" }) {
@@ -30,6 +30,7 @@ extension Batch {
             throw PEFTError(.argument, "'decoder_attention_mask' without 'decoder_input_ids'")
         }
         guard rows == source.rows else { throw PEFTError(.argument, "the decoder has \(rows) rows, the encoder \(source.rows)") }
+        tasks = source.tasks
         self.source = SourceBatch(length: source.length, ids: source.ids, keyMask: source.keyMask, features: source.features, featureShape: source.featureShape)
     }
 

@@ -4,14 +4,14 @@ package import Tensors
 /// Batches as named arrays, under the names Hugging Face's models have for their inputs: how hosts hand them in and get
 /// them from a data set.
 extension Batch {
-    static let tokenNames = ["attention_mask", "position_ids", "token_type_ids", "first_key"]
+    static let tokenNames = ["attention_mask", "position_ids", "token_type_ids", "first_key", "input_type_mask"]
     static let labelNames = ["labels", "start_positions", "end_positions"]
     /// Networks without tokens: vectors, pictures.
     static let featureNames = ["x", "pixel_values", "input_features"]
-    private static let inputNames = ["input_ids"] + tokenNames + labelNames + featureNames
+    private static let inputNames = ["input_ids", "task_ids"] + tokenNames + labelNames + featureNames
 
     /// From `input_ids` `[rows, length]` with `attention_mask`, `position_ids`, `token_type_ids` and `first_key` (packed rows), or
-    /// from `x` or `pixel_values` (f32 `[rows, …]`); and `labels` (f32: numbers, else classes) or `start_positions` and
+    /// from `x` or `pixel_values` (f32 `[rows, …]`); and `task_ids` `[rows]`, `labels` (f32: numbers, else classes) or `start_positions` and
     /// `end_positions`. Integers of any width.
     /// - Throws: `.argument` naming the array, its shape or its value.
     package init(named arrays: [(name: String, tensor: Tensor)]) throws(PEFTError) {
@@ -38,7 +38,9 @@ extension Batch {
         }
         self.init(rows: ids.rows, length: ids.columns, ids: try ids.integers("input_ids"), labels: [])
         try readLabels(byName)
+        tasks = try byName["task_ids"].map { (tensor) throws(PEFTError) in try tensor.integers("task_ids") }
         tokenTypes = try byName["token_type_ids"].map { (tensor) throws(PEFTError) in try tensor.integers("token_type_ids") }
+        inputTypes = try byName["input_type_mask"].map { (tensor) throws(PEFTError) in try tensor.integers("input_type_mask") }
         positions = try byName["position_ids"].map { (tensor) throws(PEFTError) in try tensor.integers("position_ids") }
         firstKey = try byName["first_key"].map { (tensor) throws(PEFTError) in try tensor.integers("first_key") }
         let mask = try byName["attention_mask"].map { (tensor) throws(PEFTError) in try tensor.integers("attention_mask") } ?? []

@@ -40,6 +40,12 @@ package struct Batch: Sendable, Equatable {
     package var keyMask: [UInt8]?
     /// Packed rows, per token: index in the row where its sample begins; nil: 0.
     package var firstKey: [Int32]?
+    /// Per label, what it counts in the loss; nil: 1.
+    package var labelWeights: [Float]?
+    /// Per token, what it is of an example: see `ContextLabels`; nil: an answer.
+    package var inputTypes: [Int32]?
+    /// Per row, which task it is of, for adapters with several.
+    package var tasks: [Int32]?
     /// Of an encoder-decoder: what its encoder reads. All else is the decoder's.
     package var source: SourceBatch?
 
@@ -69,25 +75,41 @@ package struct Batch: Sendable, Equatable {
 }
 
 extension Batch {
-    /// The same behind `count` virtual tokens in each row, as its losses see it: those are no padding, of the first text, and nothing
-    /// is to be learned there. Positions that were given do not hold any more, as in PEFT.
+    /// The same behind `counts` virtual tokens in each row, as its losses see it: those are no padding, of the first text, and nothing
+    /// is to be learned there. In front of all rows stand `width` places; those a row has no virtual tokens for are padding.
+    /// Positions that were given do not hold any more, as in PEFT.
+    /// - Parameter isPredicted: labels are predicted from the place before; behind padding there is none.
     /// - Throws: `.unsupported` for what has no place for them.
-    func behind(_ count: Int) throws(PEFTError) -> Batch {
+    func behind(_ counts: [Int], width: Int, isPredicted: Bool = true) throws(PEFTError) -> Batch {
         guard featureShape.isEmpty else { throw PEFTError(.unsupported, "virtual tokens in front of vectors or pictures") }
         guard firstKey == nil else { throw PEFTError(.unsupported, "virtual tokens in front of packed rows: they would stand before the first sample only; do not pack") }
         var batch = self
-        batch.length += count
+        batch.length += width
         batch.positions = nil
-        batch.keyMask = keyMask?.eachRow(of: length, behind: count, of: 1)
-        batch.tokenTypes = tokenTypes?.eachRow(of: length, behind: count, of: 0)
+        batch.keyMask = keyMask.behind(counts, width: width, rows: rows, length: length)
+        batch.tokenTypes = tokenTypes?.eachRow(of: length, behind: width, of: 0)
         if !ends.isEmpty {
             // Where an answer begins and ends moves with the text; places before it are no answers.
-            batch.labels = labels.map { $0 < 0 ? $0 : $0 &+ Int32(clamping: count) }
-            batch.ends = ends.map { $0 < 0 ? $0 : $0 &+ Int32(clamping: count) }
+            batch.labels = labels.map { $0 < 0 ? $0 : $0 &+ Int32(clamping: width) }
+            batch.ends = ends.map { $0 < 0 ? $0 : $0 &+ Int32(clamping: width) }
         } else if labels.count == rows * length, labels.count == ids.count {
-            batch.labels = labels.eachRow(of: length, behind: count, of: Sample.ignored)
+            batch.labels = labels.eachRow(of: length, behind: width, of: Sample.ignored)
+            for (row, own) in counts.enumerated() where own == 0 && isPredicted { batch.labels[row * batch.length + width] = Sample.ignored }
         }
         return batch
+    }
+
+    /// The positions of all tokens: those given, else 0, 1, 2 … in each row, which count neither padding in front nor leave out the
+    /// places a memory takes.
+    func places(behind padding: [Int]?, _ memory: [Int]?) -> [Int32] {
+        if positions != nil, padding == nil, memory == nil { return positions ?? [] }
+        return (0..<rows).flatMap { row in
+            let (skipped, taken) = (Int32(clamping: padding?[row] ?? 0), Int32(clamping: memory?[row] ?? 0))
+            return (0..<length).map { token in
+                let place = positions?[row * length + token] ?? Int32(clamping: token)
+                return max(place &- skipped, 0) &+ taken
+            }
+        }
     }
 
     /// A sample a row, filled up on the right to the longest.
@@ -129,6 +151,20 @@ extension Batch {
         positions = places
         firstKey = first
         if mask.contains(0) { keyMask = mask }
+    }
+}
+
+extension [UInt8]? {
+    /// A mask of rows behind `counts` places that are seen, and so many in front of those that are not that all have `width`.
+    func behind(_ counts: [Int], width: Int, rows: Int, length: Int) -> [UInt8]? {
+        guard self != nil || counts.contains(where: { $0 < width }) else { return nil }
+        var mask: [UInt8] = []
+        mask.reserveCapacity(rows * (width + length))
+        for (row, own) in counts.enumerated() {
+            mask += Array(repeating: 0, count: width - own) + Array(repeating: 1, count: own)
+            mask += map { Array($0[row * length..<(row + 1) * length]) } ?? Array(repeating: 1, count: length)
+        }
+        return mask
     }
 }
 

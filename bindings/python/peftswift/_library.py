@@ -102,6 +102,7 @@ FUNCTIONS = {
     "peft_adapter_state": [OUT, HANDLE, TEXT],
     "peft_adapter_parameters": [OUT, HANDLE],
     "peft_adapter_set_state": [HANDLE, TEXT, HANDLE],
+    "peft_adapter_fill": [HANDLE, TEXT, TEXT],
     "peft_model_merge": [*TEXT_OUT, HANDLE, NAMES, I64, TEXT],
     "peft_model_unmerge": [HANDLE],
     "peft_model_merge_and_unload": [HANDLE],

@@ -147,10 +147,11 @@ class Model(Handle):
         """A conversation with a KV cache of its own (options: peft_session_create)."""
         return Session.create(self, **options)
 
-    def generate(self, input_ids, max_new_tokens=20, do_sample=False, eos_token_id="model", temperature=1.0, seed=0, **options):
+    def generate(self, input_ids, max_new_tokens=20, do_sample=False, eos_token_id="model", temperature=1.0, seed=0, task_ids=None, **options):
         """Continues rows of token ids; returns prompt and new ids ``[rows, length]`` (encoder-decoders: the decoder's ids).
 
         eos_token_id None: never stop; "model": at the model's own ends. Rows that end early are filled up with the end token.
+        task_ids: of a multitask prompt, the task of each row.
         """
         rows = np.atleast_2d(np.asarray(input_ids))
         writes_anew = bool(self.config.get("is_encoder_decoder"))
@@ -158,8 +159,8 @@ class Model(Handle):
         options.setdefault("context_length", rows.shape[1] + max_new_tokens)
         ends = set(np.atleast_1d(eos_token_id).tolist()) if eos_token_id not in (None, "model") else set()
         starts, results = [], []
-        for row in rows:
-            session = self.session(**options)
+        for index, row in enumerate(rows):
+            session = self.session(**options, **({} if task_ids is None else {"task_id": int(task_ids[index])}))
             session.append([int(i) for i in row])
             starts.append(session.token_ids() if writes_anew else row.tolist())
             new = []
@@ -230,6 +231,10 @@ class Model(Handle):
 
     def load_adapter_state_dict(self, adapter_name, state):
         call("peft_adapter_set_state", self, encoded(adapter_name), self._tensors(state))
+
+    def fill_adapter(self, adapter_name, text):
+        """Gives a prefix or cartridge the keys and values that the base model has for the first tokens of a text."""
+        call("peft_adapter_fill", self, encoded(adapter_name), encoded(text))
 
     def trainable_parameters(self):
         """The trainable parameters of the active adapters, by saved key."""
