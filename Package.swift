@@ -54,9 +54,10 @@ let package = Package(
         room("Tokenizers", ["Platform"]),
         room("Models", ["Kernels", "Autograd", "Tensors", "Quantization", "Checkpoints", "Tokenizers", "Platform"]),
         room("Adapters", ["COpenBLAS", "Kernels", "Models", "Autograd", "Tensors", "Quantization", "Checkpoints", "Tokenizers", "Platform"]),
+        room("Merging", ["Adapters", "Models", "Tensors", "Checkpoints", "Platform"]),
         room("Training", ["Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Tokenizers", "Platform"]),
         room("Generation", ["Kernels", "Adapters", "Models", "Autograd", "Tensors", "Tokenizers", "Platform"]),
-        room("PEFTSwift", ["CPEFTSwift", "StaticRuntime", "Kernels", "Generation", "Training", "Adapters", "Models", "Quantization", "Checkpoints", "Tokenizers", "Autograd", "Tensors", "Platform"]),
+        room("PEFTSwift", ["CPEFTSwift", "StaticRuntime", "Kernels", "Generation", "Training", "Merging", "Adapters", "Models", "Quantization", "Checkpoints", "Tokenizers", "Autograd", "Tensors", "Platform"]),
 
         test("PlatformTests", ["Platform"]),
         test("KernelsTests", ["Kernels"], exclude: ["Fixtures"]),
@@ -66,7 +67,7 @@ let package = Package(
         test("CheckpointsTests", ["Checkpoints", "Tensors", "Platform"], exclude: ["Fixtures"]),
         test("TokenizersTests", ["Tokenizers", "Platform"]),
         test("ModelsTests", ["Models", "Autograd", "Tensors", "Checkpoints", "Platform"]),
-        test("AdaptersTests", ["Adapters", "Models", "Autograd", "Tensors", "Quantization", "Checkpoints", "Platform"]),
+        test("AdaptersTests", ["Merging", "Adapters", "Models", "Autograd", "Tensors", "Quantization", "Checkpoints", "Platform"]),
         test("TrainingTests", ["Training", "Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Tokenizers", "Platform"], exclude: ["Fixtures"]),
         test("GenerationTests", ["Generation", "Training", "Adapters", "Models", "Autograd", "Tensors", "Tokenizers", "Platform"]),
     ]

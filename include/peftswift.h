@@ -369,7 +369,10 @@ int32_t peft_adapter_fill(peft_model *model, const char *name, const char *text,
  * {"layers": [{"name", "kept"}, …], "kept"}, "kept" being the share of the change's norm that is in the new weight.
  * The report's three parameters may be NULL, 0, NULL: peft_adapter_status has it too.
  * `options_json`: {"safe": false (true: a result that is not finite is PEFT_ERROR_NUMERIC), "dtype": null (a weight
- * format of peft_features: what quantised weights become; four bits keep little of an adapter, "q8_0" nearly all)}.
+ * format of peft_features: what quantised weights become; four bits keep little of an adapter, "q8_0" nearly all),
+ * "residue": null (a name: what quantised weights do not hold is kept in a LoRA of that name, which acts until the merge is
+ * undone and goes with it), "svd_rank": 8 or "svd_energy" (of the residue, as for peft_adapter_combine)}. With a residue the
+ * report has "kept_with_residue" too.
  * Errors: PEFT_ERROR_NOT_FOUND; PEFT_ERROR_STATE when there is nothing to merge; PEFT_ERROR_UNSUPPORTED. Nothing has
  * changed then. */
 int32_t peft_model_merge(char *report, size_t capacity, size_t *needed, peft_model *model, const char *const *names,
@@ -379,6 +382,55 @@ int32_t peft_model_unmerge(peft_model *model, peft_error *error);
 /* Merges the active adapters for good and removes all adapters; modules trained in full take the originals' place, and
  * quantised weights that change become q8_0. */
 int32_t peft_model_merge_and_unload(peft_model *model, peft_error *error);
+
+/* ------------------------------------------------------------------------------------------------ combining adapters */
+
+/* All of these go layer by layer, with one layer in memory. `progress` (may be NULL) is called after each; non-zero stops:
+ * PEFT_ERROR_CANCELLED. It must not call the library with the same model. After any error nothing has changed or been written.
+ *
+ * The report's three parameters may be NULL, 0, NULL. Of calls that make something it is written once: 160 bytes a layer are
+ * enough; what does not fit is lost, the rest of the call is not. It is {"layers": [{"name", "rank", "error"}, …], "error",
+ * "rank"}, "error" being ‖ΔW − s·B·A‖ / ‖ΔW‖ (Frobenius): what the rank leaves out of the change of a layer, and of all.
+ *
+ * Ways to combine, "combination_type" of `options_json`, with ΔWᵢ = sᵢ·Bᵢ·Aᵢ and weights wᵢ (as in PEFT's add_weighted_adapter):
+ *   "svd" (default), "task_arithmetic"   the nearest of its rank to Σ wᵢ·ΔWᵢ
+ *   "cat"                                exactly Σ wᵢ·ΔWᵢ; ranks add up
+ *   "linear"                             A = Σ sgn(wᵢsᵢ)·√|wᵢsᵢ|·Aᵢ, B = Σ √|wᵢsᵢ|·Bᵢ; one rank
+ *   "ties", "dare_linear", "dare_ties", "magnitude_prune"   the same after pruning (and an election of signs: ties)
+ *   "ties_svd", "dare_linear_svd", "dare_ties_svd", "magnitude_prune_svd", "della", "della_linear", "breadcrumbs",
+ *   "breadcrumbs_ties"                   of the ΔWᵢ themselves
+ *   "slerp"                              two, along the arc between them; t = w₂/(w₁ + w₂)
+ * Other options: "density" (0, 1]: the share that pruning leaves, needed where there is one; "majority_sign_method": "total" or
+ * "frequency"; "epsilon" (della: density ± epsilon; default half of what is possible), "gamma" (breadcrumbs: share of the
+ * largest taken out; default 0.01), "seed": 0 (of what is random); "svd_rank" (default: the largest of the adapters') or
+ * "svd_energy" (0, 1]: per layer the fewest directions with that share of Σσ²; "svd_clamp": quantile at which values of the
+ * factors are cut off; "layer_weights": {name of layers as in rank_pattern: a factor for each adapter's weight there}. An option
+ * without a meaning for the combination is PEFT_ERROR_ARGUMENT.
+ * Weights may be negative (subtraction); NULL: all 1. Of one adapter "svd" with "svd_rank" is conversion or resizing. */
+
+/* A new adapter of adapters of this model; it is not active and not trained. Methods other than LoRA, and different ones
+ * together, go through their exact changes of the weights ("svd", "…_svd", "slerp" …) and become LoRA; (IA)³ without
+ * options stays (IA)³ (vectors are added up). A module trained in full is kept from the one adapter that has it.
+ * Errors: PEFT_ERROR_ARGUMENT, PEFT_ERROR_NOT_FOUND, PEFT_ERROR_STATE (`new_name` is taken), PEFT_ERROR_NUMERIC (NaN),
+ * PEFT_ERROR_UNSUPPORTED: what cannot be a change of weights (virtual tokens, norms, target_parameters, PiSSA's residual). */
+int32_t peft_adapter_combine(char *report, size_t capacity, size_t *needed, peft_model *model, const char *new_name,
+                             const char *const *names, const float *weights, int64_t count, const char *options_json,
+                             peft_progress_fn progress, void *user_data, peft_error *error);
+/* A new LoRA of what full fine-tuning did: the weights of `tuned` minus those of `model`, whatever formats the two have.
+ * `options_json`: "svd_rank" or "svd_energy", which must be there; "target_modules" (default "all-linear"). The report has
+ * "left_out" too: tensors outside of the targets that differ. Errors: PEFT_ERROR_MISMATCH for another architecture. */
+int32_t peft_adapter_extract(char *report, size_t capacity, size_t *needed, peft_model *model, const char *new_name,
+                             const peft_model *tuned, const char *options_json, peft_progress_fn progress, void *user_data,
+                             peft_error *error);
+/* LoRA adapters in files (PEFT folders, HDF5) become one, at `path`, without their model: added, subtracted, and of one, scaled,
+ * pruned, resized. Errors: as above; PEFT_ERROR_MISMATCH for adapters of different models; PEFT_ERROR_IO. */
+int32_t peft_adapter_combine_files(char *report, size_t capacity, size_t *needed, const peft_context *context, const char *path,
+                                   const char *const *paths, const float *weights, int64_t count, const char *options_json,
+                                   peft_progress_fn progress, void *user_data, peft_error *error);
+/* How alike two LoRA adapters in files are: {"layers": [{"name", "cosine" (of the ΔW), "norm_a", "norm_b", "overlap_in",
+ * "overlap_out" (of the subspaces they read and write, 0 … 1)}, …], "cosine", "only_a": [names], "only_b": [names]}. */
+int32_t peft_adapter_compare_files(char *report, size_t capacity, size_t *needed, const peft_context *context, const char *path,
+                                   const char *other, peft_error *error);
 
 /* ------------------------------------------------------------------------------------------------ tokenizers */
 

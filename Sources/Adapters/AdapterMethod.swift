@@ -122,6 +122,9 @@ package protocol AdapterModule: AnyObject, Sendable {
     ///   - replacements: what stands in for the layer's own tensors.
     func hook(scale: Float, beside replacements: [String: Parameter]) -> any LayerHook
 
+    /// What it adds to the layer's weight, where factors say that without the weight; nil: `fold` says it.
+    func change(scale: Float) throws(PEFTError) -> WeightChange?
+
     /// Makes the layer's weights do what the hook does.
     /// - Throws: `.unsupported` where that cannot be.
     func fold(into weights: inout FoldedWeights, scale: Float) throws(PEFTError)
@@ -136,6 +139,7 @@ extension AdapterModule {
     package var readsWeight: Bool { false }
     package var replacements: [Replacement] { [] }
     package func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] { [:] }
+    package func change(scale: Float) throws(PEFTError) -> WeightChange? { nil }
     package var isTwin: Bool { false }
     package var changesBase: Bool { false }
 }

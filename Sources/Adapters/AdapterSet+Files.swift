@@ -1,5 +1,5 @@
 internal import Autograd
-internal import Checkpoints
+package import Checkpoints
 internal import Models
 package import Platform
 package import Tensors
@@ -11,7 +11,7 @@ extension AdapterSet {
         try load(name, AdapterFiles.open(path: path, budget: engine.budget), trainable: trainable)
     }
 
-    func load(_ name: String, _ files: AdapterFiles, trainable: Bool) throws(PEFTError) {
+    package func load(_ name: String, _ files: AdapterFiles, trainable: Bool) throws(PEFTError) {
         try checkIsFree(name)
         let (adapter, changes): (Adapter, [BaseChange])
         do throws(PEFTError) {
@@ -28,7 +28,8 @@ extension AdapterSet {
         try insert(adapter, name, changes)
     }
 
-    private func read(_ files: AdapterFiles, _ configuration: AdapterConfiguration) throws(PEFTError) -> (
+    /// The caller holds the model's lock.
+    func read(_ files: AdapterFiles, _ configuration: AdapterConfiguration) throws(PEFTError) -> (
         Adapter, [BaseChange]
     ) {
         let adapter: Adapter
@@ -176,7 +177,7 @@ enum AdapterKeys {
     }
 
     /// What layers share stands directly below "base_model.".
-    private static func full(_ name: String) -> String { name.hasPrefix("base_model.") ? name : Adapter.prefix + name }
+    static func full(_ name: String) -> String { name.hasPrefix("base_model.") ? name : Adapter.prefix + name }
 
     static func checkShapes(_ adapter: Adapter, _ byKey: [String: Tensor]) throws(PEFTError) {
         for item in adapter.known {

@@ -11,10 +11,14 @@ extension AdapterSet {
     ///
     /// Weights that lie on a grid of few bits and are changed by less than its steps come back to the same grid points: four
     /// bits keep little of an adapter. `dtype` gives quantised weights a format with room for the change.
-    /// - Parameter dtype: what quantised weights become; nil: what they are.
+    /// - Parameters:
+    ///   - dtype: what quantised weights become; nil: what they are.
+    ///   - residue: name and rank of an adapter that has what quantised weights do not hold; it acts until they are unmerged, which
+    ///     removes it.
     /// - Returns: as `peft_model_merge` reports it.
     /// - Throws: `.state` when there is nothing to merge, `.unsupported`, `.numeric` (`safe`); nothing has changed then.
-    package func merge(_ names: [String]?, safe: Bool, as dtype: DType? = nil) throws(PEFTError) -> JSONObject {
+    package func merge(_ names: [String]?, safe: Bool, as dtype: DType? = nil, residue: (name: String, rank: RankChoice)? = nil) throws(PEFTError) -> JSONObject {
+        if let residue { try checkIsFree(residue.name) }
         if let dtype, !dtype.isWeightFormat { throw PEFTError(.argument, "weights cannot be \(dtype.name)") }
         return try model.lock.write { () throws(PEFTError) in
             let (chosen, originals) = try table.withLock { (table) throws(PEFTError) in
@@ -22,10 +26,13 @@ extension AdapterSet {
             }
             if chosen.isEmpty { engine.warn("all adapters that were to be merged are merged already") }
             let merge = try WeightMerge(
-                chosen.map { ($0.adapter, $0.scale) }, originals: originals, isSafe: safe, as: dtype, model)
+                chosen.map { ($0.adapter, $0.scale) }, originals: originals, isSafe: safe, as: dtype, residueRank: residue?.rank, model)
+            let rest = merge.residue.isEmpty ? nil : try residueAdapter(merge.residue)
             let before = try apply(merge.changes)
             table.withLock { $0.didMerge(chosen.map(\.name), before) }
-            if merge.kept < 0.5 {
+            if let rest, let residue {
+                try table.withLock { (table) throws(PEFTError) in try table.insertResidue(rest, residue.name) }
+            } else if merge.kept < 0.5 {
                 let percent = Int(merge.kept * 100)
                 engine.warn(
                     "only \(percent) % of what the adapter changes is in the merged weights: their format has no room for more (see dtype; q8_0, bf16 …)"
@@ -33,6 +40,13 @@ extension AdapterSet {
             }
             return merge.report
         }
+    }
+
+    private func residueAdapter(_ modules: [(name: String, form: LoRAFile.Form, factors: LowRank)]) throws(PEFTError) -> Adapter {
+        let file = LoRAFile(modules, JSONObject(), targets: targets(naming: modules.map(\.name)), others: [])
+        let (adapter, _) = try read(try file.files("the residue", engine), try AdapterConfiguration(file.configuration, warn: { engine.warn($0) }))
+        adapter.setTrainable(false)
+        return adapter
     }
 
     /// Gives back the exact weights from before.

@@ -2,7 +2,7 @@ package import Autograd
 package import Models
 package import Platform
 internal import Synchronization
-internal import Tensors
+package import Tensors
 package import Tokenizers
 
 /// The adapters of one model: which there are, which act, what is merged. Safe from several threads.
@@ -23,7 +23,7 @@ package final class AdapterSet: Sendable {
         self.baseName = baseName
     }
 
-    var engine: Engine { model.engine }
+    package var engine: Engine { model.engine }
 
     // MARK: Making and removing
 
@@ -41,7 +41,7 @@ package final class AdapterSet: Sendable {
         try insert(adapter, name, changes)
     }
 
-    func checkIsFree(_ name: String) throws(PEFTError) {
+    package func checkIsFree(_ name: String) throws(PEFTError) {
         guard !name.isEmpty, name != AdapterSet.base, !name.contains("|") else {
             throw PEFTError(
                 .argument,

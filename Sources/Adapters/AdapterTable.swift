@@ -15,6 +15,8 @@ struct AdapterTable: Sendable {
         /// Of `set_scale`.
         var scale: Float = 1
         var isMerged = false
+        /// Of a merge: goes with it.
+        var isResidue = false
         /// What the base had before this adapter took its part, and the memory of what was left.
         var took: [(before: BaseChange, residual: Storage)] = []
     }
@@ -108,8 +110,18 @@ struct AdapterTable: Sendable {
         cached.removeAll()
     }
 
+    /// Puts what a merge left out beside what acts.
+    mutating func insertResidue(_ adapter: Adapter, _ name: String) throws(PEFTError) {
+        try insert(adapter, name)
+        entries[name]?.isResidue = true
+        if !active.contains(where: { $0.name == name }) { active.append(ActiveAdapter(name: name, weight: 1)) }
+    }
+
     mutating func didUnmerge() {
         for name in names { entries[name]?.isMerged = false }
+        names.removeAll { entries[$0]?.isResidue == true }
+        active.removeAll { entries[$0.name]?.isResidue == true }
+        entries = entries.filter { !$0.value.isResidue }
         originals.removeAll()
         cached.removeAll()
     }

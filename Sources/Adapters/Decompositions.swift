@@ -1,29 +1,29 @@
 internal import COpenBLAS
 internal import Glibc
-internal import Platform
+package import Platform
 internal import Synchronization
-internal import Tensors
+package import Tensors
 
 /// Singular values and QR factors of f32 matrices (row-major), by LAPACK. Memory: the engine's budget.
-struct Decompositions {
-    private let engine: Engine
+package struct Decompositions {
+    let engine: Engine
     private let lapack: LAPACK
 
     /// - Throws: `.unsupported` when OpenBLAS is not on this machine.
-    init(_ engine: Engine) throws(PEFTError) {
+    package init(_ engine: Engine) throws(PEFTError) {
         self.engine = engine
         lapack = try LAPACK.opened()
     }
 
     /// Runs work that may decompose many matrices; afterwards OpenBLAS and its threads leave the process.
-    static func session<R>(_ body: () throws(PEFTError) -> R) throws(PEFTError) -> R {
+    package static func session<R>(_ body: () throws(PEFTError) -> R) throws(PEFTError) -> R {
         defer { LAPACK.close() }
         return try body()
     }
 
     /// `a = u·diag(s)·vh`; `a` `[m, n]`, `u` `[m, k]`, `s` `[k]` descending, `vh` `[k, n]`, k = min(m, n). `a` is overwritten.
     /// - Throws: `.numeric` when it does not converge (NaN in `a`).
-    func singularValues(_ a: Tensor) throws(PEFTError) -> (u: Tensor, s: Tensor, vh: Tensor) {
+    package func singularValues(_ a: Tensor) throws(PEFTError) -> (u: Tensor, s: Tensor, vh: Tensor) {
         let (m, n) = (a.rows, a.columns)
         let k = min(m, n)
         let u = try Tensor(engine, [m, k], .f32, .scratch)
@@ -44,7 +44,7 @@ struct Decompositions {
     }
 
     /// The first `count` columns of Q `[m, count]` and rows of R `[count, n]` of `a = Q·R`; `a` `[m, n]`, count ≤ min(m, n).
-    func factors(_ a: Tensor, count: Int) throws(PEFTError) -> (q: Tensor, r: Tensor) {
+    package func factors(_ a: Tensor, count: Int) throws(PEFTError) -> (q: Tensor, r: Tensor) {
         let (m, n) = (a.rows, a.columns)
         let columnwise = try a.transposed(engine)  // `[n, m]`, which is `a` column by column
         let tau = try Tensor(engine, [max(min(m, n), 1)], .f32, .scratch)

@@ -46,6 +46,10 @@ final class EmbeddingLoRA: AdapterModule {
         EmbeddingLoRAHook(self, scale: Float(factor) * scale, replacements["weight"])
     }
 
+    func change(scale: Float) throws(PEFTError) -> WeightChange? {
+        magnitude == nil ? WeightChange(.product(b: b.value, a: a.value, scale: factor * Double(scale))) : nil
+    }
+
     /// W [count, dimension] += s·Aᵀ·Bᵀ
     func fold(into weights: inout FoldedWeights, scale: Float) throws(PEFTError) {
         let scale = Float(factor) * scale

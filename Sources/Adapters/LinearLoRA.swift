@@ -1,7 +1,7 @@
 internal import Autograd
 internal import Models
-internal import Platform
-internal import Tensors
+package import Platform
+package import Tensors
 
 /// LoRA of a linear layer or a convolution, with DoRA's magnitude where the configuration asks for one.
 final class LinearLoRA: AdapterModule {
@@ -64,6 +64,18 @@ final class LinearLoRA: AdapterModule {
 
     func hook(scale: Float, beside replacements: [String: Parameter]) -> any LayerHook {
         LinearLoRAHook(self, scale: Float(factor) * scale, dropout: dropout, replacements)
+    }
+
+    func change(scale: Float) throws(PEFTError) -> WeightChange? {
+        guard magnitude == nil, target.groups == 1 else { return nil }
+        let (b, a) = try factors()
+        let scale = factor * Double(scale)
+        let shift = try bias.map { (bias) throws(PEFTError) in
+            let shift = try bias.value.converted(to: .f32, engine, .scratch)
+            engine.axpby(Float(scale), bias.value, 0, into: shift)
+            return shift
+        }
+        return WeightChange(.product(b: b, a: a, scale: scale), bias: shift)
     }
 
     func fold(into weights: inout FoldedWeights, scale: Float) throws(PEFTError) {
@@ -148,7 +160,7 @@ extension LinearLoRAHook {
 
 extension Tensor {
     /// An f32 matrix the other way round, in new memory.
-    func transposed(_ engine: Engine) throws(PEFTError) -> Tensor {
+    package func transposed(_ engine: Engine) throws(PEFTError) -> Tensor {
         let result = try Tensor(engine, [columns, rows], .f32, .scratch)
         let (rows, columns) = (rows, columns)
         unsafe withFloats { from in

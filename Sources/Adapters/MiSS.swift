@@ -64,9 +64,10 @@ private final class MiSSModule: MatrixModule {
     /// Which of r sums a column goes to.
     private let sums: ColumnMap
     private let repetition: ColumnMap?
+    private let engine: Engine
 
     init(_ target: MatrixTarget, _ block: Parameter, dropout: Float, isZero: Bool, _ engine: Engine) throws(PEFTError) {
-        self.target = target
+        (self.target, self.engine) = (target, engine)
         self.block = block
         (self.dropout, self.isZero) = (dropout, isZero)
         let (rank, width) = (block.value.rows, block.value.columns)
@@ -80,6 +81,19 @@ private final class MiSSModule: MatrixModule {
         var random = random
         if !isZero { block.value.fillKaiming(&random) }
         return [:]
+    }
+
+    /// It is LoRA with Mᵀ for B, and for A the sums: 1 where a column goes to a row.
+    func change(scale: Float) throws(PEFTError) -> WeightChange? {
+        let (rank, inputs, outputs) = (block.value.rows, target.inputSize, target.outputSize)
+        let a = try Tensor.zeros(engine, [rank, inputs], .f32, .scratch)
+        unsafe a.withMutableFloats { a in
+            for column in 0..<min(inputs, a.count / max(rank, 1)) { unsafe a[column % rank * inputs + column] = 1 }
+        }
+        let own = try block.value.transposed(engine)
+        let b = try Tensor(engine, [outputs, rank], .f32, .scratch)
+        for start in stride(from: 0, to: outputs, by: max(own.rows, 1)) { engine.axpby(1, own, 0, into: try b.rows(start..<start + own.rows)) }
+        return WeightChange(.product(b: b, a: a, scale: Double(scale)))
     }
 
     func add(to y: consuming Variable, input x: Variable, scale: Float, _ site: HookSite) throws(PEFTError) -> Variable {

@@ -239,6 +239,11 @@ struct TargetMatching {
 
     // MARK: Condensing
 
+    /// Suffixes, as short as can be, that name these layers of a model and no others.
+    static func suffixes(naming layers: [String], _ model: Model) -> [String] {
+        Array(condensed(Set(layers), ModuleNames(model.layers)))
+    }
+
     /// PEFT shortens lists from this length on, which decides only what the saved configuration says.
     private static let minimumToCondense = 20
 

@@ -20,6 +20,11 @@ struct WeightMerge {
 
     private(set) var changes: [BaseChange] = []
     private(set) var reports: [Report] = []
+    /// What quantised weights do not hold of what was wanted, as factors; empty where nobody asked.
+    private(set) var residue: [(name: String, form: LoRAFile.Form, factors: LowRank)] = []
+    /// ⟨wanted, residue⟩ of all layers.
+    private var residueProduct = 0.0
+    private let residueRank: RankChoice?
     private let model: Model
     private let originals: [Int: [String: Tensor]]
     private let isSafe: Bool
@@ -30,35 +35,46 @@ struct WeightMerge {
     ///   - originals: by layer, what it had before adapters that are merged already.
     ///   - isSafe: values that are not finite are an error. They always are where weights are quantised again.
     ///   - dtype: what quantised weights become; nil: what they are.
+    ///   - residueRank: how much of what they do not hold is kept in `residue`; nil: nothing.
     /// - Throws: `.numeric`, `.unsupported` naming the layer.
     init(
         _ adapters: [(adapter: Adapter, scale: Float)], originals: [Int: [String: Tensor]], isSafe: Bool,
-        as dtype: DType?, _ model: Model
+        as dtype: DType?, residueRank: RankChoice? = nil, _ model: Model
     ) throws(PEFTError) {
-        (self.model, self.originals, self.isSafe, self.dtype) = (model, originals, isSafe, dtype)
+        (self.model, self.originals, self.isSafe, self.dtype, self.residueRank) = (model, originals, isSafe, dtype, residueRank)
         if adapters.contains(where: { $0.adapter.replication != nil }) {
             throw PEFTError(
                 .unsupported, "an adapter with layer_replication cannot be merged: its copies share the base weights")
         }
-        for layer in model.layers { try merge(adapters, into: layer) }
+        try Decompositions.session { () throws(PEFTError) in
+            for layer in model.layers { try merge(adapters, into: layer) }
+        }
     }
 
     var report: JSONObject {
-        [
+        var report: JSONObject = [
             "layers": .array(reports.map { .object(["name": .string($0.name), "kept": .number($0.kept)]) }),
-            "kept": .number(kept),
+            "kept": .number(total.kept),
         ]
+        if residueRank != nil {
+            var both = total
+            both.product += residueProduct
+            report["kept_with_residue"] = .number(both.kept)
+        }
+        return report
     }
 
     /// Of all layers together.
-    var kept: Double {
+    private var total: Report {
         var all = Report(name: "")
         for report in reports {
             all.product += report.product
             all.square += report.square
         }
-        return all.kept
+        return all
     }
+
+    var kept: Double { total.kept }
 
     private mutating func merge(_ adapters: [(adapter: Adapter, scale: Float)], into layer: any Layer) throws(PEFTError)
     {
@@ -83,7 +99,7 @@ struct WeightMerge {
             changes.append(
                 BaseChange(
                     layer: layer, tensor: name,
-                    value: try encoded(folded, like: present, "\(layer.name).\(name)", &report)))
+                    value: try encoded(folded, like: present, "\(layer.name).\(name)", &report, layer)))
         }
         reports.append(report)
     }
@@ -101,7 +117,8 @@ struct WeightMerge {
         )
     }
 
-    private func encoded(_ folded: Tensor, like present: Tensor, _ name: String, _ report: inout Report)
+    /// - Parameter layer: whose weight it is.
+    private mutating func encoded(_ folded: Tensor, like present: Tensor, _ name: String, _ report: inout Report, _ layer: any Layer)
         throws(PEFTError) -> Tensor
     {
         let engine = model.engine
@@ -129,6 +146,22 @@ struct WeightMerge {
                 "merging '\(name)' gives values that are not finite (NaN or beyond the range of \(after.dtype.name)); nothing was merged"
             )
         }
+        if after.dtype.isQuantized, let residueRank {
+            try keepResidue(of: layer, before, folded, made, residueRank)
+        }
         return after
+    }
+
+    /// The factors nearest to what is missing.
+    private mutating func keepResidue(of layer: any Layer, _ before: Tensor, _ folded: Tensor, _ made: Tensor, _ rank: RankChoice) throws(PEFTError) {
+        let (engine, form) = (model.engine, try LoRAFile.Form(layer))
+        let missing = try folded.converted(to: .f32, engine, .scratch)
+        engine.axpby(-1, made, 1, into: missing)
+        if missing.squaredNorm == 0 { return }
+        let factors = try Decompositions(engine).lowRank(.dense(try form.matrix(missing, of: layer, engine)), rank)
+        residue.append((layer.name, form, factors))
+        let wanted = try folded.converted(to: .f32, engine, .scratch)
+        engine.axpby(-1, before, 1, into: wanted)
+        residueProduct += try form.matrix(wanted, of: layer, engine).inner(WeightChange.Matrix.product(b: factors.b, a: factors.a, scale: 1).dense(engine))
     }
 }

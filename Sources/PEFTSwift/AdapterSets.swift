@@ -1,6 +1,7 @@
 public import CPEFTSwift
 internal import Adapters
 internal import Autograd
+internal import Merging
 internal import Models
 internal import Platform
 internal import Quantization
@@ -193,13 +194,23 @@ public func peft_model_merge(
     unsafe guarded(report, capacity, needed, error) { () throws(PEFTError) -> String in
         let object = unsafe try handles.model(model)
         let names = unsafe try PEFTSwift.names(names, count, "names")
-        let options = unsafe try options(options_json, "options_json", allowing: ["safe", "dtype"])
+        let options = unsafe try options(options_json, "options_json", allowing: ["safe", "dtype", "residue", "svd_rank", "svd_energy"])
+        let residue = try residue(options)
         let isSafe = try options.boolean("safe") ?? false
         let dtype = try options.text("dtype").map { (name) throws(PEFTError) in try DType.weightFormat(named: name) }
-        let merged = try object.use.alone(.model) { () throws(PEFTError) in try object.adapters.merge(count == 0 ? nil : names, safe: isSafe, as: dtype) }
+        let merged = try object.use.alone(.model) { () throws(PEFTError) in try object.adapters.merge(count == 0 ? nil : names, safe: isSafe, as: dtype, residue: residue) }
         object.mergeReport.withLock { $0 = merged }
         return JSONValue.object(merged).text()
     }
+}
+
+private func residue(_ options: JSONObject) throws(PEFTError) -> (name: String, rank: RankChoice)? {
+    let rank = try Combination.rank(options)
+    guard let name = try options.text("residue") else {
+        guard rank == nil else { throw PEFTError(.argument, "svd_rank and svd_energy are those of a residue; \"residue\" must name it") }
+        return nil
+    }
+    return (name, rank ?? .fixed(8))
 }
 
 @_cdecl("peft_model_unmerge") @implementation

@@ -10,7 +10,8 @@ import sys
 from header import HANDLES, functions
 
 #: Handles that may be NULL: (function, parameter).
-OPTIONAL = {("peft_trainer_run", "evaluation"), ("peft_trainer_save", "dataset"), ("peft_trainer_resume", "dataset")}
+OPTIONAL = {("peft_trainer_run", "evaluation"), ("peft_trainer_save", "dataset"), ("peft_trainer_resume", "dataset"), ("peft_layer_forward", "trainer"),
+            ("peft_layer_forward", "pass")}
 
 #: Arguments that are right, by function and parameter or by parameter.
 ARGUMENTS = {
@@ -20,15 +21,17 @@ ARGUMENTS = {
     ("peft_adapter_load", "path"): 'SCRATCH("adapter")', ("peft_adapter_load", "name"): '"loaded"', ("peft_adapter_add", "name"): '"added"',
     ("peft_adapter_save", "path"): 'SCRATCH("saved")', ("peft_adapter_rename", "new_name"): '"a"', ("peft_trainer_save", "path"): 'SCRATCH("saved.h5")',
     ("peft_trainer_resume", "path"): 'SCRATCH("checkpoint.h5")', ("peft_dataset_open", "path"): 'MODEL_FILE("conversations.jsonl")',
-    ("peft_adapter_set_state", "state"): "live_state", ("peft_model_state", "name"): '"model.norm.weight"',
+    ("peft_pass_output", "y"): "&array", ("peft_layer_forward", "count"): "32", "y": "values", "layer": '"model.layers.0.self_attn.q_proj"', "x": "&input",
+    "dx": "values", "dx_count": "32", "dy": "values", "dy_count": "32", "is_cleared": "0", ("peft_adapter_set_state", "state"): "live_state", ("peft_adapter_combine_files", "path"): 'SCRATCH("combined")',
+    ("peft_adapter_compare_files", "path"): 'SCRATCH("adapter")', ("peft_model_state", "name"): '"model.norm.weight"',
     "path": "model_folder", "folder": 'SCRATCH("exported")', "name": '"a"', "config_json": "lora", "messages_json": '"[{\\"role\\": \\"user\\", \\"content\\": \\"who\\"}]"',
     "options_json": "NULL", "rank": "2", "shape": "shape", "text": '"iron"', "data": "lines", "names": "names", "weights": "NULL", "count": "1", "ids": "ids32",
     "size": "4", "index": "0", "seconds": "0", "batch": "1", "length": "8", "max_tokens": "2", "keep": "1", "factor": "1", "capacity": "sizeof text",
     "buffer": "text", "report": "text", "needed": "&needed", "token": "&id", "tokens": "&id", "loss": "&number", "step": "&step", "options": "NULL", "user_data": "NULL",
-    "progress": "NULL", "callback": "NULL", "level": "1",
+    "progress": "NULL", "batch_count": "1", "new_name": '"made"', "paths": "paths", "other": 'SCRATCH("adapter")', "callback": "NULL", "level": "1",
 }
 #: Sizes and counts of memory that the caller promises is there: not to be lied about.
-PROMISES = {"size", "count", "capacity", "rank"}
+PROMISES = {"size", "count", "capacity", "rank", "batch_count", "dx_count", "dy_count"}
 EXTREMES = {"int32_t": ["INT32_MIN", "-1", "INT32_MAX"], "int64_t": ["INT64_MIN", "-1", "INT64_MAX"], "float": ["NAN", "INFINITY", "-1e38f"],
             "double": ["NAN", "INFINITY", "-1e300"]}
 
@@ -40,15 +43,19 @@ static peft_tokenizer *live_tokenizer;
 static peft_dataset *live_dataset;
 static peft_trainer *live_trainer;
 static peft_session *live_session;
+static peft_pass *live_pass;
 static peft_tensors *live_tensors, *live_state;
 /* One freed handle of each kind. */
-static void *freed_context, *freed_model, *freed_tokenizer, *freed_dataset, *freed_trainer, *freed_session, *freed_tensors;
+static void *freed_context, *freed_model, *freed_tokenizer, *freed_dataset, *freed_trainer, *freed_session, *freed_tensors, *freed_pass;
+/* One row for a layer of 32 inputs and as many outputs. */
+static float values[32];
+static peft_array input = PEFT_ARRAY_INIT;
 static int on_the_stack_of_the_host = 1;
 
 static const char lines[] = "{\"text\": \"iron\"}\n{\"text\": \"fire\"}\n";
 static const int64_t ids64[10] = {1, 7, 9, 11, 13, 1, 20, 22, 24, 26}, shape[2] = {2, 5};
 static int32_t ids32[4] = {1, 30, 31, 32};
-static const char *const names[1] = {"a"};
+static const char *const names[1] = {"a"}, *const paths[1] = {"adapter"}; /* from the scratch folder, where it runs */
 static char text[65536];
 static size_t needed;
 static int32_t id;
@@ -68,11 +75,13 @@ static void open_all(void) {
   OK(peft_trainer_create(&live_trainer, live_model, "{\"max_steps\": 3}", &error));
   OK(peft_session_create(&live_session, live_model, NULL, &error));
   OK(peft_session_append(live_session, ids32, 4, &error));
+  input.type = PEFT_F32, input.rank = 2, input.shape[0] = 1, input.shape[1] = 32, input.data = values, input.size = sizeof values;
+  OK(peft_layer_forward(NULL, 0, &live_pass, live_model, "model.layers.0.self_attn.q_proj", &input, NULL, &error));
 }
 
 static void free_all(void) {
   peft_context_free(live_context), peft_model_free(live_model), peft_tensors_free(live_tensors), peft_tensors_free(live_state), peft_tokenizer_free(live_tokenizer);
-  peft_dataset_free(live_dataset), peft_trainer_free(live_trainer), peft_session_free(live_session);
+  peft_dataset_free(live_dataset), peft_trainer_free(live_trainer), peft_session_free(live_session), peft_pass_free(live_pass);
 }
 
 static int is_status(int32_t code) { return strcmp(peft_status_text(code), "unknown") != 0 && code != PEFT_ERROR_INTERNAL; }
@@ -83,7 +92,7 @@ def argument(function, parameter):
     if (function.name, parameter.name) in ARGUMENTS:
         return ARGUMENTS[function.name, parameter.name]
     if parameter.is_handle_list:
-        return f"&live_{parameter.handle}"
+        return f"({parameter.type})&live_{parameter.handle}"
     if parameter.handle:
         return f"live_{parameter.handle}"
     if parameter.out_handle:
@@ -120,7 +129,7 @@ def handle_test(function, lines):
         for value in wrong_handles(parameter.handle):
             if value == "NULL" and (function.name, parameter.name) in OPTIONAL:
                 continue
-            this = call(function, place, f"(peft_{parameter.handle} *[]){{{value}}}" if parameter.is_handle_list else value)
+            this = call(function, place, f"({parameter.type})(peft_{parameter.handle} *[]){{{value}}}" if parameter.is_handle_list else value)
             if not function.can_fail:
                 # Frees ignore it; the others answer NULL or 0.
                 lines.append(f"  {this};" if function.result == "void" else f"  CHECK({this} == 0);")
@@ -145,7 +154,7 @@ def garbage_test(function, lines):
             values = values + ['""', r'"\xff\xfe"', '"{"', '"[[[[{}]]]]"', 'long_text']
         for value in values:
             this = call(function, place, value)
-            if parameter.out_handle and value == "NULL":
+            if parameter.out_handle and value == "NULL" and (function.name, parameter.name) not in OPTIONAL:
                 lines.append(f"  FAILS(PEFT_ERROR_ARGUMENT, {this});")
                 continue
             lines.append(f"  if (!CHECK(is_status({this}))) return;")

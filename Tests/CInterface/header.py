@@ -5,7 +5,7 @@ import re
 import subprocess
 from typing import NamedTuple
 
-HANDLES = ["context", "tensors", "model", "tokenizer", "dataset", "trainer", "session"]
+HANDLES = ["context", "tensors", "model", "tokenizer", "dataset", "trainer", "session", "pass"]
 
 
 class Parameter(NamedTuple):
@@ -20,7 +20,7 @@ class Parameter(NamedTuple):
 
     @property
     def is_handle_list(self):
-        return self.type.endswith("*const *") and self.type.startswith("peft_")
+        return self.type.endswith("*const *") and self.handle is not None
 
     @property
     def out_handle(self):

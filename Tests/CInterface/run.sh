@@ -62,7 +62,11 @@ for source in "$here"/test_*.cpp; do
     wanted "$name" && program "$name" "$source" $cxx -std=c++11 -O1 -g
 done
 if wanted test_handles; then
-    python3 "$here/generate_handles.py" "$root/include/peftswift.h" >"$work/test_handles.c" && program test_handles "$work/test_handles.c" $cc -std=c99 -D_GNU_SOURCE -O0 -g
+    if python3 "$here/generate_handles.py" "$root/include/peftswift.h" >"$work/test_handles.c"; then
+        program test_handles "$work/test_handles.c" $cc -std=c99 -D_GNU_SOURCE -O0 -g
+    else
+        fail "test_handles cannot be made"
+    fi
 fi
 if wanted abi; then
     if python3 "$here/abi.py" "$library"; then passed=$((passed + 1)); else fail abi; fi

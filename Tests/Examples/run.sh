@@ -49,5 +49,16 @@ input=lines.txt check "chat switches adapters while it runs" 0 "There is no adap
 printf 'Hi 1\n' > questions.txt
 check "chat --compare" 0 "learned: Yes, what" "$build/chat" --model model --adapter learned=learned --tokens 12 --compare questions.txt
 check "chat with an adapter that is not there" 1 "nowhere" "$build/chat" --model model --adapter a=nowhere
+
+check "merge" 0 "saved to both" "$build/merge" --out both learned=0.7 short=-0.5
+check "merge's folder" 0 '"r": 16' cat both/adapter_config.json
+check "merge by signs" 0 "saved to elected" "$build/merge" --out elected --type ties_svd --density 0.5 --rank 4 learned short
+check "merge over the model" 0 '"rank": 3' "$build/merge" --out small --model model --rank 3 learned
+check "merge's adapter answers" 0 "both: ." "$build/chat" --model model --adapter both=both --tokens 12 --compare questions.txt
+check "merge --compare" 0 '"cosine": [0-9.-]+' "$build/merge" --compare learned both
+check "merge with a density that cannot be" 1 "density is 7" "$build/merge" --out never --type ties_svd --density 7 learned short
+check "merge with an adapter that is not there" 1 "not found: .*nowhere" "$build/merge" --out never learned nowhere
+check "what was not merged leaves nothing" 1 "" test -e never
+check "merge explains itself" 2 "usage: merge" "$build/merge" learned
 echo "$passed passed, $failed failed"
 ((failed == 0))

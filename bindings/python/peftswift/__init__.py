@@ -7,6 +7,7 @@
 from ._library import (Cancelled, Context, ContextFullError, PeftError, PeftIOError, PeftLookupError, PeftMemoryError, PeftValueError, Tensors,
                        decoded_json, lib)
 from .config import LoraConfig, PeftConfig, TaskType
+from .merging import combine_adapters, compare_adapters, prune_adapter, resize_adapter, scale_adapter
 from .model import Model, Output
 from .peft_model import PeftModel, get_peft_model
 from .session import Session
@@ -27,4 +28,5 @@ def list_methods():
 
 
 __all__ = ["Cancelled", "Context", "ContextFullError", "Dataset", "LoraConfig", "Model", "Output", "PeftConfig", "PeftError", "PeftIOError", "PeftLookupError",
-           "PeftMemoryError", "PeftModel", "PeftValueError", "Session", "TaskType", "Tensors", "Tokenizer", "Trainer", "features", "get_peft_model", "list_methods"]
+           "PeftMemoryError", "PeftModel", "PeftValueError", "Session", "TaskType", "Tensors", "Tokenizer", "Trainer", "combine_adapters", "compare_adapters", "features", "get_peft_model",
+           "list_methods", "prune_adapter", "resize_adapter", "scale_adapter"]

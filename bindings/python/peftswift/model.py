@@ -1,12 +1,12 @@
 """Models with adapters: the engine's own surface."""
 
 import ctypes as c
-import json
 from types import SimpleNamespace
 
 import numpy as np
 
 from ._library import (_TO_C, F64, Context, Handle, ModelOptions, Tensors, c_floats, c_names, call, decoded_json, encoded, encoded_json, encoded_path, lib)
+from .merging import combined, report, watched
 from .config import PeftConfig
 from .layers import HostLayer
 from .session import Session
@@ -240,16 +240,46 @@ class Model(Handle):
         """The trainable parameters of the active adapters, by saved key."""
         return Tensors.make("peft_adapter_parameters", self).arrays()
 
-    def merge_adapter(self, adapter_names=None, safe_merge=False, dtype=None):
+    def add_weighted_adapter(self, adapters, weights, adapter_name, combination_type=None, svd_rank=None, svd_clamp=None, density=None,
+                             majority_sign_method=None, progress=None, **options):
+        """A new adapter of several, by PEFT's formulas and names, and more (the header lists them); returns the report.
+
+        Methods other than LoRA go through their exact changes of the weights and become LoRA; the report states the error.
+        options: svd_energy, epsilon, gamma, seed, layer_weights. progress: ``progress(done, total)`` after each layer; true stops.
+        """
+        options.update(combination_type=combination_type, svd_rank=svd_rank, svd_clamp=svd_clamp, density=density, majority_sign_method=majority_sign_method)
+        return combined("peft_adapter_combine", self, encoded(adapter_name), adapters, weights, options, progress)
+
+    def convert_to_lora(self, rank, adapter_name="default", name=None, progress=None):
+        """Any mergeable adapter as LoRA: (configuration, tensors by saved key).
+
+        rank: a number, or a share of the energy (Σσ², a float up to 1) that decides for each layer.
+        name: the new adapter stays in the model under this name (what the rank leaves out: ``conversion_error``).
+        """
+        kept = name or f"{adapter_name} as LoRA"
+        choice = {"svd_energy": rank} if isinstance(rank, float) else {"svd_rank": rank}
+        self.conversion_error = self.add_weighted_adapter([adapter_name], [1.0], kept, progress=progress, **choice)["error"]
+        try:
+            return self.adapter_config(kept), self.adapter_state_dict(kept)
+        finally:
+            if name is None:
+                self.delete_adapter(kept)
+
+    def extract_adapter(self, tuned, adapter_name, svd_rank=None, svd_energy=None, target_modules="all-linear", progress=None):
+        """A new LoRA of what full fine-tuning changed: the weights of the model ``tuned`` minus these; returns the report."""
+        options = {"svd_rank": svd_rank, "svd_energy": svd_energy, "target_modules": target_modules}
+        with watched(progress) as callback:
+            return report("peft_adapter_extract", self, encoded(adapter_name), tuned, encoded_json(options), callback, None)
+
+    def merge_adapter(self, adapter_names=None, safe_merge=False, dtype=None, residue=None, svd_rank=None, svd_energy=None):
         """Folds adapters into the base weights; returns the report (what survived re-quantising).
 
         dtype: what quantised weights become ("q8_0", "bf16" …; None: what they are). Four bits keep little of an adapter.
+        residue: the name of an adapter of rank ``svd_rank`` that keeps what quantised weights do not hold.
         """
         names, count = c_names(adapter_names or [])
-        room = c.create_string_buffer(1 << 20)
-        needed = c.c_size_t()
-        call("peft_model_merge", room, len(room), c.byref(needed), self, names, count, encoded_json({"safe": bool(safe_merge), "dtype": dtype}))
-        return json.loads(room.value) if room.value else None
+        options = {"safe": bool(safe_merge), "dtype": dtype, "residue": residue, "svd_rank": svd_rank, "svd_energy": svd_energy}
+        return report("peft_model_merge", self, names, count, encoded_json(options))
 
     def unmerge_adapter(self):
         call("peft_model_unmerge", self)
