@@ -158,7 +158,7 @@ int32_t peft_context_trim(const peft_context *context, peft_error *error);
 /* ------------------------------------------------------------------------------------------------ named arrays */
 
 /* Element types of arrays. Block formats of weights have the GGML numbers: 2 q4_0, 3 q4_1, 6 q5_0, 7 q5_1, 8 q8_0,
- * 12 q4_K, 13 q5_K, 14 q6_K. */
+ * 10 q2_K, 11 q3_K, 12 q4_K, 13 q5_K, 14 q6_K, 20 iq4_nl, 34 tq1_0, 35 tq2_0. */
 #define PEFT_F32 0
 #define PEFT_F16 1
 #define PEFT_I8 24
@@ -169,6 +169,8 @@ int32_t peft_context_trim(const peft_context *context, peft_error *error);
 #define PEFT_BF16 30
 #define PEFT_U8 1000
 #define PEFT_BOOL 1001
+#define PEFT_F8_E4M3 1010
+#define PEFT_F8_E5M2 1011
 #define PEFT_MAX_RANK 8
 
 /* An array seen by the host: contiguous, row-major. */
@@ -204,6 +206,20 @@ int32_t peft_tensors_get(peft_array *array, const peft_tensors *tensors, const c
 int32_t peft_tensors_load(peft_tensors **tensors, const peft_context *context, const char *path, peft_error *error);
 int32_t peft_tensors_save(const peft_tensors *tensors, const char *path, peft_error *error);
 
+/* Arrays in a weight format. `options_json`: {
+ *   "scheme": "nf4"|"fp4"|"int8" (a scale for each row)|"blockwise8" (bitsandbytes' dynamic map)
+ *             |a GGUF type: "q4_0" … "q8_0", "q2_K" … "q6_K", "iq4_nl", "tq1_0", "tq2_0"|"f8_e4m3"|"f8_e5m2"|"f16"|"bf16"
+ *   "block_size": 32 … 4096 (nf4, fp4: 64; blockwise8: 256), "double_quant": false (nf4, fp4: scales in 8 bits) }
+ * The bytes are those of bitsandbytes, or of the `gguf` package where it has a quantiser. GGUF types and f8 come as one
+ * array of that type; the others as bitsandbytes saves them: of "w" the codes under "w" (u8 [bytes, 1]; int8: i8), and
+ * "w.absmax", "w.quant_map", "w.nested_absmax", "w.nested_quant_map", "w.quant_state.bitsandbytes__nf4" (JSON); of int8
+ * "w.SCB" ("p.SCB" of "p.weight"). peft_tensors_dequantize makes f32 arrays of what either has made, or what a file holds;
+ * others are taken as they are. Errors: PEFT_ERROR_ARGUMENT, also for rows that are not whole blocks;
+ * PEFT_ERROR_NUMERIC for values that are not finite; PEFT_ERROR_FORMAT and …_UNSUPPORTED for parts that do not fit. */
+int32_t peft_tensors_quantize(peft_tensors **quantized, const peft_tensors *tensors, const char *options_json,
+                              peft_error *error);
+int32_t peft_tensors_dequantize(peft_tensors **values, const peft_tensors *tensors, peft_error *error);
+
 /* ------------------------------------------------------------------------------------------------ models */
 
 /* Arithmetic. F32: products and activations in f32 (what conformance tests run). BF16: products of bf16 pairs with f32
@@ -221,14 +237,19 @@ typedef int32_t (*peft_progress_fn)(void *user_data, int64_t done, int64_t total
 typedef struct peft_model_options {
   uint32_t struct_size;
   int32_t compute;               /* PEFT_COMPUTE_… */
-  const char *options_json;      /* NULL, or {"quantization": null} (quantising on load: PEFT_ERROR_UNSUPPORTED in 1.0) */
+  const char *options_json;      /* NULL, or {
+                                  *   "quantization": null, or what peft_model_quantize takes: quantise on load
+                                  *   "bitsandbytes_cpu": false (true: nf4 and fp4 as bitsandbytes' AVX-512 kernel reads
+                                  *     them, where rows are shorter than a block: all with the first block's scale. It
+                                  *     costs accuracy; for comparing numbers with PEFT on a processor) } */
   peft_progress_fn progress;     /* NULL: none */
   void *user_data;
 } peft_model_options;
 #define PEFT_MODEL_OPTIONS_INIT { sizeof(peft_model_options), 0, NULL, NULL, NULL }
 void peft_model_options_init(peft_model_options *options);
 
-/* Opens a GGUF file, or a Hugging Face folder (config.json with model.safetensors or its shards). The files are mapped:
+/* Opens a GGUF file, or a Hugging Face folder (config.json with model.safetensors or its shards; weights may be those of
+ * bitsandbytes, 4 or 8 bits). The files are mapped:
  * they must not be changed while the model lives (replacing them by a rename is fine). Tensors that are not used are
  * named by a warning in the log and by peft_model_describe.
  * Errors: PEFT_ERROR_NOT_FOUND; PEFT_ERROR_FORMAT, naming a tensor that is missing or misshapen; PEFT_ERROR_UNSUPPORTED,
@@ -248,7 +269,8 @@ int32_t peft_model_create(peft_model **model, const peft_context *context, const
 void peft_model_free(peft_model *model);
 
 /* JSON: {"architecture", "config": {…as config.json…}, "parameters", "bytes", "formats": {"q4_1": 210, …},
- * "layers": [{"name", "kind"}, …], "compute": {"training", "generation"}, "load_report": {"unused": […]}}. */
+ * "layers": [{"name", "kind"}, …], "compute": {"training", "generation"}, "load_report": {"unused": […]}, "quantization": the report of
+ * peft_model_quantize, or null}. */
 int32_t peft_model_describe(char *buffer, size_t capacity, size_t *needed, const peft_model *model, peft_error *error);
 
 /* The base parameters under transformers' names with their present (merged) values; quantised ones are decoded to f32.
@@ -293,9 +315,24 @@ int32_t peft_model_set_training(peft_model *model, int32_t is_training, peft_err
 /* The model's tokenizer. Errors: PEFT_ERROR_NOT_FOUND when the model came without one. */
 int32_t peft_model_tokenizer(peft_tokenizer **tokenizer, const peft_model *model, peft_error *error);
 
+/* Gives the weights of linear layers another format, in place, one layer after the other. `options_json`: {
+ *   "scheme", "block_size", "double_quant"   as for peft_tensors_quantize
+ *   "skip": ["lm_head", …]                   modules that stay: their names or last parts, or one regular expression for
+ *                                            the whole name (default: lm_head, score, classifier, qa_outputs)
+ *   "rules": [{"modules": as skip, "scheme": … or null, "block_size", "double_quant"}, …]   the first that matches a module
+ *                                            counts, null: it stays; the only way to reach embeddings }
+ * The report (its three parameters may be NULL, 0, NULL: peft_model_describe has it too): {"layers": [{"name", "scheme",
+ * "bytes_before", "bytes", "rms", "max" (of the weights' errors), "relative" (‖error‖/‖weights‖)}, …], "bytes_before",
+ * "bytes"}. `progress` may be NULL. Memory: the new weights; the old ones until all are made.
+ * Errors: PEFT_ERROR_STATE when the model has adapters; PEFT_ERROR_ARGUMENT naming a layer whose rows are not whole
+ * blocks of the format; PEFT_ERROR_NUMERIC; PEFT_ERROR_CANCELLED. Nothing has changed then. */
+int32_t peft_model_quantize(char *report, size_t capacity, size_t *needed, peft_model *model, const char *options_json,
+                            peft_progress_fn progress, void *user_data, peft_error *error);
+
 /* Writes the model as it is now (merged adapters included) as a Hugging Face folder: config.json, model.safetensors and
  * the tokenizer's files where the model came with them.
- * `options_json`: {"dtype": "float32"|"bfloat16"|"float16"} (default: as stored; quantised formats as float32).
+ * `options_json`: {"dtype": "float32"|"bfloat16"|"float16"} (default: as stored; linear layers of nf4, fp4 and int8 as
+ * bitsandbytes writes them, other quantised formats as float32).
  * Errors: PEFT_ERROR_IO; what was there before is then still there. */
 int32_t peft_model_export(const peft_model *model, const char *folder, const char *options_json, peft_error *error);
 

@@ -24,6 +24,7 @@ package final class AdapterSet: Sendable {
     }
 
     package var engine: Engine { model.engine }
+    package var isEmpty: Bool { table.withLock { $0.names.isEmpty } }
 
     // MARK: Making and removing
 

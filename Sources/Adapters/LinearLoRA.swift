@@ -18,6 +18,8 @@ final class LinearLoRA: AdapterModule {
     let factor: Double
     let start: LoRAStart
     let engine: Engine
+    /// `BlockScaling.followsCPU`
+    let followsCPU: Bool
     private let dropout: Float
 
     init(_ target: MatrixTarget, key: String, rank: Int, scaling: Double, _ settings: LoRASettings, _ model: Model)
@@ -33,6 +35,7 @@ final class LinearLoRA: AdapterModule {
         start = settings.start
         dropout = settings.dropout
         engine = model.engine
+        followsCPU = model.followsCPU
         a = Parameter(
             name: key + ".lora_A.weight", value: try .zeros(engine, [rank, target.channels] + target.kernel, .f32, .adapters))
         b = Parameter(

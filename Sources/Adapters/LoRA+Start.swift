@@ -24,6 +24,8 @@ enum LoRAStart: Sendable, Equatable {
     case olora
     /// Along the gradient of calibration batches (`GradientStart`).
     case gradient(GradientStart)
+    /// Along what quantising the weight loses (`QuantizedStart`).
+    case quantized(QuantizedStart)
     /// B fixed to the r smallest left singular vectors, A zero (MiCA).
     case mica
 
@@ -33,6 +35,7 @@ enum LoRAStart: Sendable, Equatable {
         case .bool(true): self = .standard
         case .bool(false): self = .random
         case .string(let name) where name.lowercased() == "lora_ga" && isNew: self = .gradient(try GradientStart(configuration))
+        case .string(let name) where name.lowercased() == "loftq": self = .quantized(try QuantizedStart(configuration))
         case .string(let name): self = try LoRAStart(named: name, isNew: isNew)
         case let other:
             throw PEFTError(
@@ -48,7 +51,7 @@ enum LoRAStart: Sendable, Equatable {
         case "olora": self = .olora
         case "mica": self = .mica
         case "eva" where !isNew, "lora_ga" where !isNew: self = .standard
-        case "eva", "corda", "loftq":
+        case "eva", "corda":
             throw PEFTError(.unsupported, "init_lora_weights '\(name)' is not in this version")
         default:
             guard name.hasPrefix("pissa_niter_"), let iterations = Int(name.dropFirst("pissa_niter_".count)),
@@ -56,7 +59,7 @@ enum LoRAStart: Sendable, Equatable {
             else {
                 throw PEFTError(
                     .argument,
-                    "there is no initialisation init_lora_weights '\(name)'; there are true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, mica, lora_ga"
+                    "there is no initialisation init_lora_weights '\(name)'; there are true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, mica, loftq, lora_ga"
                 )
             }
             self = .pissa(iterations: iterations)
@@ -65,7 +68,7 @@ enum LoRAStart: Sendable, Equatable {
 
     var changesBase: Bool {
         switch self {
-        case .pissa, .olora, .gradient: true
+        case .pissa, .olora, .gradient, .quantized: true
         default: false
         }
     }
@@ -98,6 +101,9 @@ extension LinearLoRA {
             engine.axpby(1, r, 0, into: a.value)
             return try residual()
         case .gradient: return try residual()  // A and B are set already, by `calibrate`
+        case .quantized(let start):
+            try checkRank("loftq")
+            return try begin(beside: start)
         case .mica:
             try checkRank("mica")
             let (u, _, _) = try Decompositions(engine).singularValues(try weight())

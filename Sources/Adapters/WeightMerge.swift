@@ -124,7 +124,7 @@ struct WeightMerge {
         let engine = model.engine
         let before = try present.converted(to: .f32, engine, .scratch)
         let after = try folded.encoded(
-            as: present.dtype.isQuantized ? dtype ?? present.dtype : present.dtype, engine, .weights)
+            as: present.dtype.isQuantized ? dtype ?? present.dtype : present.dtype, scaling: present.scaling, engine, .weights)
         let made = try after.converted(to: .f32, engine, .scratch)
         let isFinite = unsafe before.withFloats { before in
             unsafe folded.withFloats { folded in

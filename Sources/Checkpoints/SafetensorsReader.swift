@@ -132,7 +132,7 @@ package enum Safetensors {
     /// The element types of the format that this version has, in the rank by which the reference implementation sorts a file
     /// (largest alignment first when written in reverse).
     static let dtypes: [(name: String, dtype: DType)] = [
-        ("BOOL", .bool), ("U8", .u8), ("I8", .i8), ("I16", .i16), ("F16", .f16), ("BF16", .bf16), ("I32", .i32), ("F32", .f32), ("F64", .f64),
+        ("BOOL", .bool), ("U8", .u8), ("I8", .i8), ("F8_E5M2", .f8_e5m2), ("F8_E4M3", .f8_e4m3), ("I16", .i16), ("F16", .f16), ("BF16", .bf16), ("I32", .i32), ("F32", .f32), ("F64", .f64),
         ("I64", .i64),
     ]
 }

@@ -12,11 +12,15 @@ typedef void pk_encode_fn(const float *values, void *blocks, size_t count);
 
 /* formats_decode.c: the definition of every format, to f32. All levels give these bits. */
 pk_decode_fn pk_decode_f32, pk_decode_f16, pk_decode_bf16, pk_decode_q4_0, pk_decode_q4_1, pk_decode_q5_0,
-    pk_decode_q5_1, pk_decode_q8_0, pk_decode_q4_K, pk_decode_q5_K, pk_decode_q6_K;
+    pk_decode_q5_1, pk_decode_q8_0, pk_decode_q2_K, pk_decode_q3_K, pk_decode_q4_K, pk_decode_q5_K, pk_decode_q6_K,
+    pk_decode_iq4_nl, pk_decode_tq1_0, pk_decode_tq2_0, pk_decode_f8_e4m3, pk_decode_f8_e5m2;
+/* formats_coded.c */
+pk_decode_fn pk_decode_nf4, pk_decode_fp4, pk_decode_blockwise8, pk_decode_int8;
 
-/* formats_encode.c, formats_encode_k.c */
+/* formats_encode.c, formats_encode_k.c, formats_encode_few.c, formats_coded.c */
 pk_encode_fn pk_encode_f32, pk_encode_f16, pk_encode_bf16, pk_encode_q4_0, pk_encode_q4_1, pk_encode_q5_0,
-    pk_encode_q5_1, pk_encode_q8_0, pk_encode_q4_K, pk_encode_q5_K, pk_encode_q6_K;
+    pk_encode_q5_1, pk_encode_q8_0, pk_encode_q2_K, pk_encode_q3_K, pk_encode_q4_K, pk_encode_q5_K, pk_encode_q6_K,
+    pk_encode_iq4_nl, pk_encode_tq1_0, pk_encode_tq2_0, pk_encode_f8_e4m3, pk_encode_f8_e5m2, pk_encode_int8;
 
 /* formats_avx2.c, formats_avx512.c: NULL where the level has no version of its own. */
 pk_decode_fn *pk_decoder_avx2(int32_t type);
@@ -37,6 +41,9 @@ pk_encode_fn *pk_encoder(int32_t level, int32_t type);
 typedef struct pk_k_factors {
   int scale, minimum;
 } pk_k_factors;
+
+/* The levels of iq4_nl. */
+extern const int8_t pk_iq4_nl_levels[16];
 
 static inline pk_k_factors pk_k_factors_of(const uint8_t *block, int s) {
   const uint8_t *p = block + 4;

@@ -35,9 +35,16 @@ pk_decode_fn *pk_decoder_avx2(int32_t type) {
     case PK_Q5_0: return decode_q5_0;
     case PK_Q5_1: return decode_q5_1;
     case PK_Q8_0: return decode_q8_0;
+    case PK_Q2_K: return decode_q2_K;
+    case PK_Q3_K: return decode_q3_K;
     case PK_Q4_K: return decode_q4_K;
     case PK_Q5_K: return decode_q5_K;
     case PK_Q6_K: return decode_q6_K;
+    case PK_IQ4_NL: return decode_iq4_nl;
+    case PK_TQ1_0: return decode_tq1_0;
+    case PK_TQ2_0: return decode_tq2_0;
+    case PK_F8_E4M3: return decode_f8_e4m3;
+    case PK_F8_E5M2: return decode_f8_e5m2;
     default: return NULL;
   }
 }

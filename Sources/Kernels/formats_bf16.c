@@ -4,7 +4,7 @@
  * A block of q4 or q5 has 16 or 32 different values. They are computed once, rounded, and then looked up by the quanta: 32
  * values cost one word permute instead of two conversions, two multiply-adds and a rounding. q8_0 and q6_K have too many
  * values for that and are computed. About 0.4 cycles a value. */
-#include "formats.h"
+#include "coded.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -60,6 +60,17 @@ static void decode_f32(const void *row, int64_t first, int64_t count, void *out)
     const int64_t left = count - i;
     const __mmask32 use = left >= 32 ? 0xffffffffu : (1u << left) - 1;
     _mm512_mask_storeu_epi16(to, use, round_two(_mm512_maskz_loadu_ps((__mmask16)use, from), _mm512_maskz_loadu_ps((__mmask16)(use >> 16), from + 16)));
+  }
+}
+
+/* By way of f32. */
+static void through_f32(pk_decode_fn *decode, const void *row, int64_t first, int64_t count, uint16_t *to) {
+  enum { box = 256 };
+  float values[box];
+  for (int64_t at = 0; at < count; at += box) {
+    const int64_t few = count - at < box ? count - at : box;
+    decode(row, first + at, few, values);
+    decode_f32(values, 0, few, to + at);
   }
 }
 
@@ -156,8 +167,50 @@ INLINE void store_q6_K(const uint8_t *p, int s, uint16_t *to) {
 }
 SUPERBLOCKS(q6_K, 210)
 
+/* nf4 and fp4: the 16 values of a block, looked up as above; the first of a byte's two is in its high bits. */
+INLINE void decode_coded(const float *table, pk_decode_fn *slow, const void *row, int64_t first, int64_t count, void *out) {
+  const pk_coded_row r = pk_coded_row_at(row);
+  const __m512 entries = _mm512_loadu_ps(table);
+  uint16_t *to = out;
+  if (r.phase % 32 == 0 && first % 32 == 0) {
+    for (; count >= 32; first += 32, count -= 32, to += 32) {
+      const __m512 scaled = _mm512_mul_ps(entries, _mm512_set1_ps(pk_coded_scale(&r, (r.phase + first) >> r.shift)));
+      const __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(r.codes + first / 2)));
+      look_up(round_two(scaled, scaled), _mm512_or_si512(_mm512_srli_epi32(bytes, 4), _mm512_slli_epi32(bytes, 16)), to);
+    }
+  }
+  if (count > 0) through_f32(slow, row, first, count, to);
+}
+
+static void decode_nf4(const void *row, int64_t first, int64_t count, void *out) { decode_coded(pk_nf4_values, pk_decode_nf4, row, first, count, out); }
+static void decode_fp4(const void *row, int64_t first, int64_t count, void *out) { decode_coded(pk_fp4_values, pk_decode_fp4, row, first, count, out); }
+
+/* The rarer formats. */
+#define THROUGH(name, type) \
+  static void decode_##name(const void *row, int64_t first, int64_t count, void *out) { through_f32(pk_decoder(PK_LEVEL_AVX512, type), row, first, count, out); }
+THROUGH(f8_e4m3, PK_F8_E4M3)
+THROUGH(f8_e5m2, PK_F8_E5M2)
+THROUGH(q2_K, PK_Q2_K)
+THROUGH(q3_K, PK_Q3_K)
+THROUGH(iq4_nl, PK_IQ4_NL)
+THROUGH(tq1_0, PK_TQ1_0)
+THROUGH(tq2_0, PK_TQ2_0)
+THROUGH(int8, PK_INT8)
+THROUGH(blockwise8, PK_BLOCKWISE8)
+
 pk_decode_fn *pk_decoder_bf16(int32_t type) {
   switch (type) {
+    case PK_NF4: return decode_nf4;
+    case PK_FP4: return decode_fp4;
+    case PK_F8_E4M3: return decode_f8_e4m3;
+    case PK_F8_E5M2: return decode_f8_e5m2;
+    case PK_Q2_K: return decode_q2_K;
+    case PK_Q3_K: return decode_q3_K;
+    case PK_IQ4_NL: return decode_iq4_nl;
+    case PK_TQ1_0: return decode_tq1_0;
+    case PK_TQ2_0: return decode_tq2_0;
+    case PK_INT8: return decode_int8;
+    case PK_BLOCKWISE8: return decode_blockwise8;
     case PK_F32: return decode_f32;
     case PK_F16: return decode_f16;
     case PK_BF16: return decode_bf16;

@@ -16,6 +16,27 @@ LINKAGE void DECODER(f32)(const void *restrict row, int64_t first, int64_t count
   memcpy(out, (const float *)row + first, (size_t)count * 4);
 }
 
+/* A byte each: sign, four bits of exponent (bias 7), three of mantissa; no infinities, NaN is all ones. */
+LINKAGE void DECODER(f8_e4m3)(const void *restrict row, int64_t first, int64_t count, void *restrict out) {
+  const uint8_t *restrict p = (const uint8_t *)row + first;
+  float *restrict values = out;
+  VECTOR
+  for (int64_t i = 0; i < count; i++) {
+    const uint32_t sign = (uint32_t)(p[i] & 0x80) << 24, magnitude = p[i] & 0x7f;
+    const float tiny = (float)(int32_t)magnitude * 0x1p-9f; /* of exponent 0 */
+    const uint32_t normal = magnitude == 0x7f ? 0x7fc00000 : (magnitude << 20) + (120u << 23);
+    values[i] = pk_float(sign | (magnitude < 8 ? pk_bits(tiny) : normal));
+  }
+}
+
+/* The upper byte of an f16. */
+LINKAGE void DECODER(f8_e5m2)(const void *restrict row, int64_t first, int64_t count, void *restrict out) {
+  const uint8_t *restrict p = (const uint8_t *)row + first;
+  float *restrict values = out;
+  VECTOR
+  for (int64_t i = 0; i < count; i++) values[i] = pk_f16_to_f32((uint16_t)(p[i] << 8));
+}
+
 LINKAGE void DECODER(f16)(const void *restrict row, int64_t first, int64_t count, void *restrict out) {
   const uint8_t *restrict p = (const uint8_t *)row + 2 * first;
   float *restrict values = out;
@@ -96,6 +117,81 @@ LINKAGE void DECODER(q8_0)(const void *restrict row, int64_t first, int64_t coun
     const float d = pk_f16_to_f32(pk_load16(p));
     VECTOR
     for (int i = 0; i < 32; i++) values[i] = d * (float)(int8_t)p[2 + i];
+  }
+}
+
+/* { f16 d; u8 nibbles[16] }: d·level[q]; nibbles as in q4_0. */
+LINKAGE void DECODER(iq4_nl)(const void *restrict row, int64_t first, int64_t count, void *restrict out) {
+  const uint8_t *restrict p = (const uint8_t *)row + first / 32 * 18;
+  float *restrict values = out;
+  for (int64_t b = 0; b < count / 32; b++, p += 18, values += 32) {
+    const float d = pk_f16_to_f32(pk_load16(p));
+    for (int i = 0; i < 16; i++) {
+      values[i] = d * (float)pk_iq4_nl_levels[p[2 + i] & 15];
+      values[i + 16] = d * (float)pk_iq4_nl_levels[p[2 + i] >> 4];
+    }
+  }
+}
+
+/* { u8 scales[16]; u8 quarters[64]; f16 d, dmin }: a scale (low nibble) and a minimum (high) for 16 values:
+ * (d·scale)·q − dmin·minimum; in each half of 128 values a byte holds two bits of values 32 apart. */
+LINKAGE void DECODER(q2_K)(const void *restrict row, int64_t first, int64_t count, void *restrict out) {
+  float *restrict values = out;
+  for (int64_t sub = first / 32; sub < (first + count) / 32; sub++, values += 32) {
+    const uint8_t *restrict p = (const uint8_t *)row + sub / 8 * 84;
+    const int s = (int)(sub & 7);
+    const float d = pk_f16_to_f32(pk_load16(p + 80)), dmin = pk_f16_to_f32(pk_load16(p + 82));
+    const uint8_t *restrict q = p + 16 + 32 * (s / 4);
+    for (int half = 0; half < 2; half++) {
+      const uint8_t factors = p[2 * s + half];
+      const float scale = d * (float)(factors & 15), minimum = dmin * (float)(factors >> 4);
+      VECTOR
+      for (int i = 16 * half; i < 16 * half + 16; i++) values[i] = scale * (float)(q[i] >> 2 * (s & 3) & 3) - minimum;
+    }
+  }
+}
+
+/* { u8 high[32]; u8 quarters[64]; u8 scales[12]; f16 d }: (d·(scale − 32))·(q − 4), a six-bit scale for 16 values; bit s of
+ * high[i] is the third bit of value i of sub-block s. */
+LINKAGE void DECODER(q3_K)(const void *restrict row, int64_t first, int64_t count, void *restrict out) {
+  float *restrict values = out;
+  for (int64_t sub = first / 32; sub < (first + count) / 32; sub++, values += 32) {
+    const uint8_t *restrict p = (const uint8_t *)row + sub / 8 * 110;
+    const int s = (int)(sub & 7);
+    const float d = pk_f16_to_f32(pk_load16(p + 108));
+    const uint8_t *restrict q = p + 32 + 32 * (s / 4), *scales = p + 96;
+    for (int half = 0; half < 2; half++) {
+      const int n = 2 * s + half, factor = (scales[n & 7] >> 4 * (n >> 3) & 15) | (scales[8 + (n & 3)] >> 2 * (n >> 2) & 3) << 4;
+      const float scale = d * (float)(factor - 32);
+      VECTOR
+      for (int i = 16 * half; i < 16 * half + 16; i++) values[i] = scale * (float)((q[i] >> 2 * (s & 3) & 3) + 4 * (p[i] >> s & 1) - 4);
+    }
+  }
+}
+
+/* Ternary. { u8 quarters[64]; f16 d }: d·(q − 1), bits as in q2_K. */
+LINKAGE void DECODER(tq2_0)(const void *restrict row, int64_t first, int64_t count, void *restrict out) {
+  float *restrict values = out;
+  for (int64_t sub = first / 32; sub < (first + count) / 32; sub++, values += 32) {
+    const uint8_t *restrict p = (const uint8_t *)row + sub / 8 * 66, *restrict q = p + 32 * (sub >> 2 & 1);
+    const float d = pk_f16_to_f32(pk_load16(p + 64));
+    const int shift = 2 * (int)(sub & 3);
+    VECTOR
+    for (int i = 0; i < 32; i++) values[i] = d * (float)((q[i] >> shift & 3) - 1);
+  }
+}
+
+/* { u8 digits[48]; u8 rest[4]; f16 d }: d·(t − 1); a byte b is the fraction b/256 whose first digits to the base of three are
+ * five values 32 apart (bytes 0…31), 16 apart (32…47), or four values 4 apart (rest). */
+LINKAGE void DECODER(tq1_0)(const void *restrict row, int64_t first, int64_t count, void *restrict out) {
+  static const uint8_t powers[5] = {1, 3, 9, 27, 81};
+  float *restrict values = out;
+  for (int64_t i = first; i < first + count; i++) {
+    const uint8_t *restrict p = (const uint8_t *)row + i / 256 * 54;
+    const int n = (int)(i & 255);
+    const int byte = n < 160 ? n % 32 : n < 240 ? 32 + n % 16 : 48 + n % 4;
+    const int digit = n < 160 ? n / 32 : n < 240 ? (n - 160) / 16 : (n - 240) / 4;
+    *values++ = pk_f16_to_f32(pk_load16(p + 52)) * (float)((((uint8_t)(p[byte] * powers[digit])) * 3 >> 8) - 1);
   }
 }
 

@@ -18,21 +18,21 @@ static int nearest(float x, int low, int high) {
 }
 
 /* x ≈ scale·q − minimum with q in 0…levels, scale ≥ 0, minimum ≥ 0. */
-static void fit_affine(const float x[32], int levels, float *scale, float *minimum) {
+static void fit_affine(const float *x, int count, int levels, float *scale, float *minimum) {
   float low = 0, high = x[0], sum = 0;
-  for (int i = 0; i < 32; i++) {
+  for (int i = 0; i < count; i++) {
     if (x[i] < low) low = x[i];
     if (x[i] > high) high = x[i];
     sum += x[i] * x[i];
   }
   *scale = 0, *minimum = -low;
   if (!(high > low) || !isfinite(high - low)) return;
-  const float rms = sqrtf(sum / 32);
+  const float rms = sqrtf(sum / (float)count);
   float best = INFINITY;
   for (int step = -10; step <= 10; step++) {
     const float inverse = ((float)levels + 0.1f * (float)step) / (high - low);
     float w = 0, wq = 0, wqq = 0, wx = 0, wqx = 0;
-    for (int i = 0; i < 32; i++) {
+    for (int i = 0; i < count; i++) {
       const float weight = rms + fabsf(x[i]), q = (float)nearest((x[i] - low) * inverse, 0, levels);
       w += weight, wq += weight * q, wqq += weight * q * q, wx += weight * x[i], wqx += weight * q * x[i];
     }
@@ -42,7 +42,7 @@ static void fit_affine(const float x[32], int levels, float *scale, float *minim
     if (m < 0) m = 0, s = wqx / wqq; /* the format cannot shift upwards */
     if (!(s > 0)) continue;
     float error = 0;
-    for (int i = 0; i < 32; i++) {
+    for (int i = 0; i < count; i++) {
       const float q = (float)nearest((x[i] + m) / s, 0, levels), e = s * q - m - x[i];
       error += (rms + fabsf(x[i])) * e * e;
     }
@@ -54,7 +54,7 @@ static void fit_affine(const float x[32], int levels, float *scale, float *minim
 static void encode_affine_header(const float x[256], int levels, uint8_t header[16], float scale[8], float minimum[8]) {
   float largest_scale = 0, largest_minimum = 0;
   for (int s = 0; s < 8; s++) {
-    fit_affine(x + 32 * s, levels, &scale[s], &minimum[s]);
+    fit_affine(x + 32 * s, 32, levels, &scale[s], &minimum[s]);
     if (scale[s] > largest_scale) largest_scale = scale[s];
     if (minimum[s] > largest_minimum) largest_minimum = minimum[s];
   }
@@ -107,19 +107,19 @@ void pk_encode_q5_K(const float *values, void *blocks, size_t count) {
   }
 }
 
-/* x ≈ scale·q with q in −32…31; the scale may be negative (the side with 32 levels serves the larger extreme). */
-static float fit_symmetric(const float x[16]) {
+/* x ≈ scale·q with q in −side…side−1; the scale may be negative (the side with more levels serves the larger extreme). */
+static float fit_symmetric(const float x[16], int side) {
   float extreme = 0;
   for (int i = 0; i < 16; i++) {
     if (fabsf(x[i]) > fabsf(extreme)) extreme = x[i];
   }
   if (extreme == 0 || !isfinite(extreme)) return 0;
-  float best = -1, scale = extreme / -32;
+  float best = -1, scale = extreme / (float)-side;
   for (int step = -9; step <= 9; step++) {
-    const float inverse = -(32 + 0.1f * (float)step) / extreme;
+    const float inverse = -((float)side + 0.1f * (float)step) / extreme;
     float qq = 0, qx = 0;
     for (int i = 0; i < 16; i++) {
-      const float weight = x[i] * x[i], q = (float)nearest(x[i] * inverse, -32, 31);
+      const float weight = x[i] * x[i], q = (float)nearest(x[i] * inverse, -side, side - 1);
       qq += weight * q * q, qx += weight * q * x[i];
     }
     if (qq > 0 && qx * qx > best * qq) best = qx * qx / qq, scale = qx / qq; /* Σwx² − (Σwqx)²/Σwq² is least */
@@ -132,7 +132,7 @@ void pk_encode_q6_K(const float *values, void *blocks, size_t count) {
   for (size_t b = 0; b < count / 256; b++, p += 210, values += 256) {
     float scale[16], extreme = 0;
     for (int s = 0; s < 16; s++) {
-      scale[s] = fit_symmetric(values + 16 * s);
+      scale[s] = fit_symmetric(values + 16 * s, 32);
       if (fabsf(scale[s]) > fabsf(extreme)) extreme = scale[s];
     }
     const uint16_t d16 = pk_f32_to_f16(extreme / -128);
@@ -150,6 +150,59 @@ void pk_encode_q6_K(const float *values, void *blocks, size_t count) {
       const int half = i / 128, quarter = i / 32 & 3;
       p[64 * half + 32 * (quarter & 1) + i % 32] |= (uint8_t)((q & 15) << 4 * (quarter >> 1));
       p[128 + 32 * half + i % 32] |= (uint8_t)(q >> 4 << 2 * quarter);
+    }
+  }
+}
+
+/* A scale and a minimum of four bits for 16 values of two. */
+void pk_encode_q2_K(const float *values, void *blocks, size_t count) {
+  uint8_t *p = blocks;
+  for (size_t b = 0; b < count / 256; b++, p += 84, values += 256) {
+    float scale[16], minimum[16], largest_scale = 0, largest_minimum = 0;
+    for (int s = 0; s < 16; s++) {
+      fit_affine(values + 16 * s, 16, 3, &scale[s], &minimum[s]);
+      if (scale[s] > largest_scale) largest_scale = scale[s];
+      if (minimum[s] > largest_minimum) largest_minimum = minimum[s];
+    }
+    const uint16_t d16 = pk_f32_to_f16(largest_scale / 15), dmin16 = pk_f32_to_f16(largest_minimum / 15);
+    const float d = pk_f16_to_f32(d16), dmin = pk_f16_to_f32(dmin16);
+    memset(p, 0, 84);
+    store16(p + 80, d16);
+    store16(p + 82, dmin16);
+    for (int s = 0; s < 16; s++) {
+      const int sc = d > 0 ? nearest(scale[s] / d, 0, 15) : 0, m = dmin > 0 ? nearest(minimum[s] / dmin, 0, 15) : 0;
+      p[s] = (uint8_t)(sc | m << 4);
+      for (int i = 16 * s; i < 16 * s + 16; i++) {
+        const int q = affine_level(values[i], d * (float)sc, dmin * (float)m, 3);
+        p[16 + 32 * (i / 128) + i % 32] |= (uint8_t)(q << 2 * (i / 32 & 3));
+      }
+    }
+  }
+}
+
+/* A signed scale of six bits for 16 values of three. */
+void pk_encode_q3_K(const float *values, void *blocks, size_t count) {
+  uint8_t *p = blocks;
+  for (size_t b = 0; b < count / 256; b++, p += 110, values += 256) {
+    float scale[16], extreme = 0;
+    for (int s = 0; s < 16; s++) {
+      scale[s] = fit_symmetric(values + 16 * s, 4);
+      if (fabsf(scale[s]) > fabsf(extreme)) extreme = scale[s];
+    }
+    const uint16_t d16 = pk_f32_to_f16(extreme / -32);
+    const float d = pk_f16_to_f32(d16);
+    memset(p, 0, 110);
+    store16(p + 108, d16);
+    for (int s = 0; s < 16; s++) {
+      const int sc = d != 0 && isfinite(d) ? nearest(scale[s] / d, -32, 31) : 0, stored = sc + 32;
+      p[96 + (s & 7)] |= (uint8_t)((stored & 15) << 4 * (s >> 3));
+      p[104 + (s & 3)] |= (uint8_t)(stored >> 4 << 2 * (s >> 2));
+      const float step = d * (float)sc;
+      for (int i = 16 * s; i < 16 * s + 16; i++) {
+        const int q = (sc != 0 ? nearest(values[i] / step, -4, 3) : 0) + 4;
+        p[32 + 32 * (i / 128) + i % 32] |= (uint8_t)((q & 3) << 2 * (i / 32 & 3));
+        p[i % 32] |= (uint8_t)(q >> 2 << i / 32);
+      }
     }
   }
 }

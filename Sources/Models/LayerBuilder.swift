@@ -48,11 +48,11 @@ package final class LayerBuilder {
         let shape = [count, parts.count * outputs, inputs]
         guard names.contains(where: { source.contains($0) }) else { return try matrix("\(module).\(name)", shape) }
         let matrices = try names.map { (name) throws(PEFTError) in try matrix(name, [outputs, inputs]) }
-        let dtype = matrices[0].dtype
-        if let other = matrices.firstIndex(where: { $0.dtype != dtype }) {
+        let (dtype, scaling) = (matrices[0].dtype, matrices[0].scaling)
+        if let other = matrices.firstIndex(where: { $0.dtype != dtype || $0.scaling != scaling }) {
             throw PEFTError(.unsupported, "\(source.origin): '\(names[other])' is \(matrices[other].dtype.name), '\(names[0])' is \(dtype.name); the experts of a layer must be alike")
         }
-        let result = try Tensor(engine, shape, dtype, .weights)
+        let result = try Tensor(engine, shape, dtype, .weights, scaling: scaling)
         for (number, matrix) in matrices.enumerated() where result.storage.isReal {
             unsafe (result.pointer + number * matrix.byteCount).copyMemory(from: matrix.pointer, byteCount: matrix.byteCount)
         }

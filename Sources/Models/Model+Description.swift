@@ -1,5 +1,6 @@
 internal import Autograd
 package import Platform
+internal import Synchronization
 package import Tensors
 
 /// What hosts see of a model.
@@ -21,6 +22,7 @@ extension Model {
             "formats": .object(formatCounts), "layers": .array(layers.map { .object(["name": .string($0.name), "kind": .string($0.kind)]) }),
             "compute": .object(["training": .string("\(precision.compute)"), "generation": .string("\(generationPrecision.compute)")]),
             "load_report": .object(["unused": .array(unusedTensors.map { .string($0) })]),
+            "quantization": quantization.withLock { $0.map { .object($0) } } ?? .null,
         ]
     }
 

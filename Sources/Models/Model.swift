@@ -1,5 +1,6 @@
 package import Autograd
 package import Platform
+package import Synchronization
 package import Tensors
 
 /// A network with its weights: immutable while sessions and trainers run over it, except under the write lock.
@@ -20,10 +21,14 @@ package final class Model: Sendable {
     package let lock = ReadWriteLock()
     /// Tensors of the files that the architecture did not ask for.
     package let unusedTensors: [String]
+    /// What the last quantising of weights lost; nil: they are as the files have them.
+    package let quantization = Mutex<JSONObject?>(nil)
+    /// nf4 and fp4 are made as bitsandbytes reads them on a processor (`BlockScaling.followsCPU`).
+    package let followsCPU: Bool
     private let indexByName: [String: Int]
 
     init(
-        engine: Engine, precision: Precision, generationPrecision: Precision? = nil, configuration: JSONObject, architecture: String, layers: [any Layer], network: any Network, unusedTensors: [String] = []
+        engine: Engine, precision: Precision, generationPrecision: Precision? = nil, configuration: JSONObject, architecture: String, layers: [any Layer], network: any Network, unusedTensors: [String] = [], followsCPU: Bool = false
     ) {
         self.engine = engine
         self.precision = precision
@@ -33,6 +38,7 @@ package final class Model: Sendable {
         self.layers = layers
         self.network = network
         self.unusedTensors = unusedTensors
+        self.followsCPU = followsCPU
         indexByName = Dictionary(layers.enumerated().map { ($0.element.name, $0.offset) }, uniquingKeysWith: { first, _ in first })
     }
 

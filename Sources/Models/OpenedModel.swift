@@ -2,6 +2,7 @@ internal import Autograd
 package import Checkpoints
 internal import Kernels
 package import Platform
+internal import Synchronization
 package import Tensors
 package import Tokenizers
 
@@ -23,57 +24,77 @@ package struct OpenedModel: Sendable {
     package let path: String
 }
 
-/// Called while a model is opened, with bytes done and bytes in all; false cancels.
+/// Called while a model is opened or quantised, with bytes done and bytes in all; false cancels.
 package typealias LoadProgress = (_ done: Int64, _ total: Int64) -> Bool
+
+/// How a model is opened.
+private struct OpenSettings {
+    let compute: ComputeChoice
+    /// Weights become other formats as soon as they are read; nil: they stay as the files have them.
+    let quantization: QuantizationRules?
+    /// `BlockScaling.followsCPU`
+    let followsCPU: Bool
+    let progress: LoadProgress?
+}
 
 extension OpenedModel {
     /// Opens a GGUF file or a Hugging Face folder. Weights stay in the mapped files wherever their format allows.
     /// - Throws: `.notFound`, `.format` naming a missing or misshapen tensor, `.unsupported` naming the architecture or the
     ///   setting, `.cancelled`, `.memory`.
-    package static func open(path: String, _ engine: Engine, compute: ComputeChoice = .automatic, progress: LoadProgress? = nil) throws(PEFTError) -> OpenedModel {
+    package static func open(
+        path: String, _ engine: Engine, compute: ComputeChoice = .automatic, quantization: QuantizationRules? = nil, followsCPU: Bool = false, progress: LoadProgress? = nil
+    ) throws(PEFTError) -> OpenedModel {
+        let settings = OpenSettings(compute: compute, quantization: quantization, followsCPU: followsCPU, progress: progress)
         switch try Files.kind(of: path) {
-        case .file: return try open(try GGUF(path: path, budget: engine.budget), path, engine, compute, progress)
+        case .file: return try open(try GGUF(path: path, budget: engine.budget), path, engine, settings)
         case .folder:
             let folder = try ModelFolder(path: path, budget: engine.budget)
-            try report(0, folder.tensors, progress)
-            let model = try make(ModelConfiguration(folder.config, origin: path), folder.tensors, engine, compute)
+            try report(0, folder.tensors, settings)
+            let tensors = try QuantizedFolder.restored(folder.tensors, folder.config, engine)
+            let model = try make(ModelConfiguration(folder.config, origin: path), tensors, engine, settings)
             let tokenizer = try Tokenizer(folder: path)
-            try report(1, folder.tensors, progress)
+            try report(1, folder.tensors, settings)
             return OpenedModel(model: model, tokenizer: tokenizer, path: path)
         default: throw PEFTError(.notFound, "there is no model at '\(path)': neither a GGUF file nor a folder")
         }
     }
 
     /// Opens a GGUF image in memory, which must not change while the model lives.
-    package static func open(_ image: MappedFile, _ engine: Engine, compute: ComputeChoice = .automatic, progress: LoadProgress? = nil) throws(PEFTError) -> OpenedModel {
-        try open(try GGUF(image, budget: engine.budget), "", engine, compute, progress)
+    package static func open(
+        _ image: MappedFile, _ engine: Engine, compute: ComputeChoice = .automatic, quantization: QuantizationRules? = nil, followsCPU: Bool = false, progress: LoadProgress? = nil
+    ) throws(PEFTError) -> OpenedModel {
+        let settings = OpenSettings(compute: compute, quantization: quantization, followsCPU: followsCPU, progress: progress)
+        return try open(try GGUF(image, budget: engine.budget), "", engine, settings)
     }
 
-    private static func open(_ gguf: GGUF, _ path: String, _ engine: Engine, _ compute: ComputeChoice, _ progress: LoadProgress?) throws(PEFTError) -> OpenedModel {
-        try report(0, gguf.tensors, progress)
+    private static func open(_ gguf: GGUF, _ path: String, _ engine: Engine, _ settings: OpenSettings) throws(PEFTError) -> OpenedModel {
+        try report(0, gguf.tensors, settings)
         let converted = try GGUFModel(gguf, engine)
-        let model = try make(converted.configuration, converted.tensors, engine, compute)
+        let model = try make(converted.configuration, converted.tensors, engine, settings)
         let tokenizer = try Tokenizer(gguf)
         gguf.dropPages()
-        try report(1, gguf.tensors, progress)
+        try report(1, gguf.tensors, settings)
         return OpenedModel(model: model, tokenizer: tokenizer, path: path)
     }
 
     /// A model from a configuration and its tensors in memory, which are used where they are.
-    package static func make(_ configuration: JSONObject, _ tensors: [NamedTensor], _ engine: Engine, compute: ComputeChoice = .automatic) throws(PEFTError) -> OpenedModel {
+    package static func make(
+        _ configuration: JSONObject, _ tensors: [NamedTensor], _ engine: Engine, compute: ComputeChoice = .automatic, quantization: QuantizationRules? = nil, followsCPU: Bool = false, progress: LoadProgress? = nil
+    ) throws(PEFTError) -> OpenedModel {
+        let settings = OpenSettings(compute: compute, quantization: quantization, followsCPU: followsCPU, progress: progress)
         let origin = "the model in memory"
-        let model = try make(ModelConfiguration(configuration, origin: origin), try TensorSource(origin: origin, tensors), engine, compute)
+        let model = try make(ModelConfiguration(configuration, origin: origin), try TensorSource(origin: origin, tensors), engine, settings)
         return OpenedModel(model: model, tokenizer: nil, path: "")
     }
 
-    private static func report(_ part: Int64, _ tensors: TensorSource, _ progress: LoadProgress?) throws(PEFTError) {
-        guard let progress else { return }
+    private static func report(_ part: Int64, _ tensors: TensorSource, _ settings: OpenSettings) throws(PEFTError) {
+        guard let progress = settings.progress else { return }
         let total = tensors.all.reduce(Int64(0)) { $0 + Int64($1.tensor.byteCount) }
         guard progress(part * total, total) else { throw PEFTError(.cancelled, "opening \(tensors.origin) was cancelled") }
     }
 
     private static func make(
-        _ configuration: ModelConfiguration, _ tensors: TensorSource, _ engine: Engine, _ compute: ComputeChoice
+        _ configuration: ModelConfiguration, _ tensors: TensorSource, _ engine: Engine, _ settings: OpenSettings
     ) throws(PEFTError) -> Model {
         let architecture = try Architectures.named(configuration.modelType, origin: configuration.origin)
         let tensors = try TensorSource(origin: tensors.origin, tensors.all.map { NamedTensor(architecture.moduleName($0.name), $0.tensor) })
@@ -87,10 +108,15 @@ extension OpenedModel {
         }
         let unused = tensors.unusedNames
         if !unused.isEmpty { engine.warn("\(tensors.origin): \(unused.count) tensors are not used: \(TensorSource.list(unused))") }
-        let precisions = precisions(compute, builder.layers, engine)
-        return Model(
+        let changed = try settings.quantization?.changes(for: builder.layers, engine, followsCPU: settings.followsCPU, settings.progress)
+        for (layer, weight) in changed?.changes ?? [] { try layer.setTensor("weight", weight) }
+        let precisions = precisions(settings.compute, builder.layers, engine)
+        let model = Model(
             engine: engine, precision: precisions.training, generationPrecision: precisions.generation, configuration: configuration.json,
-            architecture: configuration.modelType, layers: builder.layers, network: network, unusedTensors: unused)
+            architecture: configuration.modelType, layers: builder.layers, network: network, unusedTensors: unused,
+            followsCPU: settings.followsCPU)
+        model.quantization.withLock { $0 = changed?.report }
+        return model
     }
 
     private static func precisions(_ compute: ComputeChoice, _ layers: [any Layer], _ engine: Engine) -> (training: Precision, generation: Precision) {

@@ -149,10 +149,7 @@ func options(_ pointer: UnsafePointer<CChar>?, _ what: String, allowing keys: Se
     guard unsafe pointer != nil else { return JSONObject() }
     let json = unsafe try json(pointer, what)
     guard let object = json.objectValue else { throw PEFTError(.argument, "\(what) is \(json.kindName), not a JSON object") }
-    guard let keys else { return object }
-    for key in object.keys where !keys.contains(key) {
-        throw PEFTError(.argument, "\(what): unknown key \"\(key)\"; known are \(keys.sorted().joined(separator: ", "))")
-    }
+    if let keys { try object.check(Array(keys), what) }
     return object
 }
 

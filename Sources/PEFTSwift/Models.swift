@@ -64,6 +64,8 @@ public func peft_model_options_init(_ options: UnsafeMutablePointer<peft_model_o
 /// A host's options, read and checked.
 private struct OpenOptions {
     var compute = ComputeChoice.automatic
+    var quantization: QuantizationRules?
+    var followsCPU = false
     var progress: LoadProgress?
 
     init(_ pointer: UnsafePointer<peft_model_options>?) throws(PEFTError) {
@@ -73,10 +75,9 @@ private struct OpenOptions {
             throw PEFTError(.argument, "compute is \(unsafe given.compute); PEFT_COMPUTE_AUTO (0) to PEFT_COMPUTE_INT8 (3) are accepted")
         }
         self.compute = compute
-        let json = unsafe try options(given.options_json, "options_json", allowing: ["quantization"])
-        if let scheme = json["quantization"], !scheme.isNull {
-            throw PEFTError(.unsupported, "quantization is \(scheme.text()); this version opens quantised GGUF files, but does not quantise on load")
-        }
+        let json = unsafe try options(given.options_json, "options_json", allowing: ["quantization", "bitsandbytes_cpu"])
+        followsCPU = try json.boolean("bitsandbytes_cpu") ?? false
+        quantization = try json.object("quantization").map { (rules) throws(PEFTError) in try QuantizationRules(rules) }
         if let function = unsafe given.progress {
             let data = unsafe given.user_data
             progress = { done, total in unsafe function(data, done, total) == 0 }
@@ -92,7 +93,7 @@ public func peft_model_open(
     unsafe guarded(model, "model", error) { () throws(PEFTError) -> OpaquePointer? in
         let engine = unsafe try handles.context(context).engine
         let (path, options) = unsafe (try text(path, "path"), try OpenOptions(options))
-        return unsafe try handles.add(ModelObject(try OpenedModel.open(path: path, engine, compute: options.compute, progress: options.progress)), .model)
+        return unsafe try handles.add(ModelObject(try OpenedModel.open(path: path, engine, compute: options.compute, quantization: options.quantization, followsCPU: options.followsCPU, progress: options.progress)), .model)
     }
 }
 
@@ -107,7 +108,7 @@ public func peft_model_open_memory(
         guard let data = unsafe data else { throw PEFTError(.argument, "data is NULL") }
         guard size >= 0 else { throw PEFTError(.argument, "size is \(UInt(bitPattern: size)), larger than memory") }
         let image = unsafe MappedFile(borrowing: UnsafeRawBufferPointer(start: data, count: size), name: "the model in memory")
-        return unsafe try handles.add(ModelObject(try OpenedModel.open(image, engine, compute: options.compute, progress: options.progress)), .model)
+        return unsafe try handles.add(ModelObject(try OpenedModel.open(image, engine, compute: options.compute, quantization: options.quantization, followsCPU: options.followsCPU, progress: options.progress)), .model)
     }
 }
 
@@ -121,7 +122,7 @@ public func peft_model_create(
         let (json, options) = unsafe (try json(config_json, "config_json"), try OpenOptions(options))
         guard let config = json.objectValue else { throw PEFTError(.argument, "config_json is \(json.kindName), not a JSON object") }
         let tensors = unsafe try handles.tensors(weights).all.map { NamedTensor($0.name, $0.tensor) }
-        return unsafe try handles.add(ModelObject(try OpenedModel.make(config, tensors, engine, compute: options.compute)), .model)
+        return unsafe try handles.add(ModelObject(try OpenedModel.make(config, tensors, engine, compute: options.compute, quantization: options.quantization, followsCPU: options.followsCPU, progress: options.progress)), .model)
     }
 }
 

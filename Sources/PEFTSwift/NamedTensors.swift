@@ -133,7 +133,7 @@ private func described(
 ) throws(PEFTError) -> (object: TensorsObject, name: String, dtype: DType, sizes: [Int]) {
     let object = unsafe try handles.tensors(tensors)
     let name = unsafe try text(name, "name")
-    guard let dtype = DType(rawValue: type) else { throw PEFTError(.argument, "\(name): \(type) is not an array type (PEFT_F32 …)") }
+    guard let dtype = DType(rawValue: type), !dtype.isWholeRow else { throw PEFTError(.argument, "\(name): \(type) is not an array type (PEFT_F32 …)") }
     guard rank >= 0, rank <= PEFT_MAX_RANK else { throw PEFTError(.argument, "\(name): rank is \(rank), 0 to \(PEFT_MAX_RANK) are accepted") }
     var sizes: [Int] = []
     for axis in 0..<Int(rank) {

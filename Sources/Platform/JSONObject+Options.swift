@@ -42,6 +42,19 @@ extension JSONObject {
         return result
     }
 
+    package func list(_ key: String) throws(PEFTError) -> [JSONValue]? {
+        guard let value = self[key], !value.isNull else { return nil }
+        guard let result = value.arrayValue else { throw wrong(key, value, "a list") }
+        return result
+    }
+
+    /// - Throws: `.argument` for a key that is not among those known.
+    package func check(_ known: [String], _ what: String) throws(PEFTError) {
+        for key in keys where !known.contains(key) {
+            throw PEFTError(.argument, "\(what): unknown key \"\(key)\"; known are \(known.sorted().joined(separator: ", "))")
+        }
+    }
+
     package func object(_ key: String) throws(PEFTError) -> JSONObject? {
         guard let value = self[key], !value.isNull else { return nil }
         guard let result = value.objectValue else { throw wrong(key, value, "an object") }

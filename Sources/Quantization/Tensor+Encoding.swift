@@ -4,10 +4,15 @@ package import Tensors
 
 extension Tensor {
     /// A copy in any weight format, from any weight format: the inverse of `converted(to:)`, which decodes. Quantised rows
-    /// are encoded as ggml's reference does, each on its own; what is quantised already is decoded first.
-    /// - Throws: `.format` when a row is not a whole number of blocks, `.unsupported` for a type that is no weight format.
-    package func encoded(as dtype: DType, _ engine: Engine, _ category: MemoryCategory = .weights) throws(PEFTError) -> Tensor {
-        guard dtype.isQuantized else { return try converted(to: dtype, engine, category) }
+    /// are encoded as ggml's reference does, each on its own, coded formats as bitsandbytes does; what is quantised already is
+    /// decoded first.
+    /// - Throws: `.format` when a row is not a whole number of blocks, `.unsupported` for a type that is no weight format,
+    ///   `.numeric` for values that a coded format cannot hold.
+    package func encoded(
+        as dtype: DType, scaling: BlockScaling = .standard, _ engine: Engine, _ category: MemoryCategory = .weights
+    ) throws(PEFTError) -> Tensor {
+        guard !dtype.isFloat else { return try converted(to: dtype, engine, category) }
+        if dtype.isCoded { return try CodedMatrix(encoding: self, as: dtype, scaling, engine).tensor(engine, category) }
         let result = try Tensor(engine, shape, dtype, category)
         try forEachBand(engine) { (band, start) throws(PEFTError) in
             try band.encodeRows(into: try result.rows(start..<start + band.rows), engine)
@@ -15,9 +20,9 @@ extension Tensor {
         return result
     }
 
-    /// Decodes at most about a million values at a time and hands them over as f32.
-    func forEachBand(_ engine: Engine, _ body: (_ band: Tensor, _ firstRow: Int) throws(PEFTError) -> Void) throws(PEFTError) {
-        let height = max(1, (1 << 20) / max(columns, 1))
+    /// Decodes at most about a million values at a time (a multiple of `step` rows) and hands them over as f32.
+    func forEachBand(_ engine: Engine, step: Int = 1, _ body: (_ band: Tensor, _ firstRow: Int) throws(PEFTError) -> Void) throws(PEFTError) {
+        let height = max(1, (1 << 20) / max(columns, 1) / step) * step
         for start in stride(from: 0, to: rows, by: height) {
             let band = try rows(start..<min(start + height, rows))
             try body(dtype == .f32 ? band : try band.converted(to: .f32, engine, .scratch), start)

@@ -40,7 +40,7 @@ extension Tensor {
         if storage.isReal && storage.isWritable { unsafe memset(pointer, 0, byteCount) }
     }
 
-    /// A copy in new memory, decoded or converted to `dtype` (f32, bf16 or f16; any weight format as source).
+    /// A copy in new memory, decoded or converted to `dtype` (a float; any weight format as source).
     package func converted(to dtype: DType, _ engine: Engine, _ category: MemoryCategory = .activations) throws(PEFTError) -> Tensor {
         let source = self
         guard source.dtype.isWeightFormat, dtype.isFloat else {
@@ -53,7 +53,9 @@ extension Tensor {
             }
         } else if dtype == .f32 {
             engine.parallel(engine.shares(count)) { part, parts in
-                unsafe pk_decode(engine.level, source.dtype.rawValue, source.pointer, result.pointer.assumingMemoryBound(to: Float.self), source.count, part, parts)
+                unsafe pk_decode(
+                    engine.level, source.dtype.rawValue, source.pointer, Int64(source.rowBytes), Int64(source.rows), Int64(source.columns),
+                    result.pointer.assumingMemoryBound(to: Float.self), part, parts)
             }
         } else {
             return try converted(to: .f32, engine, .scratch).converted(to: dtype, engine, category)

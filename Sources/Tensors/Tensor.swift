@@ -10,27 +10,32 @@ package struct Tensor: Sendable {
     package let offset: Int
     package let dtype: DType
     package let shape: [Int]
+    /// Of coded formats.
+    package let scaling: BlockScaling
 
     /// A view of `storage`; checks that it fits.
-    package init(_ storage: Storage, offset: Int = 0, dtype: DType, shape: [Int]) throws(PEFTError) {
-        let bytes = try dtype.byteCount(shape: shape)
+    package init(_ storage: Storage, offset: Int = 0, dtype: DType, shape: [Int], scaling: BlockScaling = .standard) throws(PEFTError) {
+        let bytes = try dtype.byteCount(shape: shape, scaling)
         guard offset >= 0, offset <= storage.byteCount, bytes <= storage.byteCount - offset else {
             throw PEFTError(.format, "a \(dtype.name) tensor \(shape) needs \(bytes) bytes at \(offset), the storage has \(storage.byteCount)")
         }
-        self.init(unchecked: storage, offset: offset, dtype: dtype, shape: shape)
+        self.init(unchecked: storage, offset: offset, dtype: dtype, shape: shape, scaling: scaling)
     }
 
-    private init(unchecked storage: Storage, offset: Int, dtype: DType, shape: [Int]) {
+    private init(unchecked storage: Storage, offset: Int, dtype: DType, shape: [Int], scaling: BlockScaling) {
         self.storage = storage
         self.offset = offset
         self.dtype = dtype
         self.shape = shape
+        self.scaling = scaling
     }
 
     /// Uninitialised memory of the engine's budget.
-    package init(_ engine: Engine, _ shape: [Int], _ dtype: DType = .f32, _ category: MemoryCategory = .activations) throws(PEFTError) {
-        let bytes = try dtype.byteCount(shape: shape)
-        try self.init(Storage(byteCount: bytes, budget: engine.budget, category: category), dtype: dtype, shape: shape)
+    package init(
+        _ engine: Engine, _ shape: [Int], _ dtype: DType = .f32, _ category: MemoryCategory = .activations, scaling: BlockScaling = .standard
+    ) throws(PEFTError) {
+        let bytes = try dtype.byteCount(shape: shape, scaling)
+        try self.init(Storage(byteCount: bytes, budget: engine.budget, category: category), dtype: dtype, shape: shape, scaling: scaling)
     }
 
     /// Number of values.
@@ -40,7 +45,7 @@ package struct Tensor: Sendable {
     /// Product of all dimensions but the last.
     package var rows: Int { shape.dropLast().reduce(1, *) }
     package var byteCount: Int { rows * rowBytes }
-    package var rowBytes: Int { columns / dtype.blockValues * dtype.blockBytes }
+    package var rowBytes: Int { dtype.rowBytes(columns, scaling) }
 
     /// First byte. Not to be read when planning; to be written only by the computation that made the tensor.
     package var pointer: UnsafeMutableRawPointer { unsafe storage.base + offset }
@@ -53,10 +58,12 @@ package struct Tensor: Sendable {
 
     /// The same values under another shape of the same count.
     package func reshaped(_ shape: [Int]) throws(PEFTError) -> Tensor {
-        guard shape.allSatisfy({ $0 >= 0 }), shape.reduce(1, *) == count, (shape.last ?? 1) % dtype.blockValues == 0 else {
+        guard shape.allSatisfy({ $0 >= 0 }), shape.reduce(1, *) == count, (shape.last ?? 1) % dtype.blockValues == 0,
+            !dtype.isWholeRow || shape.last == columns
+        else {
             throw PEFTError(.argument, "a tensor \(self.shape) cannot be read as \(shape)")
         }
-        return Tensor(unchecked: storage, offset: offset, dtype: dtype, shape: shape)
+        return Tensor(unchecked: storage, offset: offset, dtype: dtype, shape: shape, scaling: scaling)
     }
 
     /// Rows `range` of the matrix `[rows, columns]` that the tensor folds into, without copying.
@@ -64,7 +71,7 @@ package struct Tensor: Sendable {
         guard range.lowerBound >= 0, range.upperBound <= rows else {
             throw PEFTError(.argument, "rows \(range) of a tensor with \(rows) rows")
         }
-        return Tensor(unchecked: storage, offset: offset + range.lowerBound * rowBytes, dtype: dtype, shape: [range.count, columns])
+        return Tensor(unchecked: storage, offset: offset + range.lowerBound * rowBytes, dtype: dtype, shape: [range.count, columns], scaling: scaling)
     }
 
     /// f32 values for reading. The tensor must be f32 and real.

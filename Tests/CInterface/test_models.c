@@ -17,7 +17,10 @@ TEST(opening) {
   CHECK(model == NULL);
   options.compute = 0;
   options.options_json = "{\"quantization\": {\"scheme\": \"nf4\"}}";
-  FAILS_NAMING(PEFT_ERROR_UNSUPPORTED, "nf4", peft_model_open(&model, context, model_folder, &options, &error));
+  OK(peft_model_open(&model, context, model_folder, &options, &error));
+  peft_model_free(model);
+  options.options_json = "{\"quantization\": {\"scheme\": \"nf3\"}}";
+  FAILS_NAMING(PEFT_ERROR_ARGUMENT, "nf3", peft_model_open(&model, context, model_folder, &options, &error));
   options.options_json = "{\"quantisation\": {}}";
   FAILS_NAMING(PEFT_ERROR_ARGUMENT, "quantisation", peft_model_open(&model, context, model_folder, &options, &error));
   options.options_json = "{\"quantization\": null}";

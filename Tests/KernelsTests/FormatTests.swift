@@ -44,9 +44,9 @@ import Testing
         for record in FormatTests.records {
             let expected = record.decoded.map(\.bitPattern), count = record.decoded.count
             for level in levels {
-                for parts: Int32 in [1, 3, 7] {
+                for (parts, rows) in [(Int32(1), 1), (3, 1), (3, 6)] {
                     var values = [Float](repeating: .nan, count: count)
-                    inParts(parts) { pk_decode(level, record.type, record.blocks, &values, count, $0, $1) }
+                    inParts(parts) { pk_decode(level, record.type, record.blocks, Int64(record.blocks.count / rows), Int64(rows), Int64(count / rows), &values, $0, $1) }
                     #expect(values.map(\.bitPattern) == expected, "\(name(record.type)), level \(level)")
                 }
             }

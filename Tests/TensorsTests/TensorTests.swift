@@ -51,7 +51,8 @@ import Testing
             let dtype = DType(rawValue: format.type)
             #expect(dtype?.blockValues == Int(format.block_values) && dtype?.blockBytes == Int(format.block_bytes) && dtype?.isWeightFormat == true)
         }
-        #expect(Int(count) == DType.allCases.filter(\.isWeightFormat).count)
+        #expect(Int(count) == DType.allCases.filter { $0.isWeightFormat && !$0.isWholeRow }.count)
+        for dtype in DType.allCases where dtype.isWholeRow { #expect(pk_format_of(dtype.rawValue) != nil && dtype.isQuantized) }
     }
 
     @Test("conversions round to the nearest and come back", arguments: [DType.bf16, .f16])

@@ -22,10 +22,23 @@
 #define PK_Q5_0 6
 #define PK_Q5_1 7
 #define PK_Q8_0 8
+#define PK_Q2_K 10
+#define PK_Q3_K 11
 #define PK_Q4_K 12
 #define PK_Q5_K 13
 #define PK_Q6_K 14
+#define PK_IQ4_NL 20
 #define PK_BF16 30
+#define PK_TQ1_0 34
+#define PK_TQ2_0 35
+/* What GGML does not have. */
+#define PK_F8_E4M3 1010
+#define PK_F8_E5M2 1011
+/* Formats whose rows are wholes (coded.h; int8: a scale and k bytes). */
+#define PK_NF4 1020
+#define PK_FP4 1021
+#define PK_BLOCKWISE8 1022
+#define PK_INT8 1023
 
 /* Instruction-set levels, ascending; each contains the ones before. */
 #define PK_LEVEL_PORTABLE 0
@@ -50,26 +63,51 @@ static inline void pk_pause(void) {
 
 /* ---- formats.c: the table of weight formats ---- */
 
-/* One row of the table. Values are stored in blocks along a matrix row; a row is a whole number of blocks. */
+/* One row of the table. Values are stored in blocks along a matrix row; a row is a whole number of blocks. Of formats whose
+ * rows are wholes block_values is 32 (where a row may be entered) and block_bytes 0. */
 typedef struct pk_format {
   int32_t type;          /* PK_… */
   const char *name;      /* "q4_1" */
-  int32_t block_values;  /* values in a block (1 for f32, f16, bf16) */
+  int32_t block_values;  /* values in a block (1 for f32, f16, bf16, f8) */
   int32_t block_bytes;
-  /* Decode / encode `count` values (a whole number of blocks). encode follows ggml's reference quantisers bit for bit. */
+  /* Decode / encode `count` values (a whole number of blocks, or a row). encode follows ggml's reference quantisers bit for
+   * bit where the `gguf` package has them; NULL for coded formats, which are encoded as a whole. */
   void (*decode)(const void *blocks, float *values, size_t count);
   void (*encode)(const float *values, void *blocks, size_t count);
 } pk_format;
 
 /* The row of a type, NULL if there is none. */
 const pk_format *pk_format_of(int32_t type);
-/* All rows; *count receives their number. */
+/* All rows of block formats; *count receives their number. */
 const pk_format *const *pk_formats(int32_t *count);
 
-/* Fast conversions at a level (share part/parts of `count` values, divided at block borders). */
-void pk_decode(int32_t level, int32_t type, const void *blocks, float *values, size_t count, int32_t part, int32_t parts);
+/* Rows of a matrix to f32 at a level (a share of the rows; of a single row, divided at block borders). */
+void pk_decode(int32_t level, int32_t type, const void *w, int64_t row_bytes, int64_t rows, int64_t k, float *values, int32_t part, int32_t parts);
 /* Copy between activation/plain types (f32, bf16, f16), round to nearest even. */
 void pk_convert(int32_t level, const void *from, int32_t from_type, void *to, int32_t to_type, size_t count, int32_t part, int32_t parts);
+
+/* ---- formats_coded.c: nf4, fp4, blockwise8 ---- */
+
+/* A matrix as bitsandbytes has it: codes of the flattened values (of four bits two a byte, the first in the high ones), and
+ * a scale for each block of them: f32 `scales`, or (nested != NULL) dynamic[scale_codes[b]]·nested[b / 256] + offset. */
+typedef struct pk_coded {
+  int32_t type, shift; /* log2 of the block size */
+  int64_t blocks;
+  const uint8_t *codes, *scale_codes;
+  const float *scales, *nested;
+  float offset;
+} pk_coded;
+
+/* The largest magnitude of each block of `count` values and their codes (a share of the blocks). */
+void pk_coded_encode(int32_t type, const float *values, int64_t count, int64_t block, float *scales, uint8_t *codes, int32_t part, int32_t parts);
+/* Bytes of a row of k values. */
+int64_t pk_coded_row_bytes(int32_t type, int64_t k, int64_t block, int32_t doubled);
+/* Row `row` of k values, from the parts and back into them (whose memory is then written, but for the offset). */
+void pk_coded_write(const pk_coded *parts, int64_t row, int64_t k, int64_t row_bytes, void *to);
+void pk_coded_read(const void *from, int64_t row, int64_t k, const pk_coded *parts);
+float pk_coded_offset(const void *row);
+/* The values of codes: 16, or 256 of blockwise8 and of scales that are codes. */
+const float *pk_coded_values(int32_t type);
 
 /* ---- matmul*.c: products with a weight matrix in any format ---- */
 

@@ -1,11 +1,11 @@
 """Makes formats.bin: what the weight formats mean, by the reference implementations.
 
-    pip install gguf numpy        (tested with gguf 0.17 … 0.19)
+    pip install gguf numpy ml_dtypes        (tested with gguf 0.17 … 0.19)
     python make_formats.py [libggml-base.so]
 
-The `gguf` package encodes q4_0 … q8_0 and bf16 and decodes everything. It has no encoder for q4_K, q5_K, q6_K: those come
-from ggml's own library when its path is given (llama-cpp-python ships it), otherwise from random bytes, which only test
-decoding.
+The `gguf` package encodes q4_0 … q8_0, tq1_0, tq2_0 and bf16 and decodes everything. It has no encoder for q2_K … q6_K and
+iq4_nl: those come from ggml's own library when its path is given (llama-cpp-python ships it), otherwise from random bytes,
+which only test decoding. f8 is that of `ml_dtypes`.
 
 A record, little endian: i32 type, i32 count, i32 encoded (1: `blocks` are the encoding of `values`; 0: of nothing),
 f32 values[count], u8 blocks[…], f32 decoded[count].
@@ -15,6 +15,7 @@ import struct
 import sys
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 from gguf import GGMLQuantizationType as T
 from gguf import quants
@@ -53,7 +54,7 @@ def random_blocks(kind):
     rng = np.random.default_rng(11)
     block, size = quants.GGML_QUANT_SIZES[kind]
     blocks = rng.integers(0, 256, (COUNT // block, size), dtype=np.uint8)
-    scales = {T.Q4_K: (0, 2), T.Q5_K: (0, 2), T.Q6_K: (208,)}.get(kind, ())
+    scales = {T.Q2_K: (80, 82), T.Q3_K: (108,), T.Q4_K: (0, 2), T.Q5_K: (0, 2), T.Q6_K: (208,), T.IQ4_NL: (0,)}.get(kind, ())
     for at in scales:
         halves = rng.uniform(0.001, 0.02, COUNT // block).astype(np.float16)
         blocks[:, at : at + 2] = halves.view(np.uint8).reshape(-1, 2)
@@ -72,12 +73,16 @@ def main():
 
         f16 = x.astype(np.float16)
         file.write(struct.pack("<iii", int(T.F16), COUNT, 1) + x.tobytes() + f16.tobytes() + f16.astype(np.float32).tobytes())
-        for kind in (T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0):
+        for kind in (T.BF16, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0, T.TQ1_0, T.TQ2_0):
             record(kind, x, np.ascontiguousarray(quants.quantize(x, kind)).view(np.uint8).reshape(-1), 1)
-        for kind in (T.Q4_K, T.Q5_K, T.Q6_K):
+        for kind in (T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K, T.IQ4_NL):
             record(kind, np.zeros(COUNT, np.float32), random_blocks(kind), 0)
             if library:
                 record(kind, x, encoded_by_ggml(library, kind, x), 1)
+        spread = x * np.float32(100)
+        for number, kind in ((1010, ml_dtypes.float8_e4m3fn), (1011, ml_dtypes.float8_e5m2)):
+            f8 = spread.astype(kind)
+            file.write(struct.pack("<iii", number, COUNT, 1) + spread.tobytes() + f8.tobytes() + f8.astype(np.float32).tobytes())
 
 
 main()

@@ -10,6 +10,7 @@ from .config import LoraConfig, PeftConfig, TaskType
 from .merging import combine_adapters, compare_adapters, prune_adapter, resize_adapter, scale_adapter
 from .model import Model, Output
 from .peft_model import PeftModel, get_peft_model
+from .quantization import Quantized, quantize
 from .session import Session
 from .tokenizer import Tokenizer
 from .trainer import Dataset, Trainer
@@ -28,5 +29,5 @@ def list_methods():
 
 
 __all__ = ["Cancelled", "Context", "ContextFullError", "Dataset", "LoraConfig", "Model", "Output", "PeftConfig", "PeftError", "PeftIOError", "PeftLookupError",
-           "PeftMemoryError", "PeftModel", "PeftValueError", "Session", "TaskType", "Tensors", "Tokenizer", "Trainer", "combine_adapters", "compare_adapters", "features", "get_peft_model",
-           "list_methods", "prune_adapter", "resize_adapter", "scale_adapter"]
+           "PeftMemoryError", "PeftModel", "PeftValueError", "Quantized", "Session", "TaskType", "Tensors", "Tokenizer", "Trainer", "combine_adapters", "compare_adapters", "features", "get_peft_model",
+           "list_methods", "prune_adapter", "quantize", "resize_adapter", "scale_adapter"]

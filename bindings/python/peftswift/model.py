@@ -35,10 +35,14 @@ class Model(Handle):
     kind = "model"
 
     @classmethod
-    def from_pretrained(cls, path, dtype="auto", quantization=None, context=None, threads=0, memory_budget=0):
+    def from_pretrained(cls, path, dtype="auto", quantization=None, context=None, threads=0, memory_budget=0, bitsandbytes_cpu=True):
         """Opens a Hugging Face folder or a GGUF file.
 
         dtype: "float32", "bfloat16", "int8" (bf16, with 8-bit activations while generating) or "auto".
+        quantization: {"scheme": "nf4", "block_size": 64, "double_quant": False, …} gives linear layers a weight format as they are
+        read (the options of ``quantize``).
+        bitsandbytes_cpu: rows shorter than a block of nf4 or fp4 (tiny networks) are read as PEFT's are on a processor, by one scale
+        (a warning says so); False keeps more of them.
         context: shared threads and memory budget; otherwise one is made with ``threads`` and ``memory_budget``.
         """
         if str(dtype) not in _COMPUTE:
@@ -47,7 +51,7 @@ class Model(Handle):
         options = ModelOptions()
         lib.peft_model_options_init(c.byref(options))
         options.compute = _COMPUTE[str(dtype)]
-        options.options_json = encoded_json({"quantization": quantization}) if quantization else None
+        options.options_json = encoded_json({"quantization": quantization or None, "bitsandbytes_cpu": bool(bitsandbytes_cpu)})
         model = cls.make("peft_model_open", context, encoded_path(path), c.byref(options))
         model.context, model.path, model._training = context, str(path), False
         return model
@@ -99,8 +103,19 @@ class Model(Handle):
         """One base parameter."""
         return Tensors.make("peft_model_state", self, encoded(name)).get(name)
 
+    def quantize(self, scheme=None, progress=None, **options):
+        """Gives linear layers another weight format, in place; returns what each lost (peft_model_quantize).
+
+        options: block_size, double_quant, skip=[names] (default: output heads), rules=[{"modules": [names] or pattern, "scheme": …}].
+        progress: ``progress(done, total)`` in bytes; what it returns true for, it cancels.
+        """
+        with watched(progress) as callback:
+            call("peft_model_quantize", None, 0, None, self, encoded_json({"scheme": scheme, **options}), callback, None)
+        return self.describe()["quantization"]
+
     def export(self, folder, dtype=None):
-        """Writes a Hugging Face folder of the model as it is now, merged adapters included."""
+        """Writes a Hugging Face folder of the model as it is now, merged adapters included (nf4, fp4 and int8 as bitsandbytes
+        writes them unless a dtype is given)."""
         call("peft_model_export", self, encoded_path(folder), encoded_json({"dtype": dtype} if dtype else {}))
 
     # ---- running

@@ -1,0 +1,246 @@
+"""Weight formats: arrays, models quantised on load and in place, folders of bitsandbytes (fixtures_bitsandbytes/make.py)."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import peftswift
+from conftest import GOLDEN, LORA
+from peftswift import Model, PeftError, quantize
+
+FOLDERS = Path(__file__).parent / "fixtures_bitsandbytes"
+KINDS = ["nf4", "fp4_double", "int8"]
+RNG = np.random.default_rng(1)
+
+
+def tensors(folder):
+    with peftswift.Context(threads=1) as context:
+        return {k: np.array(v) for k, v in peftswift.Tensors.make("peft_tensors_load", context, str(folder / "model.safetensors").encode()).arrays().items()}
+
+
+def save(folder, arrays):
+    with peftswift.Context(threads=1) as context:
+        peftswift._library.call("peft_tensors_save", peftswift.Tensors.from_arrays(context, arrays), str(folder / "model.safetensors").encode())
+
+
+# ---- arrays
+
+@pytest.mark.parametrize("scheme", [*peftswift.features()["weight_formats"]])
+def test_every_scheme_holds_the_values(scheme):
+    array = RNG.normal(size=(8, 512)).astype(np.float32)
+    quantized = quantize(array, scheme)
+    back = quantized.dequantize()
+    assert back.shape == array.shape or scheme in ("f16", "bf16")
+    error = np.linalg.norm(back.reshape(array.shape) - array) / np.linalg.norm(array)
+    assert error < {"q2_K": 0.32, "q3_K": 0.18, "tq1_0": 0.9, "tq2_0": 0.9, "fp4": 0.16}.get(scheme, 0.12)
+
+
+def test_parts_are_those_of_bitsandbytes():
+    array = RNG.normal(size=(16, 96)).astype(np.float32)
+    nf4 = quantize(array, "nf4", block_size=32, double_quant=True)
+    assert nf4.data.dtype == np.uint8 and nf4.data.size == array.size // 2 and nf4.absmax.dtype == np.uint8 and nf4.absmax.size == array.size // 32
+    scales = nf4.code2[nf4.absmax] * nf4.absmax2[0] + nf4.offset[0]
+    codes = np.stack([nf4.data >> 4, nf4.data & 15], 1).reshape(-1)
+    assert np.array_equal(nf4.dequantize(), (nf4.code[codes] * np.repeat(scales, 32)).reshape(array.shape).astype(np.float32))
+    int8 = quantize(array, "int8")
+    assert int8.data.dtype == np.int8 and np.allclose(int8.absmax, np.abs(array.astype(np.float16)).max(1))
+
+
+@pytest.mark.parametrize("array, options, words", [
+    (np.ones((2, 33)), {"scheme": "q4_K"}, "33"), (np.ones((2, 64)), {"scheme": "nf3"}, "nf3"), (np.ones((2, 64)), {"scheme": "nf4", "block_size": 48}, "48"),
+    (np.ones((2, 64)), {"scheme": "nf4", "block_size": 0}, "block_size"), (np.ones((2, 64)), {"scheme": "q8_0", "double_quant": True}, "double_quant"),
+    (np.full((2, 64), np.nan), {"scheme": "nf4"}, "finite"), (np.full((2, 64), np.inf), {"scheme": "fp4"}, "finite"), (np.ones((2, 64), np.int64), {"scheme": "nf4"}, "i64"),
+])
+def test_what_cannot_be_is_refused(array, options, words):
+    with pytest.raises(PeftError, match=words):
+        quantize(array.astype(np.float32) if array.dtype == np.float64 else array, **options)
+
+
+# ---- models
+
+def test_quantise_on_load_and_in_place(base_folder, ids):
+    plain = Model.from_pretrained(base_folder, dtype="float32")
+    before = plain(input_ids=ids).logits
+    loaded = Model.from_pretrained(base_folder, dtype="float32", quantization={"scheme": "nf4", "block_size": 32})
+    report = plain.quantize("nf4", block_size=32)
+    assert np.array_equal(loaded(input_ids=ids).logits, plain(input_ids=ids).logits)
+    assert loaded.describe()["quantization"] == report == plain.describe()["quantization"]
+    assert len(report["layers"]) == 14 and "lm_head" not in [layer["name"] for layer in report["layers"]]
+    assert report["bytes"] < report["bytes_before"] / 4
+    line = report["layers"][0]
+    weight = Model.from_pretrained(base_folder, dtype="float32").get_parameter(line["name"] + ".weight")
+    error = plain.get_parameter(line["name"] + ".weight") - weight
+    assert np.isclose(line["rms"], np.sqrt((error.astype(np.float64) ** 2).mean())) and np.isclose(line["max"], np.abs(error).max())
+    assert np.isclose(line["relative"], np.linalg.norm(error) / np.linalg.norm(weight))
+    assert 0 < np.abs(plain(input_ids=ids).logits - before).max() < 1.5
+    assert plain.describe()["formats"] == {"f32": 7, "nf4": 14}
+
+
+def test_rules_and_skipped_modules(base_folder):
+    report = Model.from_pretrained(base_folder, dtype="float32").quantize(
+        "int8", skip=["o_proj"], rules=[{"modules": r"model\.layers\.0\..*", "scheme": None}, {"modules": ["embed_tokens", "down_proj"], "scheme": "q8_0"}])
+    schemes = {layer["name"]: layer["scheme"] for layer in report["layers"]}
+    assert schemes["model.embed_tokens"] == "q8_0" and schemes["model.layers.1.mlp.down_proj"] == "q8_0" and schemes["model.layers.1.mlp.up_proj"] == "int8"
+    assert schemes["lm_head"] == "int8" and not any(name.startswith("model.layers.0.") or name.endswith("o_proj") for name in schemes)
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"scheme": "q4_K"}, "model.layers.0.self_attn.q_proj"), ({"scheme": "nf4", "blocksize": 64}, "blocksize"), ({}, "scheme"), ({"scheme": 4}, "scheme"),
+    ({"scheme": "nf4", "skip": 3}, "skip"), ({"scheme": "nf4", "skip": "("}, "regular expression"), ({"rules": [{"scheme": "nf4"}]}, "modules"),
+    ({"rules": [{"modules": ["a"], "schem": "nf4"}]}, "schem"), ({"scheme": "nf4", "double_quant": "yes"}, "double_quant"),
+])
+def test_wrong_options_change_nothing(base_folder, options, words):
+    with pytest.raises(PeftError, match=words):
+        Model.from_pretrained(base_folder, quantization=options or {"skip": []})
+    model = Model.from_pretrained(base_folder)
+    with pytest.raises(PeftError, match=words):
+        model.quantize(**options)
+    assert model.describe()["formats"] == {"f32": 21} and model.describe()["quantization"] is None
+
+
+def test_in_place_only_without_adapters_and_cancelled(base_folder):
+    model = Model.from_pretrained(base_folder)
+    with pytest.raises(peftswift.Cancelled):
+        model.quantize("int8", progress=lambda done, total: done > 0)
+    assert model.describe()["formats"] == {"f32": 21}
+    model.add_adapter("default", LORA)
+    with pytest.raises(PeftError, match="adapters"):
+        model.quantize("int8")
+    model.delete_adapter("default")
+    model.quantize("int8", progress=lambda done, total: False)
+    assert model.describe()["formats"]["int8"] == 14
+
+
+@pytest.mark.parametrize("scheme", ["nf4", "fp4", "int8", "blockwise8", "q8_0", "iq4_nl", "f8_e4m3"])
+def test_an_adapter_learns_on_it(base_folder, ids, scheme):
+    size = {"block_size": 32} if scheme in ("nf4", "fp4", "blockwise8") else {}
+    model = Model.from_pretrained(base_folder, dtype="float32", quantization={"scheme": scheme, **size})
+    model.add_adapter("default", {**LORA, "target_modules": "all-linear"})
+    trainer = model.trainer(lr=1e-2, lr_scheduler="constant")
+    losses = [trainer.step(input_ids=ids, labels=ids) for _ in range(30)]
+    assert losses[-1] < losses[0] / 2
+    state = model.adapter_state_dict()
+    report = model.merge_adapter(dtype="f32")
+    assert report["kept"] > 0.99
+    model.unmerge_adapter()
+    again = Model.from_pretrained(base_folder, dtype="float32", quantization={"scheme": scheme, **size})
+    again.add_adapter("default", {**LORA, "target_modules": "all-linear"})
+    again.load_adapter_state_dict("default", state)
+    assert np.array_equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+# ---- folders of bitsandbytes
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_folders_of_bitsandbytes(kind, tmp_path):
+    model, expected = Model.from_pretrained(FOLDERS / kind, dtype="float32"), np.load(FOLDERS / kind / "expected.npz")
+    assert model.describe()["load_report"]["unused"] == []
+    for name in expected.files:
+        if name.endswith(".weight"):
+            assert np.array_equal(model.get_parameter(name), expected[name]), name
+    logits = model(input_ids=expected["ids"]).logits
+    # (bitsandbytes multiplies in bf16, and rounds activations of LLM.int8 to 8 bits)
+    assert np.abs(logits - expected["logits"]).max() < (0.05 if kind == "int8" else 0.02) * np.abs(expected["logits"]).max()
+    model.export(tmp_path / "again")
+    before, after = tensors(FOLDERS / kind), tensors(tmp_path / "again")
+    assert sorted(before) == sorted(after)
+    assert all(np.array_equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
+    config = json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]
+    assert config["load_in_8bit" if kind == "int8" else "load_in_4bit"] and config["llm_int8_skip_modules"] == ["lm_head"]
+    again = Model.from_pretrained(tmp_path / "again", dtype="float32")
+    assert np.array_equal(again(input_ids=expected["ids"]).logits, logits)
+    model.export(tmp_path / "plain", dtype="float32")
+    assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+    assert np.array_equal(Model.from_pretrained(tmp_path / "plain", dtype="float32")(input_ids=expected["ids"]).logits, logits)
+
+
+def test_a_folder_has_one_of_them(base_folder, tmp_path):
+    model = Model.from_pretrained(base_folder, quantization={"scheme": "int8", "rules": [{"modules": ["q_proj"], "scheme": "nf4"}]})
+    with pytest.raises(PeftError, match="int8 and nf4"):
+        model.export(tmp_path / "both")
+    assert not (tmp_path / "both").exists()
+
+
+WEIGHT = "model.layers.0.self_attn.q_proj.weight"
+
+
+def cut(name, change):
+    def damage(arrays):
+        arrays[name] = change(arrays[name])
+    return damage
+
+
+def state(**changes):
+    def damage(arrays):
+        key = WEIGHT + ".quant_state.bitsandbytes__nf4"
+        text = arrays[key].tobytes().decode() if isinstance(changes.get("text"), type(None)) else changes["text"]
+        if "text" not in changes:
+            text = json.dumps({**json.loads(text), **changes})
+        arrays[key] = np.frombuffer(text.encode(), np.uint8)
+    return damage
+
+
+@pytest.mark.parametrize("damage, words", [
+    (lambda a: a.pop(WEIGHT + ".absmax"), "absmax"), (lambda a: a.pop(WEIGHT + ".quant_map"), "quant_map"), (lambda a: a.pop(WEIGHT), WEIGHT),
+    (cut(WEIGHT, lambda x: x[:-1]), "codes"), (cut(WEIGHT + ".absmax", lambda x: x[1:]), "scales"), (cut(WEIGHT + ".absmax", lambda x: x * np.float32(np.nan)), "finite"),
+    (cut(WEIGHT + ".absmax", lambda x: x.astype(np.int32)), "scales"), (cut(WEIGHT + ".quant_map", lambda x: x * 2), "table"),
+    (state(blocksize=32), "scales"), (state(blocksize=63), "63"), (state(blocksize=-64), "-64"), (state(shape=[64, 128]), "codes"), (state(shape=[-64, -64]), "shape"),
+    (state(shape=[2**40, 2**40]), "63"), (state(shape=None), "shape"), (state(text="[]"), "object"), (state(text="{"), "JSON"), (state(shape=[32, 128]), "shape"),
+])
+def test_damaged_folders_are_refused(damage, words, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(FOLDERS / "nf4", folder)
+    arrays = tensors(folder)
+    damage(arrays)
+    save(folder, arrays)
+    with pytest.raises(PeftError, match=words):
+        Model.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("damage, words", [
+    (cut("model.layers.0.mlp.up_proj.SCB", lambda x: x[1:]), "scales"), (cut("model.layers.0.mlp.up_proj.SCB", lambda x: x * np.float32(np.inf)), "finite"),
+    (cut("model.layers.0.mlp.up_proj.weight_format", lambda x: np.array(1, np.uint8)), "layout"), (lambda a: a.pop("model.layers.0.mlp.up_proj.SCB"), "i8"),
+])
+def test_damaged_eight_bits_are_refused(damage, words, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(FOLDERS / "int8", folder)
+    arrays = tensors(folder)
+    damage(arrays)
+    save(folder, arrays)
+    with pytest.raises(PeftError, match=words):
+        Model.from_pretrained(folder)
+
+
+def test_other_libraries_are_named(tmp_path):
+    shutil.copytree(FOLDERS / "nf4", tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    config["quantization_config"]["quant_method"] = "hqq"
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PeftError, match="hqq"):
+        Model.from_pretrained(tmp_path / "other")
+
+
+def test_transformers_opens_what_is_exported(base_folder, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("bitsandbytes")
+    source = FOLDERS / "nf4"
+    model = Model.from_pretrained(source, dtype="float32")
+    for scheme, options in (("fp4", {"block_size": 32, "double_quant": True}), ("nf4", {}), ("int8", {})):
+        model.quantize(scheme, **options)
+        model.export(tmp_path / scheme)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / scheme)
+        ids = np.array([[1, 5, 9, 30]])
+        with torch.no_grad():
+            logits = theirs(torch.tensor(ids)).logits.float().numpy()
+        ours = model(input_ids=ids).logits
+        assert np.abs(ours - logits).max() < (0.05 if scheme == "int8" else 0.03) * np.abs(logits).max()
+
+
+def test_the_cpu_of_bitsandbytes_is_an_option(ids):
+    base = GOLDEN / "bases" / "llama"
+    errors = [Model.from_pretrained(base, quantization={"scheme": "nf4"}, bitsandbytes_cpu=cpu).describe()["quantization"]["layers"][0]["relative"] for cpu in (False, True)]
+    assert errors[0] < 0.1 < errors[1]
