@@ -156,7 +156,7 @@ private struct Maker {
     }
 
     @Test func namesUnknownTensorTypes() {
-        for (type, name) in [(UInt32(10), "q2_K (10)"), (29, "iq1_m"), (1000, "1000"), (777, "777"), (.max, "4294967295")] {
+        for (type, name) in [(UInt32(16), "iq2_xxs (16)"), (29, "iq1_m"), (1000, "1000"), (777, "777"), (.max, "4294967295")] {
             var maker = Maker(tensors: 1)
             maker.tensor("blk.0.weight", [256], type: type, offset: 0)
             maker.data(4096)

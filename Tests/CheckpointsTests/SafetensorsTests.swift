@@ -96,7 +96,7 @@ import Testing
         ("{\"a\":{\"shape\":[1],\"data_offsets\":[0,4]}}", "no \"dtype\""),
         ("{\"a\":{\"dtype\":\"F32\",\"data_offsets\":[0,4]}}", "no \"shape\""),
         ("{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", "data_offsets"),
-        ("{\"a\":{\"dtype\":\"F8_E4M3\",\"shape\":[1],\"data_offsets\":[0,1]}}", "F8_E4M3"),
+        ("{\"a\":{\"dtype\":\"F8_E8M0\",\"shape\":[1],\"data_offsets\":[0,1]}}", "F8_E8M0"),
         ("{\"a\":{\"dtype\":\"F32\",\"shape\":[-1],\"data_offsets\":[0,4]}}", "-1"),
         ("{\"a\":{\"dtype\":\"F32\",\"shape\":[1.5],\"data_offsets\":[0,4]}}", "1.5"),
         ("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[-4,0]}}", "-4"),
