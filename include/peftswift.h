@@ -554,7 +554,7 @@ typedef int32_t (*peft_training_fn)(void *user_data, const peft_training_progres
 
 /* A trainer for adapters of a model. Sessions may run over the model meanwhile; they see each update as a whole.
  * `options_json`, with the names of transformers' TrainingArguments: {
- *   "adapter": name (default: the active ones)
+ *   "adapter": name (default: the active ones), or "adapters": [names] that learn at once (peft_trainer_step_rows)
  *   "optimizer": "adamw"|"sgd"|"lorafa", "lr": 2e-4, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0,
  *   "momentum": 0.0 (sgd), "lorafa": {"r", "lora_alpha"} (as in PEFT, each layer's own scaling is what counts),
  *   "loraplus_lr_ratio": null, "loraplus_lr_embedding": 1e-6, "loraplus_weight_decay": null,
@@ -571,6 +571,11 @@ void peft_trainer_free(peft_trainer *trainer);
  * learned; PEFT_ERROR_NUMERIC when loss or gradients are not finite; PEFT_ERROR_MEMORY with what the step needs. The
  * adapter and the optimizer are then as they were; what was accumulated for the update is dropped. */
 int32_t peft_trainer_step(peft_step *step, peft_trainer *trainer, const peft_tensors *inputs, peft_error *error);
+/* The same with an adapter for each of the `count` rows, of whatever methods: those of the trainer learn from their rows, others
+ * act ("__base__": none). The loss is the mean over the batch. Errors: PEFT_ERROR_NOT_FOUND for a name, PEFT_ERROR_ARGUMENT
+ * for another count than the batch's. */
+int32_t peft_trainer_step_rows(peft_step *step, peft_trainer *trainer, const peft_tensors *inputs, const char *const *adapters,
+                               int64_t count, peft_error *error);
 
 /* Trains over a data set until max_steps or epochs are done. `evaluation` (may be NULL) is scored every evaluation_steps
  * and at the end; its position does not move. `progress` may be NULL. A run that is complete returns PEFT_OK at once.

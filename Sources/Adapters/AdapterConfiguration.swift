@@ -12,6 +12,8 @@ package struct AdapterConfiguration: Sendable {
     package var values: JSONObject
     /// Layers that are no targets because they repeat what is put around another (`ensure_weight_tying`).
     var tiedNames: Set<String> = []
+    /// Where its file is: paths in it are meant from there; nil: it is no file's.
+    var folder: String?
 
     /// The version whose files these are: what `peft_version` says of a new adapter.
     static let peftVersion = "0.21.2"

@@ -16,10 +16,11 @@ package struct AdapterSelection: Sendable {
     /// Of the first, as it would be saved.
     package let configuration: JSONObject
 
-    /// - Parameter name: nil: those that are active.
+    /// - Parameter names: nil: those that are active.
     /// - Throws: `.notFound`; `.state` when none is active or none of them may be changed.
-    package init(_ set: AdapterSet, _ name: String?) throws(PEFTError) {
-        let names = name.map { [$0] } ?? set.table.withLock { $0.active.map(\.name) }
+    package init(_ set: AdapterSet, _ names: [String]?) throws(PEFTError) {
+        let names = names ?? set.table.withLock { $0.active.map(\.name) }
+        if let twice = names.first(where: { name in names.count { $0 == name } > 1 }) { throw PEFTError(.argument, "'\(twice)' is to be trained twice") }
         guard let first = names.first else {
             throw PEFTError(.state, "no adapter is active; say which one is to be trained")
         }
@@ -54,6 +55,9 @@ package struct AdapterSelection: Sendable {
             return try table.adaptation(of: chosen, set.model)
         }
     }
+
+    /// One adapter for each sample, one that is trained or any other; nil: the base model.
+    package func routing(samples: [String?]) throws(PEFTError) -> Routing { try set.routing(samples: samples) }
 
     package var companions: [any AdapterCompanion] { adapters.compactMap(\.companion) }
 

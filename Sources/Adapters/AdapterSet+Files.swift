@@ -8,14 +8,15 @@ package import Tensors
 extension AdapterSet {
     /// From a PEFT folder or an HDF5 file. The first one becomes active.
     package func load(_ name: String, path: String, trainable: Bool) throws(PEFTError) {
-        try load(name, AdapterFiles.open(path: path, budget: engine.budget), trainable: trainable)
+        try load(name, AdapterFiles.open(path: path, budget: engine.budget), folder: path, trainable: trainable)
     }
 
-    package func load(_ name: String, _ files: AdapterFiles, trainable: Bool) throws(PEFTError) {
+    package func load(_ name: String, _ files: AdapterFiles, folder: String? = nil, trainable: Bool) throws(PEFTError) {
         try checkIsFree(name)
         let (adapter, changes): (Adapter, [BaseChange])
         do throws(PEFTError) {
-            let configuration = try AdapterConfiguration(files.config, warn: { engine.warn($0) })
+            var configuration = try AdapterConfiguration(files.config, warn: { engine.warn($0) })
+            configuration.folder = folder
             (adapter, changes) = try model.lock.read { () throws(PEFTError) in try read(files, configuration) }
         } catch {
             // What a host may not say, a file cannot mean.

@@ -150,6 +150,9 @@ struct AdapterTable: Sendable {
         for (entry, weight) in chosen where !entry.isMerged {
             try entry.adapter.addHooks(to: &adaptation, scale: entry.scale * weight)
         }
+        if adaptation.router != nil, adaptation.prompt != nil || adaptation.memory != nil || adaptation.runs != nil || !adaptation.gatedPrompts.isEmpty {
+            throw PEFTError(.unsupported, "X-LoRA beside prompts, prefixes or layer_replication; activate one of them")
+        }
         if cached.count >= AdapterTable.mostCached { cached.removeAll() }
         cached[adapters] = adaptation
         return adaptation

@@ -20,7 +20,7 @@ final class LinearLoRA: AdapterModule {
     let engine: Engine
     /// `BlockScaling.followsCPU`
     let followsCPU: Bool
-    private let dropout: Float
+    let dropout: Float
 
     init(_ target: MatrixTarget, key: String, rank: Int, scaling: Double, _ settings: LoRASettings, _ model: Model)
         throws(PEFTError)

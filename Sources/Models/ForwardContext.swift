@@ -30,8 +30,8 @@ extension Source {
 ///
 /// Activations are `[batch·length, features]`, row `b·length + t`.
 package final class ForwardContext {
-    package let tape: Tape
-    package let routing: Routing
+    package internal(set) var tape: Tape
+    package internal(set) var routing: Routing
     package let batch: Int
     package let length: Int
     /// i32 `[batch·length]`: rotary positions.
@@ -53,60 +53,53 @@ package final class ForwardContext {
     /// Rows of padding in front of each sample (samples with fewer virtual tokens than others); nil: none.
     let padding: [Int]?
     /// Keys and values of earlier tokens, one cache per sample; empty outside generation.
-    package let caches: [KeyValueCache]
+    package internal(set) var caches: [KeyValueCache]
     /// So many blocks, from the first on, are computed again in the backward pass instead of keeping their activations.
-    package let recomputedBlocks: Int
+    package internal(set) var recomputedBlocks: Int
     /// Which of the runs through the blocks this is, where it is not the block's own number (`BlockRun`).
-    let runNumber: Int?
+    private(set) var runNumber: Int?
+    /// What adapters do holds variables of this tape (see `Tape.recomputed`).
+    var learnsBeside = false
 
-    package convenience init(
+    package init(
         tape: Tape, routing: Routing, batch: Int, length: Int, positions: Tensor, positionsAreGiven: Bool = false, tokenTypes: Tensor? = nil,
         keyMask: Tensor? = nil, firstKey: Tensor? = nil, source: Source? = nil, memory: LeadingKeys? = nil, padding: [Int]? = nil, caches: [KeyValueCache] = [],
         recomputedBlocks: Int = 0
     ) {
-        self.init(
-            tape: tape, routing: routing, batch: batch, length: length, positions: positions,
-            positionCount: max(length, unsafe positions.withInt32s { unsafe Int($0.max() ?? 0) } + 1), positionsAreGiven: positionsAreGiven,
-            tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, source: source, memory: memory, padding: padding, caches: caches,
-            recomputedBlocks: recomputedBlocks, runNumber: nil)
+        (self.tape, self.routing, self.batch, self.length) = (tape, routing, batch, length)
+        (self.positions, self.positionsAreGiven, self.tokenTypes) = (positions, positionsAreGiven, tokenTypes)
+        positionCount = max(length, unsafe positions.withInt32s { unsafe Int($0.max() ?? 0) } + 1)
+        (self.keyMask, self.firstKey, self.source, self.memory, self.padding) = (keyMask, firstKey, source, memory, padding)
+        (self.caches, self.recomputedBlocks) = (caches, recomputedBlocks)
+        learnsBeside = memory?.needsGradient ?? false
     }
 
-    private init(
-        tape: Tape, routing: Routing, batch: Int, length: Int, positions: Tensor, positionCount: Int, positionsAreGiven: Bool, tokenTypes: Tensor?, keyMask: Tensor?,
-        firstKey: Tensor?, source: Source?, memory: LeadingKeys?, padding: [Int]?, caches: [KeyValueCache], recomputedBlocks: Int, runNumber: Int?
-    ) {
-        self.tape = tape
-        self.routing = routing
-        self.batch = batch
-        self.length = length
-        self.positions = positions
-        self.positionsAreGiven = positionsAreGiven
-        self.tokenTypes = tokenTypes
-        self.positionCount = positionCount
-        self.keyMask = keyMask
-        self.firstKey = firstKey
-        self.source = source
-        self.memory = memory
-        self.padding = padding
-        self.caches = caches
-        self.recomputedBlocks = recomputedBlocks
-        self.runNumber = runNumber
+    private init(_ other: ForwardContext) {
+        (tape, routing, batch, length) = (other.tape, other.routing, other.batch, other.length)
+        (positions, positionsAreGiven, tokenTypes, positionCount) = (other.positions, other.positionsAreGiven, other.tokenTypes, other.positionCount)
+        (keyMask, firstKey, source, memory, padding) = (other.keyMask, other.firstKey, other.source, other.memory, other.padding)
+        (caches, recomputedBlocks, runNumber, learnsBeside) = (other.caches, other.recomputedBlocks, other.runNumber, other.learnsBeside)
+    }
+
+    /// The same pass but for what `change` does.
+    func with(_ change: (ForwardContext) throws(PEFTError) -> Void) throws(PEFTError) -> ForwardContext {
+        let context = ForwardContext(self)
+        try change(context)
+        return context
     }
 
     /// The same pass on another tape (a recomputed block).
     package func on(_ tape: Tape) -> ForwardContext {
-        ForwardContext(
-            tape: tape, routing: routing, batch: batch, length: length, positions: positions, positionCount: positionCount, positionsAreGiven: positionsAreGiven,
-            tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, source: source, memory: memory, padding: padding, caches: caches, recomputedBlocks: 0,
-            runNumber: runNumber)
+        let context = ForwardContext(self)
+        (context.tape, context.recomputedBlocks) = (tape, 0)
+        return context
     }
 
     /// The same pass for one run through a block.
     func run(_ number: Int, _ adaptation: Adaptation) -> ForwardContext {
-        ForwardContext(
-            tape: tape, routing: .all(adaptation), batch: batch, length: length, positions: positions, positionCount: positionCount,
-            positionsAreGiven: positionsAreGiven, tokenTypes: tokenTypes, keyMask: keyMask, firstKey: firstKey, source: source, memory: memory, padding: padding,
-            caches: caches, recomputedBlocks: recomputedBlocks, runNumber: number)
+        let context = ForwardContext(self)
+        (context.routing, context.runNumber) = (.all(adaptation), number)
+        return context
     }
 }
 
@@ -118,7 +111,7 @@ extension ForwardContext {
         _ body: @escaping (_ x: consuming Variable, _ others: [Variable], _ context: ForwardContext) throws(PEFTError) -> Variable
     ) throws(PEFTError) -> Variable {
         guard number < recomputedBlocks else { return try body(x, others, self) }
-        return try tape.recomputed([x] + others, learnsBeside: memory?.needsGradient ?? false) { (tape, inputs) throws(PEFTError) in
+        return try tape.recomputed([x] + others, learnsBeside: learnsBeside) { (tape, inputs) throws(PEFTError) in
             try body(inputs[0], Array(inputs.dropFirst()), self.on(tape))
         }
     }

@@ -22,6 +22,8 @@ package final class KeyValueCache {
     /// `[allocated, width]` each.
     private var keys: [Tensor] = []
     private var values: [Tensor] = []
+    /// What the base model makes of the same tokens, where an adapter's router asks for it.
+    private var base: KeyValueCache?
     /// What layers made of the prompts beside their attention; kept until the sequence begins anew.
     private var gated: [Int: (owner: GatedPrompt, keys: Tensor, values: Tensor)] = [:]
     /// Of an encoder-decoder: keys and values of what the encoder read, per layer; never changed once they are there.
@@ -60,6 +62,7 @@ package final class KeyValueCache {
     /// The last `count` rows that every layer appended are valid from now on.
     package func advance(by count: Int) {
         length = min(length + max(count, 0), allocated)
+        base?.advance(by: count)
     }
 
     /// What it holds of a layer, as views.
@@ -72,6 +75,17 @@ package final class KeyValueCache {
     package func truncate(to newLength: Int) {
         length = max(0, min(length, newLength))
         if length == 0 { gated = [:] }
+        base?.truncate(to: newLength)
+    }
+
+    /// The base model's cache beside this one.
+    /// - Throws: `.state` where the tokens held were read without it.
+    func companion() throws(PEFTError) -> KeyValueCache {
+        if let base, base.length == length, base.capacity >= capacity { return base }
+        guard length == 0 else { throw PEFTError(.state, "X-LoRA begins with a conversation, and this one holds \(length) tokens that were read without it: start anew") }
+        let made = try KeyValueCache(engine, layerCount: layerCount, capacity: capacity, keyValueHeads: width / headSize, headSize: headSize, dtype: dtype)
+        base = made
+        return made
     }
 
     func beside(_ own: GatedPrompt, layer: Int) -> (keys: Tensor, values: Tensor)? {
@@ -91,6 +105,7 @@ package final class KeyValueCache {
         }
         copy.length = length
         copy.sources = sources
+        copy.base = try base?.copy(capacity: copy.capacity)
         return copy
     }
 
@@ -115,6 +130,7 @@ package final class KeyValueCache {
             }
         }
         length -= count
+        if let base, base.length == length + count { try base.shift(keeping: keep, dropping: count, rotary: rotary) }
     }
 
     /// Bytes of the budget.

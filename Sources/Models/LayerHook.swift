@@ -60,6 +60,9 @@ package struct Adaptation: Sendable {
     /// What acts beside the attention of layers, by their number.
     package var gatedPrompts: [Int: GatedPrompt] = [:]
 
+    /// Weighs what acts token by token.
+    package var router: (any TokenRouter)?
+
     /// No adapter.
     package init(layerCount: Int) { layers = Array(repeating: LayerAdaptation(), count: layerCount) }
 
@@ -79,7 +82,7 @@ package protocol LossPenalty: AnyObject, Sendable {
 extension Adaptation {
     /// The same hooks and the same replacements everywhere.
     package func isSame(as other: Adaptation) -> Bool {
-        layers.count == other.layers.count && prompt === other.prompt && memory === other.memory
+        layers.count == other.layers.count && prompt === other.prompt && memory === other.memory && router === other.router
             && gatedPrompts.count == other.gatedPrompts.count && gatedPrompts.allSatisfy { $0.value === other.gatedPrompts[$0.key] }
             && zip(layers, other.layers).allSatisfy { a, b in
                 a.hooks.count == b.hooks.count && zip(a.hooks, b.hooks).allSatisfy { $0 === $1 } && a.replacements.count == b.replacements.count
@@ -94,4 +97,18 @@ package enum Routing: Sendable {
     case all(Adaptation)
     /// Samples `range` of the batch use this one; ranges ascend and cover the batch. The base product is shared.
     case samples([(range: Range<Int>, adaptation: Adaptation)])
+}
+
+extension Routing {
+    package var isCommon: Bool { if case .all = self { true } else { false } }
+
+    /// What its adapters add to a loss, each once.
+    package var penalties: [any LossPenalty] {
+        switch self {
+        case .all(let adaptation): return adaptation.penalties
+        case .samples(let groups):
+            var seen: Set<ObjectIdentifier> = []
+            return groups.flatMap(\.adaptation.penalties).filter { seen.insert(ObjectIdentifier($0)).inserted }
+        }
+    }
 }

@@ -57,10 +57,6 @@ package final class Model: Sendable {
     /// Nothing adapted: the base model.
     package var unadapted: Adaptation { Adaptation(layerCount: layers.count) }
 
-    package func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {
-        try network.hidden(input, context)
-    }
-
     package func logits(_ hidden: Variable, of input: ModelInput, rows: LogitRows = .all, _ context: ForwardContext) throws(PEFTError) -> Variable {
         try network.logits(hidden, of: input, rows: rows, context)
     }

@@ -45,10 +45,12 @@ public func peft_trainer_create(
         let object = unsafe try handles.model(model)
         let json = unsafe try options(options_json, "options_json", allowing: nil)
         let engine = object.model.engine
-        let options = try TrainerOptions(.object(json), otherKeys: ["adapter"]) { engine.warn($0) }
-        let adapter = try json.text("adapter")
+        let options = try TrainerOptions(.object(json), otherKeys: ["adapter", "adapters"]) { engine.warn($0) }
+        let adapter = try json.text("adapter").map { [$0] }
+        let several = try json.strings("adapters")
+        guard adapter == nil || several == nil else { throw PEFTError(.argument, "\"adapter\" and \"adapters\" exclude each other") }
         let made = try object.use.alone(.model) { () throws(PEFTError) in
-            TrainerObject(try Trainer(object.model, try Trainee(object.adapters, adapter), options))
+            TrainerObject(try Trainer(object.model, try Trainee(object.adapters, adapter ?? several), options))
         }
         return unsafe try handles.add(made, .trainer)
     }
@@ -63,10 +65,28 @@ public func peft_trainer_free(_ trainer: OpaquePointer?) { unsafe handles.remove
 public func peft_trainer_step(
     _ step: UnsafeMutablePointer<peft_step>?, _ trainer: OpaquePointer?, _ inputs: OpaquePointer?, _ error: UnsafeMutablePointer<peft_error>?
 ) -> Int32 {
+    unsafe run(step, trainer, inputs, nil, error)
+}
+
+@_cdecl("peft_trainer_step_rows") @implementation
+public func peft_trainer_step_rows(
+    _ step: UnsafeMutablePointer<peft_step>?, _ trainer: OpaquePointer?, _ inputs: OpaquePointer?, _ adapters: UnsafePointer<UnsafePointer<CChar>?>?, _ count: Int64,
+    _ error: UnsafeMutablePointer<peft_error>?
+) -> Int32 {
+    unsafe run(step, trainer, inputs, (adapters, count), error)
+}
+
+private func run(
+    _ step: UnsafeMutablePointer<peft_step>?, _ trainer: OpaquePointer?, _ inputs: OpaquePointer?, _ rows: (names: UnsafePointer<UnsafePointer<CChar>?>?, count: Int64)?,
+    _ error: UnsafeMutablePointer<peft_error>?
+) -> Int32 {
     unsafe guarded(error) { () throws(PEFTError) -> Void in
         unsafe try give(peft_step(), to: step, "peft_step")
         let object = unsafe try handles.trainer(trainer)
-        let batch = try Batch(named: unsafe handles.tensors(inputs).all, for: object.trainer.model)
+        var batch = try Batch(named: unsafe handles.tensors(inputs).all, for: object.trainer.model)
+        if let rows = unsafe rows {
+            batch.adapters = unsafe try names(rows.names, rows.count, "adapters").map { $0 == "__base__" ? nil : $0 }
+        }
         let result = try object.use.alone(.trainer) { () throws(PEFTError) in try object.trainer.step(batch) }
         unsafe try give(peft_step(result), to: step, "peft_step")
     }

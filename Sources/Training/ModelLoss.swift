@@ -33,6 +33,7 @@ package enum ModelLoss {
             guard model.configuration["type_vocab_size"] != nil else { throw PEFTError(.argument, "a \(model.architecture) model has no token_type_ids") }
             try check(types.count, tokens, "token_type_ids")
         }
+        if let adapters = batch.adapters { try check(adapters.count, batch.rows, "adapter_names") }
         if let tasks = batch.tasks { try check(tasks.count, batch.rows, "task_ids") }
         try checkSource(batch, model)
         try checkLabels(batch, model.task, tokens: tokens)
@@ -136,9 +137,10 @@ package enum ModelLoss {
 
     /// - Parameter factor: on the gradient of what is added.
     fileprivate static func withPenalties(_ loss: LossResult, _ routing: Routing, _ tape: Tape, factor: Float) throws(PEFTError) -> LossResult {
-        guard case .all(let adaptation) = routing, !adaptation.penalties.isEmpty else { return loss }
+        let penalties = routing.penalties
+        guard !penalties.isEmpty else { return loss }
         var (sum, variable) = (loss.sum, loss.variable)
-        for penalty in adaptation.penalties {
+        for penalty in penalties {
             let value = try penalty.value(tape)
             if !tape.engine.isPlanning { sum += Double(try value.value.floats(tape.engine).first ?? 0) * Double(loss.count) }
             variable = try tape.add(variable, try tape.scaled(value, by: factor))
@@ -151,8 +153,8 @@ package enum ModelLoss {
     {
         let (input, context, batch) = try input(batch, model, routing, tape, recomputedBlocks: recomputedBlocks)
         let hidden = try model.hidden(input, context)
-        // Rows of a chunk come from any samples: where samples have adapters of their own the head sees whole batches.
-        guard let head = model.network.head, case .all = routing else {
+        // Rows of a chunk come from any samples: where samples have adapters of their own there, the head sees whole batches.
+        guard let head = model.network.head, routing.isCommon || context.isPlain(head) else {
             return (try headLoss(try model.logits(hidden, of: input, context), batch, model, tape), gradientScale)
         }
         let groups = model.task == .causalLM ? batch.weightedLabels : [(Float(1), batch.labels)]

@@ -44,7 +44,11 @@ package final class Trainer {
     /// Of `run` and `advance`.
     var runState = RunState()
     /// By [rows, length]: what the plan of such a batch said, where there is a budget to keep.
-    private var recomputation: [[Int]: Int] = [:]
+    private var recomputation: [PlannedBatch: Int] = [:]
+    private struct PlannedBatch: Hashable {
+        let sizes: [Int]
+        let adapters: [String?]?
+    }
     private let cancelled = Atomic(false)
 
     /// Takes the optimizer's memory.
@@ -121,7 +125,7 @@ package final class Trainer {
     /// The same on any tape: planning runs it too.
     static func accumulate(_ model: Model, _ trainee: Trainee, _ batch: Batch, _ tape: Tape, accumulationSteps: Int, _ recomputedBlocks: Int) throws(PEFTError) -> Double {
         let scale = 1 / Float(accumulationSteps)
-        let (loss, seed) = try ModelLoss.loss(model, batch, .all(try trainee.adaptation()), tape, gradientScale: scale, recomputedBlocks: recomputedBlocks)
+        let (loss, seed) = try ModelLoss.loss(model, batch, try trainee.routing(of: batch), tape, gradientScale: scale, recomputedBlocks: recomputedBlocks)
         guard loss.count > 0 else { throw PEFTError(.argument, "nothing in the batch is to be learned: all labels are \(Sample.ignored)") }
         let mean = loss.sum / Double(loss.count)
         guard mean.isFinite else { throw PEFTError(.numeric, "the loss is \(mean); nothing was changed by this step") }
@@ -171,7 +175,7 @@ package final class Trainer {
     package func evaluate(_ batch: Batch) throws(PEFTError) -> (sum: Double, count: Int) {
         try ModelLoss.check(batch, model)
         return try model.lock.read { () throws(PEFTError) in
-            let loss = try ModelLoss.loss(model, batch, .all(try trainee.adaptation()), Tape(model.engine, model.precision)).result
+            let loss = try ModelLoss.loss(model, batch, try trainee.routing(of: batch), Tape(model.engine, model.precision)).result
             return (loss.sum, loss.count)
         }
     }
@@ -179,9 +183,9 @@ package final class Trainer {
     /// How many blocks are recomputed for a batch like this one; checks that it fits the budget before anything is taken.
     private func recomputedBlocks(for batch: Batch) throws(PEFTError) -> Int {
         guard model.engine.budget.limit != .max else { return options.recomputation == .on ? .max : 0 }
-        let shape = [batch.rows, batch.length, batch.source?.length ?? 0]
+        let shape = PlannedBatch(sizes: [batch.rows, batch.length, batch.source?.length ?? 0], adapters: batch.adapters)
         if let known = recomputation[shape] { return known }
-        let plan = try plan(rows: batch.rows, length: batch.length, featureShape: batch.featureShape, sourceLength: batch.source?.length, sourceShape: batch.source?.featureShape ?? [])
+        let plan = try plan(rows: batch.rows, length: batch.length, featureShape: batch.featureShape, sourceLength: batch.source?.length, sourceShape: batch.source?.featureShape ?? [], adapters: batch.adapters)
         guard plan.fits else { throw plan.tooLarge(rows: batch.rows, length: batch.length) }
         recomputation[shape] = plan.recomputedBlocks
         return plan.recomputedBlocks

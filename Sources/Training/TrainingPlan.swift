@@ -29,7 +29,7 @@ extension Trainer {
     /// The plan of a step on `rows` × `length` tokens (all learned; an encoder-decoder: after a source of `sourceLength`, or as many,
     /// tokens); nothing is taken. With `Recomputation.automatic`:
     /// as many blocks are recomputed as the budget demands.
-    package func plan(rows: Int, length: Int, featureShape: [Int] = [], sourceLength: Int? = nil, sourceShape: [Int] = []) throws(PEFTError) -> TrainingPlan {
+    package func plan(rows: Int, length: Int, featureShape: [Int] = [], sourceLength: Int? = nil, sourceShape: [Int] = [], adapters: [String?]? = nil) throws(PEFTError) -> TrainingPlan {
         let (count, overflow) = rows.multipliedReportingOverflow(by: length)
         guard rows > 0, length > 0, !overflow, count <= 1 << 24 else {
             throw PEFTError(.argument, "a plan for \(rows) rows of \(length) tokens; 1 to \(1 << 24) tokens are planned for")
@@ -43,6 +43,7 @@ extension Trainer {
         }
         if model.task == .questionAnswering { batch.ends = labels }
         batch.tasks = Array(repeating: 0, count: rows)
+        batch.adapters = adapters
         if model.network.readsSource {
             let (source, values) = (sourceLength ?? length, try checkedProduct(rows, sourceShape.reduce(1, *), of: "batch"))
             let tokens = try checkedProduct(rows, source, of: "batch")

@@ -287,6 +287,18 @@ TEST(in_front) {
   OK(peft_session_create(&session, model, "{\"task_id\": 2}", &error));
   FAILS_NAMING(PEFT_ERROR_ARGUMENT, "0 to 1", peft_session_append_text(session, "iron", SIZE_MAX, 0, &error));
   peft_session_free(session);
+  /* Each row another adapter, all of which learn. */
+  peft_trainer *trainer;
+  peft_step step = PEFT_STEP_INIT;
+  FAILS(PEFT_ERROR_ARGUMENT, peft_trainer_create(&trainer, model, "{\"adapter\": \"a\", \"adapters\": [\"a\"]}", &error));
+  OK(peft_trainer_create(&trainer, model, "{\"adapters\": [\"a\", \"p\"], \"lr_scheduler\": \"constant\"}", &error));
+  OK(peft_trainer_step_rows(&step, trainer, batch, (const char *[]){"a", "p"}, 2, &error));
+  CHECK(step.updated == 1 && step.loss > 0);
+  OK(peft_trainer_step_rows(&step, trainer, batch, (const char *[]){"__base__", "p"}, 2, &error));
+  FAILS_NAMING(PEFT_ERROR_ARGUMENT, "adapter_names", peft_trainer_step_rows(&step, trainer, batch, (const char *[]){"a"}, 1, &error));
+  FAILS_NAMING(PEFT_ERROR_NOT_FOUND, "nobody", peft_trainer_step_rows(&step, trainer, batch, (const char *[]){"a", "nobody"}, 2, &error));
+  FAILS(PEFT_ERROR_ARGUMENT, peft_trainer_step_rows(&step, trainer, batch, NULL, 2, &error));
+  peft_trainer_free(trainer);
   peft_tensors_free(base), peft_tensors_free(batch);
   peft_model_free(model), peft_context_free(context);
 }

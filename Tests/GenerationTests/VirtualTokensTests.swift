@@ -95,4 +95,38 @@ import Training
             #expect(difference(try session.nextLogits(), expected) < 1e-4, "\(names)")
         }
     }
+
+    @Test("experts chosen token by token: the cache has the base model's states beside") func experts() throws {
+        let model = try OpenedModel.open(path: VirtualTokensTests.base, Engine(threads: 2), compute: .f32).model
+        let set = AdapterSet(model)
+        let folder = String(VirtualTokensTests.base.dropLast("bases/llama".count)) + "cases/xlora/adapter"
+        try set.load("x", path: folder, trainable: false)
+        let session = try Session(model, tokenizer: nil, options: SessionOptions()) { () throws(PEFTError) in try set.activeAdaptation() }
+        func check(_ session: Session) throws {
+            let tape = Tape(model.engine, model.precision)
+            let batch = Batch(rows: 1, length: session.tokens.count, ids: session.tokens, labels: [])
+            let (input, context, _) = try ModelLoss.input(batch, model, .all(set.activeAdaptation()), tape)
+            let expected = try model.logits(try model.hidden(input, context), of: input, rows: .last, context).value.floats(model.engine)
+            #expect(difference(try session.nextLogits(), expected) < 1e-4, "\(session.tokens)")
+        }
+        try session.append([1, 5, 9, 2])
+        try check(session)
+        try session.append([7])
+        try check(session)
+        try session.rewind(to: 2)
+        try check(session)
+        let fork = try session.fork()
+        try fork.append([3, 4])
+        try check(fork)
+        try session.append([8])
+        try check(session)
+        // In the middle of what was read without it, it cannot begin.
+        try set.setEnabled(false)
+        try session.append([11])
+        try set.setEnabled(true)
+        #expect(throws: PEFTError.self) { try session.append([12]) }
+        try session.rewind(to: 0)
+        try session.append([12, 1])
+        try check(session)
+    }
 }

@@ -199,6 +199,116 @@ import Testing
         }
     }
 
+    /// Experts with branches at some layers, and a classifier over them.
+    private func addRouter(_ set: AdapterSet, _ folder: TemporaryFolder, _ changes: JSONObject = [:]) throws {
+        for (name, modules) in [("e0", ["q_proj", "v_proj", "embed_tokens"]), ("e1", ["q_proj", "down_proj"]), ("e2", ["v_proj"])] {
+            let config: JSONObject = ["peft_type": .string("LORA"), "r": .integer(2), "target_modules": .array(modules.map { .string($0) }), "init_lora_weights": .bool(false)]
+            try set.add(name, config, seed: UInt64(name.utf8.last ?? 0))
+            try set.save(name, path: "\(folder.path)/\(name)")
+        }
+        var config: JSONObject = ["peft_type": .string("XLORA"), "xlora_dropout_p": .number(0), "xlora_size": .integer(8)]
+        config["adapters"] = .object(["0": .string("\(folder.path)/e0"), "1": .string("\(folder.path)/e1"), "2": .string("\(folder.path)/e2")])
+        for (key, value) in changes.pairs { config[key] = value }
+        try set.add("router", config)
+        try set.setActive([("router", 1)])
+    }
+
+    @Test(
+        "experts weighed by a classifier: derivatives, recomputed blocks, and shares that are the experts themselves",
+        arguments: [
+            [:], ["layerwise_scalings": .bool(true), "xlora_depth": .integer(3)], ["top_k_lora": .integer(2), "enable_softmax_topk": .bool(true), "softmax_temperature": .number(2)],
+            ["enable_softmax": .bool(false), "global_scaling_weight": .number(0.5)],
+        ] as [JSONObject])
+    func experts(_ changes: JSONObject) throws {
+        let (model, set) = try open("llama")
+        let folder = TemporaryFolder()
+        try addRouter(set, folder, changes)
+        let batch = VirtualTokensTests.batch
+        let exact = try gradients(model, batch, .all(set.activeAdaptation()))
+        let again = try gradients(model, batch, .all(set.activeAdaptation()), recomputedBlocks: 2)
+        #expect(exact.loss == again.loss)
+        for (key, parameter) in try set.trainableParameters() {
+            let gradient = try exact.store.buffer(for: parameter).floats(model.engine)
+            #expect(difference(gradient, try again.store.buffer(for: parameter).floats(model.engine)) < 1e-6, "\(key)")
+            let place = try #require(gradient.indices.max { abs(gradient[$0]) < abs(gradient[$1]) })
+            func loss(_ change: Float) throws -> Double {
+                unsafe parameter.value.withMutableFloats { unsafe $0[place] += change }
+                defer { unsafe parameter.value.withMutableFloats { unsafe $0[place] -= change } }
+                return try #require(try model.forward(batch, .all(set.activeAdaptation())).loss)
+            }
+            let slope = (try loss(1e-2) - loss(-1e-2)) / 2e-2
+            #expect(abs(slope - Double(gradient[place])) < 0.03 * abs(slope) + 3e-4, "\(key): \(gradient[place]) and \(slope)")
+        }
+        guard changes["enable_softmax"] == .bool(false) else { return }
+        // Scores that say "expert 1, twice" (the strength is a half) are that expert.
+        try set.setState(of: "router", set.state(of: "router").map { item in
+            (item.name, try Tensor(model.engine, item.name.hasSuffix("bias") ? [0, 2, 0] as [Float] : [Float](repeating: 0, count: item.tensor.count), shape: item.tensor.shape))
+        })
+        let routed = try model.forward(batch, .all(set.activeAdaptation())).logits.floats(model.engine)
+        #expect(difference(routed, try model.forward(batch, .all(set.adaptation(of: [("e1", 1)]))).logits.floats(model.engine)) < 1e-5)
+    }
+
+    @Test("what experts cannot be is refused by name") func expertRefusals() throws {
+        let (_, set) = try open("llama")
+        let folder = TemporaryFolder()
+        try addRouter(set, folder)
+        try set.add("prefix", PromptCases.config("prefix"))
+        #expect(failure { try set.setActive([("router", 1), ("prefix", 1)]) }?.kind == .unsupported)
+        #expect(failure { _ = try set.merge(["router"], safe: true) }?.kind == .unsupported)
+        try set.add("ia3", ["peft_type": .string("IA3"), "target_modules": .array([.string("k_proj")]), "feedforward_modules": .array([])])
+        try set.save("ia3", path: folder.path + "/ia3")
+        for (changes, word) in [
+            (["adapters": .null], "adapters"), (["adapters": .object(["0": .integer(1)])], "not a path"), (["adapters": .object(["0": .string("/nowhere")])], "/nowhere"),
+            (["adapters": .object(["0": .string(folder.path + "/ia3")])], "IA3"), (["top_k_lora": .integer(4)], "top_k_lora"), (["softmax_temperature": .number(0)], "softmax_temperature"),
+            (["hidden_size": .integer(31)], "hidden_size"), (["xlora_depth": .integer(0)], "xlora_depth"), (["use_trainable_adapters": .bool(true)], "use_trainable_adapters"),
+        ] as [(JSONObject, String)] {
+            var config = try set.configuration(of: "router")
+            for (key, value) in changes.pairs { config[key] = value }
+            #expect(failure { try set.add("x", config) }?.message.contains(word) == true, "\(word)")
+        }
+    }
+
+    @Test("adapters of several methods learn at once, each from its rows") func together() throws {
+        let names = ["prompt", "lora", "prefix"]
+        func open() throws -> (model: Model, set: AdapterSet) {
+            let (model, set) = try self.open("llama")
+            for name in names {
+                try set.add(name, name == "lora" ? ["peft_type": .string("LORA"), "r": .integer(2), "target_modules": .array([.string("q_proj")]), "init_lora_weights": .bool(false)] : PromptCases.config(name))
+            }
+            return (model, set)
+        }
+        var options = TrainerOptions()
+        options.optimizer.rule = .sgd
+        options.optimizer.learningRate = 0.1
+        (options.schedule, options.maximumGradientNorm) = (.constant, nil)
+        let ids: [Int32] = [1, 5, 9, 2, 20, 7, 7, 3, 8, 9, 4, 2]
+        var batch = Batch(rows: 3, length: 4, ids: ids, labels: ids)
+        // As many labels in each row, whatever stands in front.
+        for row in 0..<3 { batch.labels[4 * row] = -100 }
+        batch.adapters = names
+        let (model, set) = try open()
+        let trainer = try Trainer(model, try Trainee(set, names), options)
+        let before = try set.state(of: "lora").map { try $0.tensor.floats(model.engine) }
+        _ = try trainer.step(batch)
+        #expect(try set.state(of: "lora").map { try $0.tensor.floats(model.engine) } != before)
+        for (row, name) in names.enumerated() {
+            let (other, alone) = try open()
+            var one = Batch(rows: 1, length: 4, ids: Array(ids[4 * row..<4 * row + 4]), labels: Array(batch.labels[4 * row..<4 * row + 4]))
+            one.adapters = [name]
+            var slow = options
+            slow.optimizer.learningRate = 0.1 / 3  // the mean over a third of the labels
+            _ = try Trainer(other, try Trainee(alone, [name]), slow).step(one)
+            for ((key, together), (_, single)) in zip(try set.state(of: name), try alone.state(of: name)) {
+                #expect(difference(try together.floats(model.engine), try single.floats(other.engine)) < 1e-6, "\(name): \(key)")
+            }
+        }
+        batch.adapters = ["prompt", "lora"]
+        #expect(failure { _ = try trainer.step(batch) }?.message.contains("adapter_names") == true)
+        batch.adapters = ["prompt", "lora", "nobody"]
+        #expect(failure { _ = try trainer.step(batch) }?.kind == .notFound)
+        #expect(failure { _ = try Trainee(set, ["lora", "lora"]) }?.message.contains("twice") == true)
+    }
+
     @Test("an encoder's samples, too") func mixedEncoder() throws {
         let (model, set) = try open("bert_cls")
         for (name, type) in [("prompt", "PROMPT_TUNING"), ("prefix", "PREFIX_TUNING")] {

@@ -44,6 +44,8 @@ package struct Batch: Sendable, Equatable {
     package var labelWeights: [Float]?
     /// Per token, what it is of an example: see `ContextLabels`; nil: an answer.
     package var inputTypes: [Int32]?
+    /// Per row, the adapter that acts on it (nil: none); nil: the same ones act on all.
+    package var adapters: [String?]?
     /// Per row, which task it is of, for adapters with several.
     package var tasks: [Int32]?
     /// Of an encoder-decoder: what its encoder reads. All else is the decoder's.

@@ -124,6 +124,7 @@ FUNCTIONS = {
     "peft_dataset_next": [OUT, HANDLE],
     "peft_trainer_create": [OUT, HANDLE, TEXT],
     "peft_trainer_step": [STEP, HANDLE, HANDLE],
+    "peft_trainer_step_rows": [STEP, HANDLE, HANDLE, NAMES, I64],
     "peft_trainer_run": [HANDLE, HANDLE, HANDLE, TRAINING_CALLBACK, c.c_void_p],
     "peft_trainer_advance": [STEP, HANDLE, HANDLE, F64],
     "peft_trainer_evaluate": [c.POINTER(F64), HANDLE, HANDLE],

@@ -3,7 +3,7 @@
 import ctypes as c
 import json
 
-from ._library import (DONE, F64, TRAINING_CALLBACK, Cancelled, Handle, Step, Tensors, c_number, call, decoded_json, encoded_json, encoded_path, interruptible)
+from ._library import (DONE, F64, TRAINING_CALLBACK, Cancelled, Handle, Step, Tensors, c_names, c_number, call, decoded_json, encoded_json, encoded_path, interruptible)
 
 
 class Dataset(Handle):
@@ -51,10 +51,16 @@ class Trainer(Handle):
         trainer.model, trainer.last_step = model, None
         return trainer
 
-    def step(self, **inputs):
-        """One micro-batch; returns its loss. An update follows after gradient_accumulation_steps calls."""
+    def step(self, adapter_names=None, **inputs):
+        """One micro-batch; returns its loss. An update follows after gradient_accumulation_steps calls.
+
+        adapter_names: one adapter per row, "__base__" for none, where several learn at once (``model.trainer(adapters=[…])``).
+        """
         step = Step(struct_size=c.sizeof(Step))
-        call("peft_trainer_step", c.byref(step), self, self.model._tensors(inputs))
+        if adapter_names is None:
+            call("peft_trainer_step", c.byref(step), self, self.model._tensors(inputs))
+        else:
+            call("peft_trainer_step_rows", c.byref(step), self, self.model._tensors(inputs), *c_names(adapter_names))
         self.last_step = step
         return step.loss
 

