@@ -15,7 +15,7 @@ extension AdapterSet {
         try checkIsFree(name)
         let (adapter, changes): (Adapter, [BaseChange])
         do throws(PEFTError) {
-            var configuration = try AdapterConfiguration(files.config, warn: { engine.warn($0) })
+            var configuration = try AdapterConfiguration(Bottleneck.configuration(from: files.config) ?? files.config, warn: { engine.warn($0) })
             configuration.folder = folder
             (adapter, changes) = try model.lock.read { () throws(PEFTError) in try read(files, configuration) }
         } catch {
@@ -83,6 +83,11 @@ extension AdapterSet {
         let adapter = try adapter(name)
         let derived = try model.lock.read { () throws(PEFTError) in
             try adapter.derived.map { (item) throws(PEFTError) in NamedTensor(item.key, try item.value(engine)) }
+        }
+        if !path.hasSuffix(".h5"), adapter.method is Bottleneck {
+            // As the `adapters` library writes it.
+            let own = tensors.map { NamedTensor(Bottleneck.named($0.name, name), $0.tensor) }
+            return try AdapterFiles.writeFolder(path, config: Bottleneck.library(config, name, model), tensors: own, weightsFile: AdapterFiles.libraryWeightsFile)
         }
         if path.hasSuffix(".h5") {
             try AdapterFiles.writeHDF5(path, config: config, tensors: tensors + derived, budget: engine.budget)

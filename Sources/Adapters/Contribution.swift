@@ -21,6 +21,7 @@ package struct Contribution {
         configuration = adapter.configuration.values
         let reason: String? =
             if adapter.prompt != nil { "stands in front of the input" }
+            else if !adapter.configuration.method.isMergeable { "acts beside the weights" }
             else if adapter.replication != nil { "has layer_replication" }
             else if configuration["target_parameters"]?.arrayValue?.isEmpty == false { "has target_parameters" }
             else if adapter.modules.contains(where: \.changesBase) { "took a part out of the base weights (init_lora_weights), which are not the ones it was made for without it" }

@@ -10,6 +10,8 @@ package struct AdapterFiles: Sendable {
 
     package static let configFile = "adapter_config.json"
     package static let weightsFile = "adapter_model.safetensors"
+    /// The weights in a folder of AdapterHub's `adapters` library, whose adapter_config.json has no peft_type but a "config".
+    package static let libraryWeightsFile = "adapter.safetensors"
     /// Frozen tensors that PEFT computes again from the base weights when it loads; with them the adapter is the same everywhere.
     package static let derivedFile = "adapter_derived.safetensors"
     private static let pickleFile = "adapter_model.bin"
@@ -43,6 +45,9 @@ package struct AdapterFiles: Sendable {
         let configPath = Files.join(path, configFile)
         guard Files.isFile(configPath) else { throw PEFTError(.notFound, "'\(path)' has no \(configFile): not an adapter folder") }
         let config = try Files.jsonObject(at: configPath)
+        let isLibrarys = config["peft_type"] == nil && config["config"]?.objectValue != nil
+        let weightsFile = isLibrarys ? libraryWeightsFile : weightsFile
+        let pickleFile = isLibrarys ? "pytorch_adapter.bin" : pickleFile
         let weightsPath = Files.join(path, weightsFile)
         guard Files.isFile(weightsPath) else {
             let isPickled = Files.isFile(Files.join(path, pickleFile))
@@ -61,7 +66,7 @@ package struct AdapterFiles: Sendable {
     /// A new folder appears complete or not at all. In an existing one both files are complete on the disk before the first
     /// is renamed; the weights go first, so that a crash between the two renames leaves a configuration under which the new
     /// weights either load or are refused by name and shape. Other files of the folder are left alone.
-    package static func writeFolder(_ path: String, config: JSONObject, tensors: [NamedTensor], derived: [NamedTensor] = []) throws(PEFTError) {
+    package static func writeFolder(_ path: String, config: JSONObject, tensors: [NamedTensor], derived: [NamedTensor] = [], weightsFile: String = weightsFile) throws(PEFTError) {
         let folder = try AtomicFolder(path)
         if !derived.isEmpty {
             var file = try folder.file(derivedFile)

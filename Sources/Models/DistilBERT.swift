@@ -43,6 +43,7 @@ package final class DistilBERT: Architecture {
     }
 
     package var blockCount: Int { blocks.count }
+    package var joins: [BlockPlace] { blocks.flatMap { [$0.places.attention, $0.places.output] } }
     package var task: ModelTask { encoderHead.task }
 
     package func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {

@@ -37,6 +37,7 @@ package final class GPT2: Architecture {
     }
 
     package var blockCount: Int { blocks.count }
+    package var joins: [BlockPlace] { blocks.flatMap { [$0.places.attention, $0.places.output] } }
     package var task: ModelTask { decoderHead.task }
     package var head: Linear? { decoderHead.languageHead }
 
@@ -62,10 +63,12 @@ private final class GPT2Block: KeyProjection, Sendable {
     private let feedForwardNorm: LayerNorm, expansion: Linear, contraction: Linear
     private let attention: SelfAttention
     private let activation: ActivationKind
+    let places: (attention: BlockPlace, output: BlockPlace)
 
     init(_ layer: Int, _ name: String, _ hidden: Int, _ heads: Int, _ configuration: ModelConfiguration, _ build: LayerBuilder) throws(PEFTError) {
         let epsilon = try configuration.number("layer_norm_epsilon", or: 1e-5)
         let inner = try configuration.size("n_inner", or: 4 * hidden)
+        places = (BlockPlace(.attention, layer, name + ".attention_adapters"), BlockPlace(.output, layer, name + ".output_adapters"))
         attentionNorm = try build.layerNorm(name + ".ln_1", hidden, epsilon: epsilon)
         projection = try build.linear(name + ".attn.c_attn", hidden, 3 * hidden, bias: .required, transposed: true)
         attentionOutput = try build.linear(name + ".attn.c_proj", hidden, hidden, bias: .required, transposed: true)
@@ -83,9 +86,9 @@ private final class GPT2Block: KeyProjection, Sendable {
         var attended = try attentionOutput(try attention(parts[0], parts[1], parts[2], context), context)
         // PEFT's prompts beside GPT-2's attention are not projected.
         if let beside = try attention.beside(parts[0], self, context) { attended = try tape.add(attended, beside) }
-        let middle = try tape.add(x, attended)
+        let middle = try context.join(attended, to: x, at: places.attention)
         let inner = try tape.activation(try expansion(try feedForwardNorm(middle, context), context), activation)
-        return try tape.add(middle, try contraction(inner, context))
+        return try context.join(try contraction(inner, context), to: middle, at: places.output)
     }
 
     func keysAndValues(_ x: Variable, _ tape: Tape) throws(PEFTError) -> (keys: Variable, values: Variable) {

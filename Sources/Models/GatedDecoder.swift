@@ -46,6 +46,7 @@ package final class GatedDecoder: Architecture {
     }
 
     package var blockList: (name: String, count: Int)? { (listName, blocks.count) }
+    package var joins: [BlockPlace] { blocks.flatMap { [$0.places.attention, $0.places.output] } }
     package var task: ModelTask { decoderHead.task }
     package var head: Linear? { decoderHead.languageHead }
 
@@ -71,8 +72,10 @@ private final class GatedDecoderBlock: Sendable {
     /// Gemma 2 and 3 normalise what each half adds, too.
     private let attentionOutputNorm: RMSNorm?, outputNorm: RMSNorm?
     private let dropout: Float
+    let places: (attention: BlockPlace, output: BlockPlace)
 
     init(_ layer: Int, _ name: String, _ settings: DecoderSettings, _ build: LayerBuilder) throws(PEFTError) {
+        places = (BlockPlace(.attention, layer, name + ".attention_adapters"), BlockPlace(.output, layer, name + ".output_adapters"))
         func norm(_ module: String) throws(PEFTError) -> RMSNorm {
             try build.rmsNorm("\(name).\(module)", settings.hiddenSize, epsilon: settings.epsilon, offset: settings.normOffset)
         }
@@ -97,10 +100,10 @@ private final class GatedDecoderBlock: Sendable {
         let tape = context.tape
         var attended = try attention(try inputNorm(x, context), context)
         if let attentionOutputNorm { attended = try attentionOutputNorm(attended, context) }
-        let middle = try tape.add(x, try tape.dropout(consume attended, dropout))
+        let middle = try context.join(try tape.dropout(consume attended, dropout), to: x, at: places.attention)
         var product = try feedForward(try middleNorm(middle, context), context)
         if let outputNorm { product = try outputNorm(product, context) }
-        return try tape.add(middle, try tape.dropout(consume product, dropout))
+        return try context.join(try tape.dropout(consume product, dropout), to: middle, at: places.output)
     }
 }
 

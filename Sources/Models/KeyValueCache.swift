@@ -17,6 +17,8 @@ package final class KeyValueCache {
     package let dtype: DType
     /// Tokens held.
     package private(set) var length = 0
+    /// Where the rows end that were appended and do not count yet; 0: there are none.
+    private var written = 0
     /// Tokens there is memory for.
     private var allocated = 0
     /// `[allocated, width]` each.
@@ -54,6 +56,7 @@ package final class KeyValueCache {
             throw PEFTError(.contextFull, "\(end) tokens do not fit in a context of \(capacity)", detail: Int64(end - capacity))
         }
         try reserve(end)
+        written = end
         copyRows(k, 0..<k.rows, into: keys[layer], at: length)
         copyRows(v, 0..<v.rows, into: values[layer], at: length)
         return (try keys[layer].rows(0..<end), try values[layer].rows(0..<end))
@@ -62,7 +65,9 @@ package final class KeyValueCache {
     /// The last `count` rows that every layer appended are valid from now on.
     package func advance(by count: Int) {
         length = min(length + max(count, 0), allocated)
-        base?.advance(by: count)
+        // Not where this pass did not ask for the base model's.
+        if let base, base.written == base.length + count { base.advance(by: count) }
+        written = 0
     }
 
     /// What it holds of a layer, as views.

@@ -60,6 +60,8 @@ package struct Adaptation: Sendable {
     /// What acts beside the attention of layers, by their number.
     package var gatedPrompts: [Int: GatedPrompt] = [:]
 
+    /// What acts where blocks add what they computed.
+    package var joins: [BlockPlace: [any JoinHook]] = [:]
     /// Weighs what acts token by token.
     package var router: (any TokenRouter)?
 
@@ -83,6 +85,10 @@ extension Adaptation {
     /// The same hooks and the same replacements everywhere.
     package func isSame(as other: Adaptation) -> Bool {
         layers.count == other.layers.count && prompt === other.prompt && memory === other.memory && router === other.router
+            && joins.count == other.joins.count && joins.allSatisfy { place, hooks in
+                let others = other.joins[place] ?? []
+                return hooks.count == others.count && zip(hooks, others).allSatisfy { $0 === $1 }
+            }
             && gatedPrompts.count == other.gatedPrompts.count && gatedPrompts.allSatisfy { $0.value === other.gatedPrompts[$0.key] }
             && zip(layers, other.layers).allSatisfy { a, b in
                 a.hooks.count == b.hooks.count && zip(a.hooks, b.hooks).allSatisfy { $0 === $1 } && a.replacements.count == b.replacements.count

@@ -48,6 +48,8 @@ package protocol Network: AnyObject, Sendable {
     var blockList: (name: String, count: Int)? { get }
     /// Blocks one after the other whose activations can be computed again (`ForwardContext.block`); of several stacks: the longest.
     var blockCount: Int { get }
+    /// Where bottleneck adapters can stand.
+    var joins: [BlockPlace] { get }
     /// The modules that attend over the sequence itself, by layer, where prompts can act beside them (`GatedPrompt`).
     var attentionNames: [String] { get }
     /// What a cache must hold; nil when the network has none.
@@ -69,6 +71,7 @@ extension Network {
     package var cacheShape: CacheShape? { nil }
     package var head: Linear? { nil }
     package var attentionNames: [String] { [] }
+    package var joins: [BlockPlace] { [] }
     package var readsSource: Bool { false }
     package func readSource(into cache: KeyValueCache, _ context: ForwardContext) throws(PEFTError) { throw PEFTError(.unsupported, "this model reads no source") }
     package func pooled(_ hidden: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable? { nil }

@@ -19,6 +19,7 @@ package final class PostNormBlock: Sendable {
     private let attention: SelfAttention
     private let activation: ActivationKind
     private let dropout: Float
+    let places: (attention: BlockPlace, output: BlockPlace)
 
     package init(
         _ layer: Int, _ name: String, _ names: Names, hiddenSize: Int, intermediateSize: Int, heads: Int, activation: ActivationKind, epsilon: Double, dropout: Float,
@@ -27,6 +28,14 @@ package final class PostNormBlock: Sendable {
         func linear(_ module: String, _ inputs: Int, _ outputs: Int) throws(PEFTError) -> Linear {
             try build.linear("\(name).\(module)", inputs, outputs, bias: .required)
         }
+        /// The `adapters` library keeps them in the module that has the norm, or in modules of their own.
+        func module(_ norm: String, or other: String) -> String {
+            let parts = norm.split(separator: ".")
+            return name + "." + (parts.count > 1 ? parts.dropLast().joined(separator: ".") : other)
+        }
+        places = (
+            BlockPlace(.attention, layer, module(names.attentionNorm, or: "attention_adapters")), BlockPlace(.output, layer, module(names.outputNorm, or: "output_adapters"))
+        )
         query = try linear(names.query, hiddenSize, hiddenSize)
         key = try linear(names.key, hiddenSize, hiddenSize)
         value = try linear(names.value, hiddenSize, hiddenSize)
@@ -43,9 +52,9 @@ package final class PostNormBlock: Sendable {
     package func callAsFunction(_ x: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable {
         let tape = context.tape
         let attended = try output(try attention(try query(x, context), try key(x, context), try value(x, context), context), context)
-        let middle = try attentionNorm(try tape.add(try tape.dropout(attended, dropout), x), context)
+        let middle = try context.join(try tape.dropout(attended, dropout), to: x, at: places.attention, attentionNorm)
         let inner = try tape.activation(try up(middle, context), activation)
-        return try outputNorm(try tape.add(try tape.dropout(try down(inner, context), dropout), middle), context)
+        return try context.join(try tape.dropout(try down(inner, context), dropout), to: middle, at: places.output, outputNorm)
     }
 }
 

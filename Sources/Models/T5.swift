@@ -42,7 +42,7 @@ package final class T5: Architecture {
         shared = try build.embedding(prefix + "shared", try configuration.size("vocab_size"), hidden)
         let blocks = try configuration.size("num_layers", most: 4096)
         encoder = try T5Stack(prefix + "encoder", blocks, isDecoder: false, configuration, build)
-        decoder = isWhole ? try T5Stack(prefix + "decoder", try configuration.size("num_decoder_layers", or: blocks, most: 4096), isDecoder: true, configuration, build) : nil
+        decoder = isWhole ? try T5Stack(prefix + "decoder", try configuration.size("num_decoder_layers", or: blocks, most: 4096), isDecoder: true, behind: blocks, configuration, build) : nil
         if name.hasSuffix("ForConditionalGeneration") {
             task = .conditionalGeneration
             let isTied = try configuration.flag("tie_word_embeddings", or: true)
@@ -78,6 +78,7 @@ package final class T5: Architecture {
     package var readsSource: Bool { decoder != nil }
     package var head: Linear? { if case .language(let linear, _) = finish { linear } else { nil } }
 
+    package var joins: [BlockPlace] { (encoder.blocks + (decoder?.blocks ?? [])).flatMap(\.places) }
     package var blockCount: Int { max(encoder.blocks.count, decoder?.blocks.count ?? 0) }
     package func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {
         guard context.length <= T5.longest else { throw PEFTError(.argument, "a text of \(context.length) tokens; this model reads at most \(T5.longest)") }
@@ -174,12 +175,12 @@ private final class T5Stack: Sendable {
     /// `[buckets, heads]`
     private let distances: Embedding
 
-    init(_ name: String, _ count: Int, isDecoder: Bool, _ configuration: ModelConfiguration, _ build: LayerBuilder) throws(PEFTError) {
+    init(_ name: String, _ count: Int, isDecoder: Bool, behind encoderCount: Int = 0, _ configuration: ModelConfiguration, _ build: LayerBuilder) throws(PEFTError) {
         let sizes = try T5Sizes(configuration)
         var blocks: [T5Block] = []
         var distances: Embedding?
         for layer in 0..<count {
-            let block = try T5Block(layer, "\(name).block.\(layer)", sizes, isDecoder: isDecoder, build) { (attention) throws(PEFTError) in
+            let block = try T5Block(layer, "\(name).block.\(layer)", sizes, isDecoder: isDecoder, behind: encoderCount, build) { (attention) throws(PEFTError) in
                 if distances == nil { distances = try build.embedding(attention + ".relative_attention_bias", sizes.buckets, sizes.heads) }
             }
             blocks.append(block)
@@ -224,9 +225,14 @@ private final class T5Block: Sendable {
     private let gate: Linear?, up: Linear, down: Linear
     private let activation: ActivationKind
     private let dropout: Float
+    /// Of attention, of attention over the source, of the feed-forward.
+    let places: [BlockPlace]
 
     /// - Parameter table: makes the table of distances, with the name of the attention, where the module tree has it.
-    init(_ layer: Int, _ name: String, _ sizes: T5Sizes, isDecoder: Bool, _ build: LayerBuilder, table: (_ attention: String) throws(PEFTError) -> Void) throws(PEFTError) {
+    init(_ layer: Int, _ name: String, _ sizes: T5Sizes, isDecoder: Bool, behind encoderCount: Int, _ build: LayerBuilder, table: (_ attention: String) throws(PEFTError) -> Void) throws(PEFTError) {
+        let number = layer + (isDecoder ? encoderCount : 0)
+        places = [BlockPlace(.attention, number, name + ".layer.0")] + (isDecoder ? [BlockPlace(.cross, number, name + ".layer.1")] : [])
+            + [BlockPlace(.output, number, name + (isDecoder ? ".layer.2" : ".layer.1"))]
         attention = try T5Attention(layer, name + ".layer.0", "SelfAttention", sizes, isCausal: isDecoder, build, table)
         across = isDecoder ? try T5Attention(layer, name + ".layer.1", "EncDecAttention", sizes, isCausal: false, build) { (_) throws(PEFTError) in } : nil
         let last = name + (isDecoder ? ".layer.2" : ".layer.1")
@@ -240,15 +246,19 @@ private final class T5Block: Sendable {
 
     func callAsFunction(_ x: consuming Variable, states: Variable?, _ bias: RelativeBias, _ context: ForwardContext) throws(PEFTError) -> Variable {
         let tape = context.tape
-        var x = try tape.add(x, try tape.dropout(try attention(x, bias, context), dropout))
-        if let across { x = try tape.add(x, try tape.dropout(try across(x, states: states, context), dropout)) }
+        let computed = try tape.dropout(try attention(x, bias, context), dropout)
+        var x = try context.join(computed, to: x, at: places[0])
+        if let across {
+            let computed = try tape.dropout(try across(x, states: states, context), dropout)
+            x = try context.join(computed, to: x, at: places[1])
+        }
         let normed = try norm(x, context)
         let inner = if let gate {
             try tape.glu(try gate(normed, context), try up(normed, context), activation)
         } else {
             try tape.activation(try up(normed, context), activation)
         }
-        return try tape.add(x, try tape.dropout(try down(try tape.dropout(inner, dropout), context), dropout))
+        return try context.join(try tape.dropout(try down(try tape.dropout(inner, dropout), context), dropout), to: x, at: places[places.count - 1])
     }
 }
 
