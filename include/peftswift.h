@@ -354,7 +354,9 @@ int32_t peft_adapter_add_calibrated(peft_model *model, const char *name, const c
                                     const peft_tensors *const *batches, size_t batch_count, peft_error *error);
 
 /* Loads a PEFT folder (adapter_config.json, adapter_model.safetensors), or the adapter of an HDF5 file that this library
- * wrote. `trainable` 0: for inference. The first adapter becomes active.
+ * wrote, or a folder of AdapterHub's `adapters` library (adapter_config.json, adapter.safetensors: bottleneck adapters, which
+ * peft_adapter_add knows as "peft_type": "BOTTLENECK" with that library's keys, or "config": "double_seq_bn" …, and which are
+ * saved in its format). `trainable` 0: for inference. The first adapter becomes active.
  * Errors: PEFT_ERROR_MISMATCH naming tensors that are missing, left over or misshapen; PEFT_ERROR_NOT_FOUND,
  * PEFT_ERROR_FORMAT, PEFT_ERROR_UNSUPPORTED, PEFT_ERROR_STATE. Nothing has changed then. */
 int32_t peft_adapter_load(peft_model *model, const char *name, const char *path, int32_t trainable, peft_error *error);
