@@ -247,7 +247,7 @@ def adapter(attempts, folder, random):
         attempts.must_fail(open_it, str(change))
     path.unlink()
     attempts.must_fail(open_it, "no adapter_config.json")
-    for other in ("lora_mlp", "lora_gpt2_conv1d", "lora_bert_feature", "lokr_conv_flat", "prefix_causal", "lora_layers_to_transform", "lora_all_linear"):
+    for other in ("lora_mlp", "lora_gpt2_conv1d", "lora_bert_feature", "lokr_conv_flat", "prefix_t5", "lora_layers_to_transform", "lora_all_linear"):
         source = GOLDEN / f"cases/{other}/adapter"
         attempts.must_fail(lambda: model.load_adapter(source, "x"), f"the adapter of {other}")
         assert model.adapter_status()["adapters"] == {}
