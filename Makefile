@@ -49,6 +49,7 @@ library: $(LIBRARY) ## Build the release library: build/libpeftswift.so.1
 $(LIBRARY): $(LIBRARY_SOURCES) $(RUNTIME)
 	@rm -f .build-library/release/libpeftswift.so  # linked anew: SwiftPM does not watch the runtime
 	$(LIBRARY_BUILD)
+	@python3 scripts/slim_runtime.py --check .build-library/release/*.build/*.o
 	@mkdir -p build
 	strip --strip-unneeded -o $@.new .build-library/release/libpeftswift.so
 	@mv $@.new $@

@@ -96,12 +96,16 @@ def prompt(arguments):
 
 
 def decode(arguments):
-    """128 tokens after a prompt of 16."""
+    """128 tokens after a prompt of 16, or after a question in words."""
     model = open_model(arguments)
     if arguments.lora:
         add_adapter(model, "default", 0)
-    s, ids, count = session(model, arguments), random_ids(16), 128
-    s.append(ids)
+    s, ids, count = session(model, arguments, prompt_lookup_num_tokens=arguments.lookup), random_ids(16), 128
+    if arguments.question:
+        s.append_chat([{"role": "user", "content": arguments.question}])
+        ids = s.token_ids()
+    else:
+        s.append(ids)
 
     def write():
         s.rewind(len(ids) - 1)
@@ -184,6 +188,8 @@ def main():
     parser.add_argument("--seq", type=int, default=512)
     parser.add_argument("--checkpointing", default="off", choices=["auto", "on", "off"])
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--lookup", type=int, default=0, help="prompt_lookup_num_tokens")
+    parser.add_argument("--question", help="decode: what the text answers")
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=2.0)

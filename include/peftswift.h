@@ -654,6 +654,8 @@ typedef int32_t (*peft_texts_fn)(void *user_data, int64_t index, const char *tex
  *   "temperature": 0 (greedy), "top_k": 0 (all), "top_p": 1, "min_p": 0, "repetition_penalty": 1, "seed": 0
  *   "stop": ["…"] (end the answer, and are not part of it), "ignore_eos": false
  *   "task_id": null (of a multitask prompt: the task the text is of)
+ *   "prompt_lookup_num_tokens": 0 (to 7: so many tokens are guessed from what followed the same words earlier, and read with
+ *                               the one before them; the text is the same, sooner where it repeats itself)
  *   "on_full": "stop"|"shift" (drop the oldest tokens after the first "keep"), "keep": 4
  *   "adapters": [names] ([]: the base model; default: those active in the model, followed as they change) }
  * Errors: PEFT_ERROR_UNSUPPORTED for a model that does not generate; PEFT_ERROR_NOT_FOUND for an adapter. */

@@ -2,19 +2,29 @@
 """Lets the linker drop what the library does not use of Swift's standard library.
 
     slim_runtime.py libswiftCore.a          changes the archive in place
+    slim_runtime.py --check object…         fails if one of them needs a type that was taken for unused
 
 Every function of it is marked "retain" (SHF_GNU_RETAIN), which keeps all of them in a program that asks for --gc-sections:
 here the marks go, 0.8 MB with them. What is kept besides what is called are the tables by which the runtime finds types and
 conformances, and what their records name; records of types that nothing here uses (SIMD vectors, 128-bit integers, coding,
-differences of collections) get another section name, so that they are no part of the tables and go too. Such a type would
-still work where it is used directly; only looking its conformances up at run time would not find them.
+differences of collections, …) get another section name, so that they are no part of the tables and go too. A tenth of the code is in
+one section, which stays as a whole: what only the functions of unused types refer to from there is cut off from them (0.3 MB).
+The 64 kB of zeros that the runtime keeps for backtraces (it is told to make none) are no part of the file.
 """
+import bisect
 import re
 import struct
+import subprocess
 import sys
 
 TABLES = {b"swift5_protocol_conformances", b"swift5_type_metadata", b"swift5_type_metadata_2"}
-UNUSED = re.compile(rb"SIMD|U?Int128V|20CollectionDifference|S[Ee]s.*Mc$")
+# Neither used here nor inside the library by anything but themselves.
+UNUSED_TYPES = re.compile(
+    rb"SIMD|Float80V|20CollectionDifference|18DiscontiguousSlice|ss8RangeSet|Keyed\w*Container|CodingKey|EncodingError|DecodingError|8AnyIndexV|11AnySequence"
+    rb"|13AnyCollection|CollectionBox|8DurationV|15InstantProtocol|16_DebuggerSupport")
+# Of a type, but not for it alone: what makes its metadata (the runtime goes through lists of them), merged functions, specialisations for the layout.
+SHARED = re.compile(rb"(M[a-zA-Z]|Tm|_Tg5|_T[a-zA-Z0-9]+)$")
+UNUSED_RECORDS = re.compile(UNUSED_TYPES.pattern + rb"|U?Int128V|S[Ee]s.*Mc$")
 CODE = (b".text", b".rodata", b".data", b".bss")
 RETAIN = 0x200000  # SHF_GNU_RETAIN
 HEADER = struct.Struct("<IIQQQQIIQQ")  # Elf64_Shdr
@@ -36,21 +46,60 @@ def slim(data, base):
         if header[2] & RETAIN and text(data, names + header[0]).startswith(CODE):
             headers[index] = (*header[:2], header[2] & ~RETAIN, *header[3:])
             HEADER.pack_into(data, base + sections_at + 64 * index, *headers[index])
+        if text(data, names + header[0]) == b"swift5_backtrace" and not any(data[base + header[4]:base + header[4] + header[5]]):
+            headers[index] = (header[0], 8, *header[2:])  # SHT_NOBITS
+            HEADER.pack_into(data, base + sections_at + 64 * index, *headers[index])
     dropped = 0
-    for kind, offset, link, target in ((h[1], h[4], h[6], h[7]) for h in headers):
-        if kind != 4 or text(data, names + headers[target][0]) not in TABLES:  # SHT_RELA
+    for kind, offset, size, link, target in ((h[1], h[4], h[5], h[6], h[7]) for h in headers):
+        if kind != 4:  # SHT_RELA
+            continue
+        section = text(data, names + headers[target][0])
+        if section == b".text":
+            cut(data, base, headers, target, offset, size, link)
+        if section not in TABLES:
             continue
         symbol = struct.unpack_from("<Q", data, base + offset + 8)[0] >> 32
-        symbols = headers[link]
-        name, = struct.unpack_from("<I", data, base + symbols[4] + 24 * symbol)
-        if UNUSED.search(text(data, base + headers[symbols[6]][4] + name)):
+        if UNUSED_RECORDS.search(symbol_name(data, base, headers, link, symbol)):
             record = headers[target]
             HEADER.pack_into(data, base + sections_at + 64 * target, record[0] + 1, record[1], record[2] & ~RETAIN, *record[3:])
             dropped += 1
     return dropped
 
 
+def symbol_name(data, base, headers, table, index):
+    symbols = headers[table]
+    name, = struct.unpack_from("<I", data, base + symbols[4] + 24 * index)
+    return text(data, base + headers[symbols[6]][4] + name)
+
+
+def cut(data, base, headers, target, offset, size, table):
+    """Functions of unused types in section `target` refer to nothing any more (relocations become R_X86_64_NONE = R_AARCH64_NONE)."""
+    symbols, unused = headers[table], []
+    for index in range(symbols[5] // 24):
+        _, kind, _, section, value, length = struct.unpack_from("<IBBHQQ", data, base + symbols[4] + 24 * index)
+        name = symbol_name(data, base, headers, table, index)
+        if section == target and kind & 15 == 2 and UNUSED_TYPES.search(name) and not SHARED.search(name):  # STT_FUNC
+            unused.append((value, value + length))
+    unused.sort()
+    starts = [start for start, _ in unused]
+    for at in range(base + offset, base + offset + size, 24):
+        place, = struct.unpack_from("<Q", data, at)
+        index = bisect.bisect_right(starts, place) - 1
+        if index >= 0 and place < unused[index][1]:
+            struct.pack_into("<QQq", data, at, place, 0, 0)
+
+
+def check(objects):
+    """The types taken for unused must be."""
+    undefined = subprocess.run(["nm", "-u", *objects], capture_output=True, check=True).stdout.split()
+    wrong = sorted({name.decode() for name in undefined if name.startswith(b"$s") and UNUSED_TYPES.search(name)})
+    if wrong:
+        sys.exit(f"the library uses {len(wrong)} of what scripts/slim_runtime.py drops from Swift's runtime, such as {wrong[0]}: take it out of UNUSED_TYPES")
+
+
 def main():
+    if sys.argv[1] == "--check":
+        return check(sys.argv[2:])
     with open(sys.argv[1], "rb") as file:
         data = bytearray(file.read())
     at, dropped = 8, 0

@@ -28,6 +28,8 @@ package final class Session: @unchecked Sendable {
     private var sampler: Sampler
     /// f32 `[vocabulary]` of the token after the last; nil before the first.
     private var logits: [Float]?
+    /// Guessed tokens that were read behind `tokens`, with the logits after each; the cache does not count them yet.
+    private var ahead = ReadAhead()
     private let isCancelled = Atomic<Bool>(false)
 
     /// Rows of one forward pass when much is read at once: bounds the memory for activations, and enough for full speed.
@@ -91,6 +93,7 @@ package final class Session: @unchecked Sendable {
         guard keep >= 0, keep <= tokens.count else { throw PEFTError(.argument, "rewinding to \(keep) tokens; the session holds \(tokens.count)") }
         if keep == 0 { cache.forgetSource() }
         guard keep < tokens.count else { return }
+        ahead = ReadAhead()
         cache.truncate(to: leading + max(keep - 1, 0))
         let last = keep > 0 ? tokens[keep - 1] : nil
         tokens.removeSubrange(max(keep - 1, 0)...)
@@ -153,11 +156,14 @@ package final class Session: @unchecked Sendable {
     }
 
     /// One pass over `ids`, which follow what the cache holds.
-    private func forward(_ ids: [Int32], isLast: Bool) throws(PEFTError) {
+    /// - Parameter guess: tokens that may come next, read with them.
+    private func forward(_ ids: [Int32], guess: ArraySlice<Int32> = [], isLast: Bool) throws(PEFTError) {
         let engine = model.engine
+        ahead = ReadAhead()
         let result: Tensor? = try model.lock.read { () throws(PEFTError) in
             // Asked for under the lock: no merge comes between this and the computation.
             let adaptation = try adaptation()
+            if !guess.isEmpty { ahead = ReadAhead(adaptation, model.lock.generation) }
             if tokens.isEmpty {
                 cache.truncate(to: 0)
                 leading = 0
@@ -165,24 +171,33 @@ package final class Session: @unchecked Sendable {
                 if capacity > cache.capacity { cache = try cache.copy(capacity: capacity) }
                 leading = try model.begin(cache, adaptation, task: options.task)
             }
-            let first = Int32(clamping: cache.length)
+            let (first, all) = (Int32(clamping: cache.length), ids + guess)
             let context = ForwardContext(
-                tape: Tape(engine, model.generationPrecision), routing: .all(adaptation), batch: 1, length: ids.count,
-                positions: try Tensor(engine, (0..<Int32(ids.count)).map { first + $0 }, shape: [ids.count]), caches: [cache])
-            let input = ModelInput.ids(try Tensor(engine, ids, shape: [ids.count]))
+                tape: Tape(engine, model.generationPrecision), routing: .all(adaptation), batch: 1, length: all.count,
+                positions: try Tensor(engine, (0..<Int32(all.count)).map { first + $0 }, shape: [all.count]), caches: [cache])
+            let input = ModelInput.ids(try Tensor(engine, all, shape: [all.count]))
             let hidden = try model.hidden(input, context)
-            return isLast ? try model.logits(hidden, of: input, rows: .last, context).value : nil
+            return isLast ? try model.logits(hidden, of: input, rows: guess.isEmpty ? .last : .all, context).value : nil
+        }
+        if let result, guess.isEmpty {
+            logits = try result.floats(engine)
+        } else if let result {
+            logits = try result.rows(0..<1).floats(engine)
+            for (row, token) in guess.enumerated() { ahead.tokens.append((token, try result.rows(row + 1..<row + 2).floats(engine))) }
         }
         cache.advance(by: ids.count)
         tokens += ids
-        if let result { logits = try result.floats(engine) }
+    }
+
+    /// Tokens that fit in all. Virtual tokens are not the host's: they come on top, as long as the model has positions.
+    private func room(leading: Int) -> Int {
+        min(contextLength, (model.network.cacheShape?.maximumLength ?? contextLength) - leading)
     }
 
     /// Makes sure `count` more tokens fit.
     func makeRoom(for count: Int) throws(PEFTError) {
         let leading = tokens.isEmpty ? try adaptation().leadingCount(model) : leading
-        // Virtual tokens are not the host's: they come on top, as long as the model has positions.
-        let room = min(contextLength, (model.network.cacheShape?.maximumLength ?? contextLength) - leading)
+        let room = room(leading: leading)
         let excess = tokens.count + count - room
         guard excess > 0 else { return }
         guard options.onFull == .shift, let rotary = model.network.cacheShape?.rotary else {
@@ -196,6 +211,7 @@ package final class Session: @unchecked Sendable {
         guard dropped <= tokens.count - keep else {
             throw PEFTError(.contextFull, "\(count) tokens do not fit in a context of \(room) that keeps its first \(keep)", detail: Int64(excess))
         }
+        ahead = ReadAhead()
         try cache.shift(keeping: leading + keep, dropping: dropped, rotary: rotary)
         tokens.removeSubrange(keep..<keep + dropped)
     }
@@ -209,12 +225,39 @@ package final class Session: @unchecked Sendable {
     func accept(_ token: Int32) throws(PEFTError) {
         let begin = Clock.seconds
         try makeRoom(for: 1)
-        try forward([token], isLast: true)
+        if let logits = try takeAhead(token) {
+            self.logits = logits
+            cache.advance(by: 1)
+            tokens.append(token)
+        } else {
+            try forward([token], guess: guess(after: token), isLast: true)
+        }
         statistics.add(generated: 1, seconds: Clock.seconds - begin)
+    }
+
+    /// What may follow `token`, as far as there is room.
+    private func guess(after token: Int32) -> ArraySlice<Int32> {
+        // An empty context is begun by a pass over what is certain.
+        guard options.promptLookupTokens > 0, !tokens.isEmpty else { return [] }
+        let left = room(leading: leading) - tokens.count - 1
+        return PromptLookup.guess(after: tokens + [token], count: min(options.promptLookupTokens, left))
+    }
+
+    /// The logits after `token`, if it was guessed and what it was computed with is as it was.
+    private func takeAhead(_ token: Int32) throws(PEFTError) -> [Float]? {
+        guard let first = ahead.tokens.first, first.token == token else { return nil }
+        let isValid = try model.lock.read { () throws(PEFTError) in
+            let adaptation = try adaptation()
+            return model.lock.generation == ahead.generation && ahead.adaptation.map { $0.isSame(as: adaptation) } ?? false
+        }
+        guard isValid else { return nil }
+        ahead.tokens.removeFirst()
+        return first.logits
     }
 
     /// A pass over several sessions read `token` here.
     func didAccept(_ token: Int32, logits: [Float], seconds: Double) {
+        ahead = ReadAhead()
         cache.advance(by: 1)
         tokens.append(token)
         self.logits = logits
@@ -235,6 +278,21 @@ package final class Session: @unchecked Sendable {
         default: break
         }
         return ends
+    }
+}
+
+/// Tokens that were read before it was known whether they come.
+private struct ReadAhead {
+    var tokens: [(token: Int32, logits: [Float])] = []
+    /// What they were computed with.
+    var adaptation: Adaptation?
+    var generation: UInt64 = 0
+
+    init() {}
+
+    init(_ adaptation: Adaptation, _ generation: UInt64) {
+        self.adaptation = adaptation
+        self.generation = generation
     }
 }
 

@@ -22,12 +22,14 @@ package struct SessionOptions: Sendable {
     package var ignoresEnd = false
     /// Of an adapter with several: which one the text is of.
     package var task: Int?
+    /// Tokens guessed from the text itself and read ahead (`PromptLookup`); 0: none.
+    package var promptLookupTokens = 0
 
     package init() {}
 
     /// The keys of the JSON form.
     package static let keys: Set<String> = [
-        "context_length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "on_full", "keep", "ignore_eos", "task_id",
+        "context_length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "on_full", "keep", "ignore_eos", "task_id", "prompt_lookup_num_tokens",
     ]
 
     /// These options with what `json` says; keys that are not of sampling are ignored (the caller knows them).
@@ -43,6 +45,12 @@ package struct SessionOptions: Sendable {
         if let value = try json.integer("seed") { options.sampling.seed = UInt64(bitPattern: Int64(value)) }
         if let value = try json.boolean("ignore_eos") { options.ignoresEnd = value }
         if let value = try json.integer("task_id") { options.task = value }
+        if let value = try json.integer("prompt_lookup_num_tokens") {
+            guard value >= 0, value <= PromptLookup.mostTokens else {
+                throw PEFTError(.argument, "prompt_lookup_num_tokens is \(value); 0 (none) to \(PromptLookup.mostTokens) are accepted")
+            }
+            options.promptLookupTokens = value
+        }
         if let value = try json.integer("keep") {
             guard value >= 0 else { throw PEFTError(.argument, "keep is \(value); 0 or more is accepted") }
             options.keep = value

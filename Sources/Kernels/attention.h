@@ -14,7 +14,7 @@
 
 #define BLOCK 64
 /* Up to this many queries (decoding) are computed one by one, with the lanes along keys and values. */
-#define FEW_QUERIES 4
+#define FEW_QUERIES 8
 
 static inline int64_t pk_blocks(int64_t length) { return (length + BLOCK - 1) / BLOCK; }
 

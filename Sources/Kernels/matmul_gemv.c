@@ -102,17 +102,36 @@ static void leave_branches(const pk_matmul *op, const pk_gemv_kernel *kernel, in
   }
 }
 
+static void finish_one(const pk_matmul *op, int64_t at, float y) {
+  if (op->y_type == PK_F32) {
+    float *p = (float *)op->y + at;
+    *p = op->accumulate ? y + *p : y;
+  } else {
+    uint16_t *p = (uint16_t *)op->y + at;
+    *p = pk_f32_to_bf16(op->accumulate ? y + pk_bf16_to_f32(*p) : y);
+  }
+}
+
+typedef float four __attribute__((vector_size(16)));
+typedef uint32_t four_words __attribute__((vector_size(16)));
+typedef uint16_t four_halves __attribute__((vector_size(8)));
+
 static void finish(const pk_matmul *op, int64_t row, int64_t column, int64_t count, const float *sums, const float *beside) {
-  for (int64_t c = 0; c < count; c++) {
-    const int64_t at = row * op->ldy + column + c;
-    float y = op->alpha * sums[c] + beside[c] + (op->bias ? op->bias[column + c] : 0);
-    if (op->y_type == PK_F32) {
-      float *p = (float *)op->y + at;
-      *p = op->accumulate ? y + *p : y;
-    } else {
-      uint16_t *p = (uint16_t *)op->y + at;
-      *p = pk_f32_to_bf16(op->accumulate ? y + pk_bf16_to_f32(*p) : y);
-    }
+  const int64_t at = row * op->ldy + column;
+  four y, more, bias = {0};
+  memcpy(&y, sums, sizeof y);
+  memcpy(&more, beside, sizeof more);
+  if (op->bias) memcpy(&bias, op->bias + column, (size_t)count * 4);
+  y = op->alpha * y + more + bias;
+  if (count < w_rows || op->accumulate) {
+    for (int64_t c = 0; c < count; c++) finish_one(op, at + c, y[c]);
+  } else if (op->y_type == PK_F32) {
+    memcpy((float *)op->y + at, &y, sizeof y);
+  } else {
+    const four_words bits = (four_words)y, isNaN = (four_words)(y != y);
+    const four_words rounded = (bits + 0x7fff + (bits >> 16 & 1)) & ~isNaN;
+    const four_halves halves = __builtin_convertvector((rounded | (isNaN & (bits | 0x400000))) >> 16, four_halves);
+    memcpy((uint16_t *)op->y + at, &halves, sizeof halves);
   }
 }
 

@@ -8,10 +8,7 @@
  * So per 128 values: 2 loads, 2 permutes, 2 vpdpbusd, a conversion and two fma, about 2 cycles a block, twice the speed of
  * memory.
  *
- * q8_0, two blocks a step: weights are made unsigned by adding 128, taken back by starting the integers at −128·Σq.
- *
- * q4_K, a super-block of 256 a step: as ggml stores it, 64 bytes hold the low nibbles of sub-blocks 0, 2 and the high ones of
- * 1, 3. The products of six-bit scales with d are formed for all eight sub-blocks at once. */
+ * q8_0, two blocks a step: weights are made unsigned by adding 128, taken back by starting the integers at −128·Σq. */
 #include "half.h"
 #include "matmul.h"
 
@@ -88,44 +85,62 @@ INLINE __m512i fifth_bits(__m512i quanta, __m512i words, const int high) {
   return _mm512_mask_add_epi8(quanta, set, quanta, _mm512_set1_epi8(16));
 }
 
-/* block: words in a block; offset: what to subtract from a quantum (0: the format has a minimum instead). */
+/* Four blocks of W, taken apart. */
+typedef struct w_quad {
+  __m512i low, high; /* quanta of values 0–15 and 16–31 of each block */
+  __m512 d, m;       /* what multiplies products, and sums */
+} w_quad;
+
+typedef struct nibble_format {
+  __m512i nibbles, scales, fifths; /* word orders */
+  int block, fifth, offset;        /* words in a block; has fifth bits; what to subtract from a quantum (0: it has a minimum) */
+} nibble_format;
+
+INLINE w_quad take_apart(const nibble_format *f, __m512i a, __m512i b) {
+  const __m512i packed = _mm512_permutex2var_epi16(a, f->nibbles, b), low_bits = _mm512_set1_epi8(15);
+  w_quad w = {.low = _mm512_and_si512(packed, low_bits), .high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_bits)};
+  if (f->fifth) {
+    const __m512i bits = _mm512_permutex2var_epi16(a, f->fifths, b);
+    w.low = fifth_bits(w.low, bits, 0), w.high = fifth_bits(w.high, bits, 1);
+  }
+  const __m512i scales = _mm512_permutex2var_epi16(a, f->scales, b);
+  w.d = _mm512_cvtph_ps(_mm512_castsi512_si256(scales));
+  w.m = f->offset ? _mm512_mul_ps(w.d, _mm512_set1_ps(-(float)f->offset)) : _mm512_cvtph_ps(_mm512_extracti64x4_epi64(scales, 1));
+  return w;
+}
+
+/* products[i] += Σ d·scale·q·x and shifts[i] += Σ m·sum, for each row of x. */
+INLINE void add_quads(w_quad w, const uint8_t *x, size_t stride, const int rows, __m512 products[4], __m512 shifts[4]) {
+#pragma unroll
+  for (int i = 0; i < rows; i++) {
+    const x_quad *quad = (const x_quad *)(x + (size_t)i * stride);
+    const __m512i quanta = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), w.low, _mm512_load_si512(quad->low)), w.high, _mm512_load_si512(quad->high));
+    products[i] = _mm512_fmadd_ps(_mm512_mul_ps(w.d, _mm512_load_ps(quad->scale)), _mm512_cvtepi32_ps(quanta), products[i]);
+    shifts[i] = _mm512_fmadd_ps(w.m, _mm512_load_ps(quad->sum), shifts[i]);
+  }
+}
+
 INLINE void dot_nibbles(const uint8_t *const w[4], const uint8_t *x, size_t stride, const int rows, int64_t k, float *sums,
                         const uint16_t orders[3][32], const int block, const int fifth, const int offset) {
-  const __m512i nibble_order = _mm512_load_si512(orders[0]), scale_order = _mm512_load_si512(orders[1]);
-  const __m512i fifth_order = _mm512_load_si512(orders[2]), low_bits = _mm512_set1_epi8(15);
+  const nibble_format f = {_mm512_load_si512(orders[0]), _mm512_load_si512(orders[1]), _mm512_load_si512(orders[2]), block, fifth, offset};
   const int second = 4 * block - 32; /* the word where the second load begins */
+  const int64_t steps = k / 128, words = k % 128 / 32 * block; /* of the blocks behind the last whole step */
+  const __mmask32 first_left = first_words(words), second_left = first_words(words - second);
   __m512 sum[4][4];
   for (int r = 0; r < 4; r++) {
-    __m512 products[4], shifts[4]; /* Σ d·scale·q·x and Σ m·sum */
+    const uint16_t *p = (const uint16_t *)w[r];
+    const uint8_t *quads = x;
+    __m512 products[4], shifts[4];
 #pragma unroll
     for (int i = 0; i < rows; i++) products[i] = shifts[i] = _mm512_setzero_ps();
-    for (int64_t step = 0; step * 128 < k; step++) {
-      const int64_t left = k - step * 128;
-      const uint16_t *p = (const uint16_t *)(w[r] + step * 8 * block);
-      __m512i a, b;
+    for (int64_t step = 0; step < steps; step++, p += 4 * block, quads += sizeof(x_quad)) {
       __builtin_prefetch((const uint8_t *)p + PK_GEMV_AHEAD);
-      if (left >= 128) {
-        a = _mm512_loadu_si512(p), b = _mm512_loadu_si512(p + second);
-      } else {
-        const int64_t words = left / 32 * block;
-        a = _mm512_maskz_loadu_epi16(first_words(words), p), b = _mm512_maskz_loadu_epi16(first_words(words - second), p + second);
-      }
-      const __m512i packed = _mm512_permutex2var_epi16(a, nibble_order, b);
-      __m512i low = _mm512_and_si512(packed, low_bits), high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_bits);
-      if (fifth) {
-        const __m512i bits = _mm512_permutex2var_epi16(a, fifth_order, b);
-        low = fifth_bits(low, bits, 0), high = fifth_bits(high, bits, 1);
-      }
-      const __m512i scales = _mm512_permutex2var_epi16(a, scale_order, b);
-      const __m512 d = _mm512_cvtph_ps(_mm512_castsi512_si256(scales));
-      const __m512 m = offset ? _mm512_mul_ps(d, _mm512_set1_ps(-(float)offset)) : _mm512_cvtph_ps(_mm512_extracti64x4_epi64(scales, 1));
-#pragma unroll
-      for (int i = 0; i < rows; i++) {
-        const x_quad *quad = (const x_quad *)(x + (size_t)i * stride) + step;
-        const __m512i quanta = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), low, _mm512_load_si512(quad->low)), high, _mm512_load_si512(quad->high));
-        products[i] = _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_load_ps(quad->scale)), _mm512_cvtepi32_ps(quanta), products[i]);
-        shifts[i] = _mm512_fmadd_ps(m, _mm512_load_ps(quad->sum), shifts[i]);
-      }
+      add_quads(take_apart(&f, _mm512_loadu_si512(p), _mm512_loadu_si512(p + second)), quads, stride, rows, products, shifts);
+    }
+    if (words) {
+      __builtin_prefetch((const uint8_t *)p + PK_GEMV_AHEAD);
+      const __m512i a = _mm512_maskz_loadu_epi16(first_left, p), b = _mm512_maskz_loadu_epi16(second_left, p + second);
+      add_quads(take_apart(&f, a, b), quads, stride, rows, products, shifts);
     }
 #pragma unroll
     for (int i = 0; i < rows; i++) sum[i][r] = _mm512_add_ps(products[i], shifts[i]);
@@ -156,35 +171,34 @@ static void prepare_pair(const float *x, int64_t k, void *prepared) {
   }
 }
 
-INLINE void dot_q8_0(const uint8_t *const w[4], const uint8_t *x, size_t stride, const int rows, int64_t k, float *sums) {
-  /* word 0: the first scale, word 17: the second */
+/* products[i] += Σ d·scale·q·x of two blocks, for each row of x; `heads`: words of which the first and the 18th are the scales. */
+INLINE void add_pair(__m512i heads, __m512i q, const uint8_t *x, size_t stride, const int rows, __m512 products[4]) {
   const __m512i scale_order = _mm512_castsi256_si512(_mm256_setr_epi16(0, 0, 0, 0, 0, 0, 0, 0, 17, 17, 17, 17, 17, 17, 17, 17));
-  const __m512i sign = _mm512_set1_epi8((char)128);
+  const __m512 d = _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutexvar_epi16(scale_order, heads)));
+  q = _mm512_xor_si512(q, _mm512_set1_epi8((char)128));
+#pragma unroll
+  for (int i = 0; i < rows; i++) {
+    const x_pair *pair = (const x_pair *)(x + (size_t)i * stride);
+    const __m512i quanta = _mm512_dpbusd_epi32(_mm512_load_si512(pair->start), q, _mm512_load_si512(pair->q));
+    products[i] = _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_load_ps(pair->scale)), _mm512_cvtepi32_ps(quanta), products[i]);
+  }
+}
+
+INLINE void dot_q8_0(const uint8_t *const w[4], const uint8_t *x, size_t stride, const int rows, int64_t k, float *sums) {
   __m512 sum[4][4];
   for (int r = 0; r < 4; r++) {
+    const uint8_t *p = w[r], *pairs = x;
     __m512 products[4];
 #pragma unroll
     for (int i = 0; i < rows; i++) products[i] = _mm512_setzero_ps();
-    for (int64_t step = 0; step * 64 < k; step++) {
-      const uint8_t *p = w[r] + step * 68;
+    for (int64_t step = k / 64; step > 0; step--, p += 68, pairs += sizeof(x_pair)) {
       __builtin_prefetch(p + PK_GEMV_AHEAD);
-      __m512i head, q = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(p + 2)));
-      if (k - step * 64 >= 64) {
-        head = _mm512_loadu_si512(p);
-        q = _mm512_inserti64x4(q, _mm256_loadu_si256((const __m256i *)(p + 36)), 1);
-      } else {
-        head = _mm512_castsi256_si512(_mm256_set1_epi16((short)pk_load16(p)));
-        head = _mm512_inserti64x4(head, _mm256_setzero_si256(), 1);
-        q = _mm512_inserti64x4(q, _mm256_setzero_si256(), 1);
-      }
-      const __m512 d = _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutexvar_epi16(scale_order, head)));
-      q = _mm512_xor_si512(q, sign);
-#pragma unroll
-      for (int i = 0; i < rows; i++) {
-        const x_pair *pair = (const x_pair *)(x + (size_t)i * stride) + step;
-        const __m512i quanta = _mm512_dpbusd_epi32(_mm512_load_si512(pair->start), q, _mm512_load_si512(pair->q));
-        products[i] = _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_load_ps(pair->scale)), _mm512_cvtepi32_ps(quanta), products[i]);
-      }
+      const __m512i q = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(p + 2)));
+      add_pair(_mm512_loadu_si512(p), _mm512_inserti64x4(q, _mm256_loadu_si256((const __m256i *)(p + 36)), 1), pairs, stride, rows, products);
+    }
+    if (k % 64) { /* one block; the scale of the other is 0 */
+      const __m512i head = _mm512_zextsi256_si512(_mm256_setr_epi16((short)pk_load16(p), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0));
+      add_pair(head, _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)(p + 2))), pairs, stride, rows, products);
     }
 #pragma unroll
     for (int i = 0; i < rows; i++) sum[i][r] = products[i];

@@ -126,6 +126,34 @@ def test_fork_and_rewind(model, ids):
         session.rewind(-1)
 
 
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.5, "seed": 3}, {"repetition_penalty": 1.1}])
+def test_prompt_lookup_changes_nothing(model, ids, sampling):
+    """Guessed tokens are the same text and the same bits of logits, adapters that change in between included."""
+    options = dict(context_length=60, ignore_eos=True, **sampling)
+    read = (ids[0].tolist() * 3)[:20]
+    model.add_adapter("lookup", {"peft_type": "LORA", "r": 2, "target_modules": "all-linear", "init_lora_weights": False})
+    plain, guessing = model.session(**options), model.session(prompt_lookup_num_tokens=7, **options)
+    for session in (plain, guessing):
+        session.append(read)
+    for step, adapters in enumerate([[], ["lookup"], [], ["lookup"]]):
+        for session in (plain, guessing):
+            session.set_adapters(adapters)
+        for _ in range(8):
+            assert list(plain.tokens(1)) == list(guessing.tokens(1))
+            assert np.array_equal(plain.logits(), guessing.logits()), f"adapters {adapters}, step {step}"
+    for session in (plain, guessing):
+        with pytest.raises(ContextFullError):  # up to the last place, and not beyond
+            list(session.tokens(60))
+        assert len(session.token_ids()) == 60
+        session.rewind(30)
+    assert guessing.fork().token_ids() == plain.token_ids() and np.array_equal(plain.logits(), guessing.logits())
+    assert list(plain.tokens(5)) == list(guessing.tokens(5))
+    model.delete_adapter("lookup")
+    for bad in (-1, 8, "many"):
+        with pytest.raises(ValueError, match="prompt_lookup_num_tokens"):
+            model.session(prompt_lookup_num_tokens=bad)
+
+
 def test_full_context(model, ids):
     session = model.session(context_length=16, ignore_eos=True).append(ids[0])
     with pytest.raises(ContextFullError, match="16"):
