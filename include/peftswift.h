@@ -348,8 +348,10 @@ int32_t peft_model_export(const peft_model *model, const char *folder, const cha
  * method or option; PEFT_ERROR_STATE when there is an adapter of that name. */
 int32_t peft_adapter_add(peft_model *model, const char *name, const char *config_json, const char *options_json,
                          peft_error *error);
-/* The same with a start that is computed from data (LoRA-GA: "init_lora_weights": "lora_ga"): `batches` of inputs with
- * labels, as for peft_model_gradients; their gradients are averaged. They stay the caller's. */
+/* The same with a start that is computed from data: `batches` of inputs, as for peft_model_gradients; they stay the caller's.
+ * "init_lora_weights": "lora_ga" (along their mean gradient: they need labels), "corda" (along the directions of W that they
+ * need most, "ipm", or least, "kpm"), "eva" (A along the principal components of what layers see; ranks go to the layers whose
+ * components explain most, which the configuration says afterwards; tokens labelled −100 are left out). */
 int32_t peft_adapter_add_calibrated(peft_model *model, const char *name, const char *config_json, const char *options_json,
                                     const peft_tensors *const *batches, size_t batch_count, peft_error *error);
 

@@ -107,6 +107,14 @@ final class Adapter: Sendable {
         }
     }
 
+    /// The same where something that layers share was set.
+    func deriveFromShared(set values: [String: Tensor]) throws(PEFTError) {
+        guard method.shared.contains(where: { values[$0.key] != nil }) else { return }
+        try Decompositions.session { () throws(PEFTError) in
+            for module in modules where module.derivesFromShared { try module.derive() }
+        }
+    }
+
     /// What base layers must be changed to for an adapter whose own values come from a file.
     func takeFromBase() throws(PEFTError) -> [BaseChange] {
         try initialize(modules.filter(\.changesBase), seed: 0)
@@ -189,6 +197,7 @@ final class Adapter: Sendable {
         if let penalty = companion?.penalty { adaptation.penalties.append(penalty) }
         try method.act(on: &adaptation, scale: scale)
         if adaptation.runs == nil { adaptation.runs = replication?.runs(layerCount: adaptation.layers.count) }
+        for tokens in modules.lazy.compactMap(\.invocation).prefix(1) where !adaptation.invocations.contains(tokens) { adaptation.invocations.append(tokens) }
         for module in modules {
             let index = module.layer.index
             let hook = module.hook(scale: scale, beside: adaptation.layers[index].replacements)

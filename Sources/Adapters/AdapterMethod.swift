@@ -54,8 +54,10 @@ package protocol AdapterMethod: Sendable {
     func others(beside modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule]
 
     /// Computes from data what `initialize` begins with.
+    /// - Returns: another configuration that data decided on, with values for it; nil: as it was.
     /// - Throws: `.argument` when there is data and the configuration has no use for it, or the other way round.
-    func calibrate(_ modules: [any AdapterModule], by calibration: (any Calibration)?, seed: UInt64, _ model: Model) throws(PEFTError)
+    func calibrate(_ modules: [any AdapterModule], by calibration: (any Calibration)?, seed: UInt64, _ configuration: JSONObject, _ model: Model)
+        throws(PEFTError) -> CalibratedStart?
 
     /// What the adapter is besides its modules; nil: nothing.
     func companion(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> (any AdapterCompanion)?
@@ -78,10 +80,13 @@ extension AdapterMethod {
     package func written(_ tensors: [(name: String, tensor: Tensor)], _ engine: Engine) throws(PEFTError) -> [(
         name: String, tensor: Tensor
     )] { tensors }
-    package func calibrate(_ modules: [any AdapterModule], by calibration: (any Calibration)?, seed: UInt64, _ model: Model) throws(PEFTError) {
+    package func calibrate(_ modules: [any AdapterModule], by calibration: (any Calibration)?, seed: UInt64, _ configuration: JSONObject, _ model: Model)
+        throws(PEFTError) -> CalibratedStart?
+    {
         guard calibration == nil else {
-            throw PEFTError(.argument, "calibration batches were given, but this configuration's start is not computed from data (init_lora_weights 'lora_ga' is)")
+            throw PEFTError(.argument, "calibration batches were given, but this configuration's start is not computed from data (init_lora_weights 'lora_ga', 'corda' and 'eva' are)")
         }
+        return nil
     }
     package func others(beside modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule] { [] }
     package func companion(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> (any AdapterCompanion)? { nil }
@@ -104,13 +109,17 @@ package protocol AdapterModule: AnyObject, Sendable {
     var isTwin: Bool { get }
     /// `initialize` gives the layer other weights (PiSSA, OLoRA), also for an adapter whose own values come from a file.
     var changesBase: Bool { get }
+    /// The tokens of a text from which on it acts; nil: from the first.
+    var invocation: [Int32]? { get }
     /// What it adds depends on the weight that other adapters change too: only one of these can act on a layer.
     var readsWeight: Bool { get }
 
     /// Frozen tensors that are computed from the base weights and are not in PEFT's file, under the names they have beside it.
     var derived: [SavedTensor] { get }
-    /// Computes what is taken from the base weights, for an adapter whose file does not bring it.
+    /// Computes what is taken from the base weights, for an adapter whose file does not bring it; the rest has its values.
     func derive() throws(PEFTError)
+    /// What layers share matters for it too: it is computed again when that is set.
+    var derivesFromShared: Bool { get }
 
     /// Fresh values.
     /// - Returns: what takes the place of the layer's own tensors, if anything; the caller sets them when all modules are made.
@@ -135,8 +144,10 @@ extension AdapterModule {
     package var views: [SavedTensor] { [] }
     package var derived: [SavedTensor] { [] }
     package func derive() throws(PEFTError) {}
+    package var derivesFromShared: Bool { false }
     package var saved: [SavedTensor] { parameters.map { SavedTensor($0) } + views }
     package var readsWeight: Bool { false }
+    package var invocation: [Int32]? { nil }
     package var replacements: [Replacement] { [] }
     package func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] { [:] }
     package func change(scale: Float) throws(PEFTError) -> WeightChange? { nil }
@@ -176,7 +187,7 @@ package enum AdapterMethods {
         IA3.self, LoHa.self, LoKr.self, OFT.self, BOFT.self, HRA.self, AdaLoRA.self,
         MiSS.self, RoAd.self, GraLoRA.self, DeLoRA.self, HiRA.self, LNTuning.self,
         VeRA.self, PVeRA.self, RandLoRA.self, VBLoRA.self, UniLoRA.self, TinyLoRA.self, BEFT.self, TrainableTokens.self,
-        FourierFT.self, WaveFT.self, SHiRA.self, SuperTuning.self, C3A.self,
+        FourierFT.self, WaveFT.self, FRoD.self, SHiRA.self, SuperTuning.self, C3A.self,
         PSOFT.self, OSF.self, PEANuT.self, DEFT.self, GLoRA.self, Lily.self,
         PromptTuning.self, PTuning.self, MultitaskPrompt.self, PrefixTuning.self, Cartridge.self, CPT.self, AdaptionPrompt.self, XLoRA.self, Bottleneck.self,
     ]

@@ -64,8 +64,9 @@ extension AdapterSet {
         }
         try AdapterKeys.checkShapes(adapter, named.byKey)
         let changes = try adapter.takeFromBase()
-        try adapter.derive(without: Set(named.byKey.keys))
         try set(adapter, named.byKey)
+        // Behind what the file has: some derive from that too.
+        try adapter.derive(without: Set(named.byKey.keys))
         let kept = adapter.saved.compactMap { item in
             item.base.flatMap { base in named.byKey[item.key].map { (item.key, base.layer, base.tensor, $0) } }
         }
@@ -120,7 +121,10 @@ extension AdapterSet {
                     "'\(item.key)' is a weight of the base model; setting an adapter's state does not change it")
             }
         }
-        try model.lock.write { () throws(PEFTError) in try set(adapter, named.byKey) }
+        try model.lock.write { () throws(PEFTError) in
+            try set(adapter, named.byKey)
+            try adapter.deriveFromShared(set: named.byKey)
+        }
     }
 
     /// Names and shapes are right. All conversions come before the first change.

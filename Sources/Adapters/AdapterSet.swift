@@ -35,8 +35,14 @@ package final class AdapterSet: Sendable {
         let configuration = try AdapterConfiguration(config, warn: { engine.warn($0) })
         let (adapter, changes) = try model.lock.read { () throws(PEFTError) in
             let adapter = try Adapter(configuration, model, isNew: true)
-            try adapter.method.calibrate(adapter.modules, by: calibration, seed: seed, model)
-            return (adapter, try adapter.initialize(seed: seed, tokenizer))
+            let start = try adapter.method.calibrate(adapter.modules, by: calibration, seed: seed, adapter.configuration.values, model)
+            guard let start else { return (adapter, try adapter.initialize(seed: seed, tokenizer)) }
+            let decided = try Adapter(try AdapterConfiguration(start.configuration, warn: { engine.warn($0) }), model, isNew: true)
+            let changes = try decided.initialize(seed: seed, tokenizer)
+            for item in decided.saved {
+                if let value = start.values[item.key] { try item.assign(value, engine) }
+            }
+            return (decided, changes)
         }
         adapter.setTrainable(trainable)
         try insert(adapter, name, changes)

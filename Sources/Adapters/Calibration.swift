@@ -6,12 +6,22 @@ internal import Tensors
 /// Batches that the start of an adapter is computed from. The passes are the caller's: this room knows no losses.
 package protocol Calibration {
     var batchCount: Int { get }
-    /// Runs a batch forward and, on a tape that records, the derivatives of its loss backward.
+    /// Runs a batch forward and, on a tape that records, the derivatives of its loss backward: that one needs labels.
     func pass(_ batch: Int, _ adaptation: Adaptation, _ tape: Tape) throws(PEFTError)
+    /// Which rows of a pass count: no padding, and none with this label (nil: whatever their labels are); nil: all.
+    func counted(_ batch: Int, without label: Int32?) throws(PEFTError) -> [Bool]?
 }
 
-/// Gradients of so many bytes are gathered in one round through the batches.
-private let roundBytes = 256 << 20
+/// What data decided before an adapter is made.
+package struct CalibratedStart {
+    /// With PEFT's keys.
+    var configuration: JSONObject
+    /// By saved key.
+    var values: [String: Tensor] = [:]
+}
+
+/// Gradients and covariances of so many bytes are gathered in one round through the batches.
+let roundBytes = 256 << 20
 
 extension Calibration {
     /// Gives `body` the gradient of the loss to each layer's weight, f32 `[out, in]`, the mean over the batches; one after the other.

@@ -26,6 +26,10 @@ enum LoRAStart: Sendable, Equatable {
     case gradient(GradientStart)
     /// Along what quantising the weight loses (`QuantizedStart`).
     case quantized(QuantizedStart)
+    /// Along the directions of W that calibration batches need most or least (`CovarianceStart`).
+    case covariance(CovarianceStart)
+    /// A along the principal components of what layers see (`VarianceStart`), B zero.
+    case variance(VarianceStart)
     /// B fixed to the r smallest left singular vectors, A zero (MiCA).
     case mica
 
@@ -36,6 +40,8 @@ enum LoRAStart: Sendable, Equatable {
         case .bool(false): self = .random
         case .string(let name) where name.lowercased() == "lora_ga" && isNew: self = .gradient(try GradientStart(configuration))
         case .string(let name) where name.lowercased() == "loftq": self = .quantized(try QuantizedStart(configuration))
+        case .string(let name) where name.lowercased() == "corda": self = .covariance(try CovarianceStart(configuration))
+        case .string(let name) where name.lowercased() == "eva" && isNew: self = .variance(try VarianceStart(configuration))
         case .string(let name): self = try LoRAStart(named: name, isNew: isNew)
         case let other:
             throw PEFTError(
@@ -51,24 +57,30 @@ enum LoRAStart: Sendable, Equatable {
         case "olora": self = .olora
         case "mica": self = .mica
         case "eva" where !isNew, "lora_ga" where !isNew: self = .standard
-        case "eva", "corda":
-            throw PEFTError(.unsupported, "init_lora_weights '\(name)' is not in this version")
         default:
             guard name.hasPrefix("pissa_niter_"), let iterations = Int(name.dropFirst("pissa_niter_".count)),
                 iterations >= 0, iterations <= 1000
             else {
                 throw PEFTError(
                     .argument,
-                    "there is no initialisation init_lora_weights '\(name)'; there are true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, mica, loftq, lora_ga"
+                    "there is no initialisation init_lora_weights '\(name)'; there are true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, mica, loftq, lora_ga, corda, eva"
                 )
             }
             self = .pissa(iterations: iterations)
         }
     }
 
+    /// It is computed from data.
+    var isCalibrated: Bool {
+        switch self {
+        case .gradient, .covariance, .variance: true
+        default: false
+        }
+    }
+
     var changesBase: Bool {
         switch self {
-        case .pissa, .olora, .gradient, .quantized: true
+        case .pissa, .olora, .gradient, .covariance, .quantized: true
         default: false
         }
     }
@@ -80,7 +92,7 @@ extension LinearLoRA {
     func start(_ random: RandomStream) throws(PEFTError) -> Tensor? {
         var random = random
         switch start {
-        case .standard: a.value.fillUniform(fanIn: linear.inputSize, &random)
+        case .standard, .variance: a.value.fillUniform(fanIn: linear.inputSize, &random)
         case .gaussian: a.value.fillNormal(1 / Float(rank), &random)
         case .random:
             a.value.fillUniform(fanIn: linear.inputSize, &random)
@@ -100,7 +112,7 @@ extension LinearLoRA {
             engine.axpby(1, q, 0, into: b.value)
             engine.axpby(1, r, 0, into: a.value)
             return try residual()
-        case .gradient: return try residual()  // A and B are set already, by `calibrate`
+        case .gradient, .covariance: return try residual()  // A and B are set already, by `calibrate`
         case .quantized(let start):
             try checkRank("loftq")
             return try begin(beside: start)
@@ -163,28 +175,13 @@ extension LinearLoRA {
         return try left.encoded(as: linear.weight.dtype.isQuantized ? .q8_0 : linear.weight.dtype, engine, .weights)
     }
 
-    /// The r largest singular values by power iterations on a random subspace (Halko, Martinsson, Tropp, arXiv:0909.4061,
-    /// algorithm 4.4). The subspace is the same at every time, so that a loaded adapter finds the residual it was trained with.
+    /// The r largest singular values by power iterations on a subspace that is the same at every time, so that a loaded adapter
+    /// finds the residual it was trained with.
     private func largestSingularValues(power: Int) throws(PEFTError) -> (u: Tensor, s: Tensor, vh: Tensor) {
-        let w = try weight()
-        let decompositions = try Decompositions(engine)
         var random = RandomStream(seed: 0, purpose: linear.name)
         let start = try Tensor(engine, [rank, linear.inputSize], .f32, .scratch)
         start.fillNormal(1, &random)
-        let y = try Tensor(engine, [linear.outputSize, rank], .f32, .scratch)
-        try engine.multiply(.forward, w, start, into: y, compute: .f32)  // W·Ωᵀ
-        var q = try decompositions.factors(y, count: rank).q
-        let z = try Tensor(engine, [linear.inputSize, rank], .f32, .scratch)
-        for _ in 0..<power {
-            try engine.multiply(.weightGradient, w, q, into: z, compute: .f32)  // Wᵀ·Q
-            try engine.multiply(.inputGradient, w, try decompositions.factors(z, count: rank).q, into: y, compute: .f32)  // W·Q'
-            q = try decompositions.factors(y, count: rank).q
-        }
-        let small = try Tensor(engine, [rank, linear.inputSize], .f32, .scratch)
-        try engine.multiply(.weightGradient, q, w, into: small, compute: .f32)  // Qᵀ·W
-        let (u, s, vh) = try decompositions.singularValues(small)
-        try engine.multiply(.inputGradient, q, u, into: y, compute: .f32)
-        return (y, s, vh)
+        return try Decompositions(engine).largestSingularValues(try weight(), start: start, power: power)
     }
 
     /// With Q of a random [r, r] matrix, its odd rows in A and its even rows in B: B·A = 0.

@@ -32,7 +32,7 @@ package struct LoRA: AdapterMethod {
     private let alpha: Double
     private let ranks: PatternTable
     private let alphas: PatternTable
-    private let isRankStabilized: Bool
+    let isRankStabilized: Bool
     private let settings: LoRASettings
     private let variant: LoRAVariant?
     private let targetParameters: TargetParameters
@@ -53,7 +53,7 @@ package struct LoRA: AdapterMethod {
 
     /// Options that this version does not have yet.
     static let missing = [
-        "alora_invocation_tokens", "arrow_config", "megatron_config", "use_qalora",
+        "arrow_config", "megatron_config", "use_qalora",
     ]
 
     package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, _ model: Model)
@@ -86,22 +86,37 @@ package struct LoRA: AdapterMethod {
         return try LinearLoRA(target, key: key, rank: rank, scaling: scaling, settings, model)
     }
 
-    package func calibrate(_ modules: [any AdapterModule], by calibration: (any Calibration)?, seed: UInt64, _ model: Model) throws(PEFTError) {
-        guard case .gradient(let start) = settings.start else {
+    package func calibrate(_ modules: [any AdapterModule], by calibration: (any Calibration)?, seed: UInt64, _ configuration: JSONObject, _ model: Model)
+        throws(PEFTError) -> CalibratedStart?
+    {
+        let name = configuration["init_lora_weights"]?.stringValue ?? ""
+        guard settings.start.isCalibrated else {
             guard calibration == nil else {
-                throw PEFTError(.argument, "calibration batches were given, but only init_lora_weights 'lora_ga' is computed from data")
+                throw PEFTError(.argument, "calibration batches were given, but only init_lora_weights 'lora_ga', 'corda' and 'eva' are computed from data")
             }
-            return
+            return nil
         }
         guard let calibration, calibration.batchCount > 0 else {
-            throw PEFTError(.argument, "init_lora_weights 'lora_ga' is computed from gradients: calibration batches with labels are needed")
+            throw PEFTError(.argument, "init_lora_weights '\(name)' is computed from data: calibration batches are needed")
         }
         let linears = modules.compactMap { $0 as? LinearLoRA }
-        try Decompositions.session { () throws(PEFTError) in
-            try calibration.eachWeightGradient(linears.map(\.linear), model) { (index, gradient) throws(PEFTError) in
-                let module = linears[index]
-                try module.begin(along: gradient, start, RandomStream(seed: seed, purpose: module.linear.name))
+        guard linears.count == modules.count else {
+            throw PEFTError(.unsupported, "init_lora_weights '\(name)' is for linear layers alone")
+        }
+        return try Decompositions.session { () throws(PEFTError) in
+            switch settings.start {
+            case .gradient(let start):
+                try calibration.eachWeightGradient(linears.map(\.linear), model) { (index, gradient) throws(PEFTError) in
+                    try linears[index].begin(along: gradient, start, RandomStream(seed: seed, purpose: linears[index].linear.name))
+                }
+            case .covariance(let start):
+                try calibration.eachCovariance(linears.map(\.linear), model) { (index, covariance) throws(PEFTError) in
+                    try linears[index].begin(along: covariance, start)
+                }
+            case .variance(let start): return try componentStart(linears, by: calibration, start, configuration, model)
+            default: break
             }
+            return nil
         }
     }
 

@@ -14,8 +14,10 @@ enum LoRAVariant: Sendable {
     case velora(groups: Int, scale: Float)
     /// MonteCLoRA: A is drawn around its value in training. Adapters are loaded, run and merged; they do not train here.
     case monteCarlo(samples: Int)
+    /// aLoRA (Greenewald et al., arXiv:2504.12397): it acts from the last place on where these tokens stand in a text.
+    case activated(by: [Int32])
 
-    static let keys = ["kasa_config", "use_bdlora", "velora_config", "monteclora_config"]
+    static let keys = ["alora_invocation_tokens", "kasa_config", "use_bdlora", "velora_config", "monteclora_config"]
 
     /// - Returns: nil: plain LoRA, or DoRA.
     static func chosen(_ configuration: AdapterConfiguration, isNew: Bool) throws(PEFTError) -> LoRAVariant? {
@@ -25,6 +27,7 @@ enum LoRAVariant: Sendable {
         guard chosen.count == 1, others.isEmpty else {
             throw PEFTError(.argument, "\((chosen + others).joined(separator: ", ")) do not go together; LoRA has one variant at a time")
         }
+        if key == "alora_invocation_tokens" { return .activated(by: try invocation(configuration.values[key])) }
         let options = try configuration.values.object(key) ?? JSONObject()
         switch key {
         case "kasa_config": return .kasa
@@ -46,6 +49,14 @@ enum LoRAVariant: Sendable {
             guard 1...65536 ~= samples else { throw PEFTError(.argument, "monteclora_config: num_samples is \(samples)") }
             return .monteCarlo(samples: samples)
         }
+    }
+
+    private static func invocation(_ value: JSONValue?) throws(PEFTError) -> [Int32] {
+        let ids = (value?.arrayValue ?? []).compactMap { $0.intValue.flatMap { Int32(exactly: $0) } }
+        guard !ids.isEmpty, ids.count == value?.arrayValue?.count, ids.allSatisfy({ $0 >= 0 }) else {
+            throw PEFTError(.argument, "alora_invocation_tokens is \(value?.text() ?? "null"); a list of token ids is expected")
+        }
+        return ids
     }
 
     func module(_ linear: Linear, key: String, rank: Int, scaling: Double, _ settings: LoRASettings, _ model: Model)
@@ -77,6 +88,11 @@ enum LoRAVariant: Sendable {
             }
             if side == .a { aShape[1] /= blocks } else { bShape[1] /= blocks }
             form = .blocks(blocks, side)
+        case .activated(let tokens):
+            guard model.task == .causalLM, linear.index != model.network.head?.index else {
+                throw PEFTError(.argument, "alora_invocation_tokens: '\(linear.name)' cannot be adapted; layers of a language model below its head can")
+            }
+            form = .activated(tokens)
         case .velora(let groups, let scale):
             let width = (inputs + groups - 1) / groups
             more = [try model.parameter(key + ".lora_velora_embed", [width], isTrainable: false)]
@@ -140,6 +156,7 @@ private final class VariantLoRA: LinearBranch {
         case blocks(Int, BlockDiagonalNames.Side)
         case compressed(Parameter, groups: Int, scale: Float)
         case sampled
+        case activated([Int32])
     }
 
     let linear: Linear
@@ -162,6 +179,7 @@ private final class VariantLoRA: LinearBranch {
 
     var parameters: [Parameter] { [a, b] + more }
     var scaling: Double? { factor }
+    var invocation: [Int32]? { if case .activated(let tokens) = form { tokens } else { nil } }
     var changesBase: Bool { if case .diagonal = form { true } else { false } }
 
     func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] {
@@ -195,13 +213,18 @@ private final class VariantLoRA: LinearBranch {
         return try w.encoded(as: linear.weight.dtype.isQuantized ? .q8_0 : linear.weight.dtype, engine, .weights)
     }
 
+    func fold(into weights: inout FoldedWeights, scale: Float) throws(PEFTError) {
+        guard invocation == nil else { throw PEFTError(.unsupported, "'\(linear.name)': an adapter with alora_invocation_tokens does not act on all tokens, so no weights can hold it") }
+        try weights.fold(hook(scale: scale, beside: [:]), target)
+    }
+
     func add(to y: consuming Variable, input x: Variable, beside w: Tensor, scale: Float, _ tape: Tape)
         throws(PEFTError) -> Variable
     {
         let scale = scale * Float(factor)
         var (a, b) = (tape.variable(a), tape.variable(b))
         switch form {
-        case .plain: break
+        case .plain, .activated: break
         case .diagonal(let diagonal):
             return try tape.addProduct(
                 to: y, input: x, [.matrix(a), .diagonal(tape.variable(diagonal)), .matrix(b)], scale: scale, dropout: dropout)

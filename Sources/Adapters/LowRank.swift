@@ -71,6 +71,40 @@ extension Decompositions {
         return LowRank(b: b, a: try vh.rows(0..<rank), square: squares(values[...]), lost: squares(values.dropFirst(rank)))
     }
 
+    /// The largest singular values by power iterations on a subspace that begins at `start` `[q, n]` (Halko, Martinsson, Tropp,
+    /// arXiv:0909.4061, algorithm 4.4); `w` `[m, n]`, q ≤ min(m, n). `u` `[m, q]`, `vh` `[q, n]`.
+    func largestSingularValues(_ w: Tensor, start: Tensor, power: Int) throws(PEFTError) -> (u: Tensor, s: Tensor, vh: Tensor) {
+        let (m, n, q) = (w.rows, w.columns, start.rows)
+        let y = try Tensor(engine, [m, q], .f32, .scratch)
+        try engine.multiply(.forward, w, start, into: y, compute: .f32)  // W·Ωᵀ
+        var basis = try factors(y, count: q).q
+        let z = try Tensor(engine, [n, q], .f32, .scratch)
+        for _ in 0..<power {
+            try engine.multiply(.weightGradient, w, basis, into: z, compute: .f32)  // Wᵀ·Q
+            try engine.multiply(.inputGradient, w, try factors(z, count: q).q, into: y, compute: .f32)  // W·Q'
+            basis = try factors(y, count: q).q
+        }
+        let small = try Tensor(engine, [q, n], .f32, .scratch)
+        try engine.multiply(.weightGradient, basis, w, into: small, compute: .f32)  // Qᵀ·W
+        let (u, s, vh) = try singularValues(small)
+        try engine.multiply(.inputGradient, basis, u, into: y, compute: .f32)
+        return (y, s, vh)
+    }
+
+    /// `V·S⁻¹·Uᵀ` of a square matrix; infinite where it has none.
+    func inverse(of a: Tensor) throws(PEFTError) -> Tensor {
+        let size = a.rows
+        let (u, s, vh) = try singularValues(try a.converted(to: .f32, engine, .scratch))
+        let values = try s.floats(engine)
+        let turned = try u.transposed(engine)
+        unsafe turned.withMutableFloats { rows in
+            for index in rows.indices { unsafe rows[index] /= max(values[index / size], .leastNormalMagnitude) }
+        }
+        let inverse = try Tensor(engine, [size, size], .f32, .scratch)
+        try engine.multiply(.weightGradient, vh, turned, into: inverse, compute: .f32)
+        return inverse
+    }
+
     /// `matrix = u·diag(s)·vh`. Of a product by its factors, the whole matrix is never made:
     ///
     ///     b = Qb·Rb    aᵀ = Qa·Ra    scale·Rb·Raᵀ = u·s·vh    b·a = (Qb·u)·s·(vh·Qaᵀ)

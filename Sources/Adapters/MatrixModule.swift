@@ -98,6 +98,8 @@ private final class MatrixHook: LayerHook {
         self.replacements = replacements
     }
 
+    var invocation: [Int32]? { module.invocation }
+
     private func site(_ layer: Linear, _ tape: Tape) -> HookSite { HookSite(layer: layer, replacements: replacements, tape: tape) }
 
     func input(_ x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable {

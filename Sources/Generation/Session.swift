@@ -149,15 +149,17 @@ package final class Session: @unchecked Sendable {
         while position < ids.count {
             if takeCancellation() { throw PEFTError(.cancelled, "cancelled after \(position) of \(ids.count) tokens") }
             let end = min(position + Session.chunk, ids.count)
-            try forward(Array(ids[position..<end]), isLast: end == ids.count)
+            try forward(Array(ids[position..<end]), after: Array(ids[end...]))
             position = end
         }
         statistics.add(read: ids.count, seconds: Clock.seconds - begin)
     }
 
     /// One pass over `ids`, which follow what the cache holds.
-    /// - Parameter guess: tokens that may come next, read with them.
-    private func forward(_ ids: [Int32], guess: ArraySlice<Int32> = [], isLast: Bool) throws(PEFTError) {
+    /// - Parameters:
+    ///   - guess: tokens that may come next, read with them.
+    ///   - after: what is to be read next for certain.
+    private func forward(_ ids: [Int32], guess: ArraySlice<Int32> = [], after: [Int32] = []) throws(PEFTError) {
         let engine = model.engine
         ahead = ReadAhead()
         let result: Tensor? = try model.lock.read { () throws(PEFTError) in
@@ -172,12 +174,13 @@ package final class Session: @unchecked Sendable {
                 leading = try model.begin(cache, adaptation, task: options.task)
             }
             let (first, all) = (Int32(clamping: cache.length), ids + guess)
+            let byToken = try Routing.all(adaptation).byToken(all, batch: 1, before: tokens, after: after)
             let context = ForwardContext(
-                tape: Tape(engine, model.generationPrecision), routing: .all(adaptation), batch: 1, length: all.count,
+                tape: Tape(engine, model.generationPrecision), routing: byToken ?? .all(adaptation), isByToken: byToken != nil, batch: 1, length: all.count,
                 positions: try Tensor(engine, (0..<Int32(all.count)).map { first + $0 }, shape: [all.count]), caches: [cache])
             let input = ModelInput.ids(try Tensor(engine, all, shape: [all.count]))
             let hidden = try model.hidden(input, context)
-            return isLast ? try model.logits(hidden, of: input, rows: guess.isEmpty ? .last : .all, context).value : nil
+            return after.isEmpty ? try model.logits(hidden, of: input, rows: guess.isEmpty ? .last : .all, context).value : nil
         }
         if let result, guess.isEmpty {
             logits = try result.floats(engine)
@@ -230,15 +233,15 @@ package final class Session: @unchecked Sendable {
             cache.advance(by: 1)
             tokens.append(token)
         } else {
-            try forward([token], guess: guess(after: token), isLast: true)
+            try forward([token], guess: try guess(after: token))
         }
         statistics.add(generated: 1, seconds: Clock.seconds - begin)
     }
 
     /// What may follow `token`, as far as there is room.
-    private func guess(after token: Int32) -> ArraySlice<Int32> {
-        // An empty context is begun by a pass over what is certain.
-        guard options.promptLookupTokens > 0, !tokens.isEmpty else { return [] }
+    private func guess(after token: Int32) throws(PEFTError) -> ArraySlice<Int32> {
+        // An empty context is begun by a pass over what is certain; what adapters wait for must not be guessed.
+        guard options.promptLookupTokens > 0, !tokens.isEmpty, try adaptation().invocations.isEmpty else { return [] }
         let left = room(leading: leading) - tokens.count - 1
         return PromptLookup.guess(after: tokens + [token], count: min(options.promptLookupTokens, left))
     }

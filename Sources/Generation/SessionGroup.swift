@@ -36,7 +36,7 @@ package enum SessionGroup {
         let engine = model.engine
         let logits = try model.lock.read { () throws(PEFTError) in
             let context = ForwardContext(
-                tape: Tape(engine, model.generationPrecision), routing: try routing(pairs.map(\.session)), batch: pairs.count, length: 1,
+                tape: Tape(engine, model.generationPrecision), routing: try routing(pairs), batch: pairs.count, length: 1,
                 positions: try Tensor(engine, pairs.map { Int32(clamping: $0.session.cache.length) }, shape: [pairs.count]), caches: pairs.map(\.session.cache))
             let input = ModelInput.ids(try Tensor(engine, pairs.map(\.token), shape: [pairs.count]))
             return try model.logits(try model.hidden(input, context), of: input, rows: .last, context).value
@@ -46,10 +46,10 @@ package enum SessionGroup {
     }
 
     /// Neighbours with the same adapters share one entry.
-    private static func routing(_ sessions: [Session]) throws(PEFTError) -> Routing {
+    private static func routing(_ pairs: [(session: Session, token: Int32)]) throws(PEFTError) -> Routing {
         var groups: [(range: Range<Int>, adaptation: Adaptation)] = []
-        for (index, session) in sessions.enumerated() {
-            let adaptation = try session.adaptation()
+        for (index, pair) in pairs.enumerated() {
+            let adaptation = try pair.session.adaptation().acting(on: pair.token, after: pair.session.tokens)
             if let last = groups.last, last.adaptation.isSame(as: adaptation) {
                 groups[groups.count - 1].range = last.range.lowerBound..<index + 1
             } else {

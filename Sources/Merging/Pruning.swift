@@ -14,6 +14,9 @@ enum Pruning {
     /// The largest share γ, then the smallest (Model Breadcrumbs, Davari & Belilovsky, arXiv:2312.06795).
     case band(gamma: Double)
 
+    /// Random numbers that are made at once.
+    private static let drawn = 1 << 14
+
     /// Changes an f32 matrix in place. `density`: the share of values that stay.
     func callAsFunction(_ x: Tensor, density: Double, _ random: inout RandomStream) {
         var stream = random
@@ -26,16 +29,22 @@ enum Pruning {
                 var kept = unsafe Largest(UnsafeBufferPointer(values), count)
                 for index in values.indices where unsafe !kept.contains(values[index]) { unsafe values[index] = 0 }
             case .random where density < 1:
-                let (chance, factor) = (Float(density), Float(1 / density))
-                for index in values.indices { unsafe values[index] = stream.uniform() < chance ? values[index] * factor : 0 }
+                let (border, factor) = (density * 0x1p32, Float(1 / density))
+                for start in stride(from: 0, to: values.count, by: Pruning.drawn) {
+                    for (index, word) in stream.words(min(Pruning.drawn, values.count - start)).enumerated() {
+                        unsafe values[start + index] = Double(word) < border ? values[start + index] * factor : 0
+                    }
+                }
             case .random: break
             case .ranked(let epsilon):
                 for start in stride(from: 0, to: values.count - columns + 1, by: columns) {
                     let row = unsafe UnsafeMutableBufferPointer(rebasing: values[start..<start + columns])
-                    let order = row.indices.sorted { unsafe abs(row[$0]) < abs(row[$1]) }
-                    for (rank, index) in order.enumerated() {
-                        let chance = density - epsilon + 2 * epsilon * Double(rank) / Double(max(columns - 1, 1))
-                        unsafe row[index] = Double(stream.uniform()) < chance ? row[index] * Float(1 / chance) : 0
+                    // Magnitude and place in one number each: what is sorted is plain.
+                    let order = row.indices.map { unsafe UInt64(row[$0].magnitude.bitPattern) << 32 | UInt64($0) }.sorted()
+                    let words = stream.words(columns)
+                    for (rank, item) in order.enumerated() {
+                        let (index, chance) = (Int(item & 0xffff_ffff), density - epsilon + 2 * epsilon * Double(rank) / Double(max(columns - 1, 1)))
+                        unsafe row[index] = Double(words[rank]) < chance * 0x1p32 ? row[index] * Float(1 / chance) : 0
                     }
                 }
             case .band(let gamma):

@@ -32,6 +32,8 @@ extension Source {
 package final class ForwardContext {
     package internal(set) var tape: Tape
     package internal(set) var routing: Routing
+    /// What the routing counts: samples, or (`Routing.byToken`) the tokens of all of them.
+    private(set) var routed: Int
     package let batch: Int
     package let length: Int
     /// i32 `[batch·length]`: rotary positions.
@@ -62,11 +64,12 @@ package final class ForwardContext {
     var learnsBeside = false
 
     package init(
-        tape: Tape, routing: Routing, batch: Int, length: Int, positions: Tensor, positionsAreGiven: Bool = false, tokenTypes: Tensor? = nil,
+        tape: Tape, routing: Routing, isByToken: Bool = false, batch: Int, length: Int, positions: Tensor, positionsAreGiven: Bool = false, tokenTypes: Tensor? = nil,
         keyMask: Tensor? = nil, firstKey: Tensor? = nil, source: Source? = nil, memory: LeadingKeys? = nil, padding: [Int]? = nil, caches: [KeyValueCache] = [],
         recomputedBlocks: Int = 0
     ) {
         (self.tape, self.routing, self.batch, self.length) = (tape, routing, batch, length)
+        routed = isByToken ? batch * length : batch
         (self.positions, self.positionsAreGiven, self.tokenTypes) = (positions, positionsAreGiven, tokenTypes)
         positionCount = max(length, unsafe positions.withInt32s { unsafe Int($0.max() ?? 0) } + 1)
         (self.keyMask, self.firstKey, self.source, self.memory, self.padding) = (keyMask, firstKey, source, memory, padding)
@@ -75,7 +78,7 @@ package final class ForwardContext {
     }
 
     private init(_ other: ForwardContext) {
-        (tape, routing, batch, length) = (other.tape, other.routing, other.batch, other.length)
+        (tape, routing, routed, batch, length) = (other.tape, other.routing, other.routed, other.batch, other.length)
         (positions, positionsAreGiven, tokenTypes, positionCount) = (other.positions, other.positionsAreGiven, other.tokenTypes, other.positionCount)
         (keyMask, firstKey, source, memory, padding) = (other.keyMask, other.firstKey, other.source, other.memory, other.padding)
         (caches, recomputedBlocks, runNumber, learnsBeside) = (other.caches, other.recomputedBlocks, other.runNumber, other.learnsBeside)
@@ -98,7 +101,7 @@ package final class ForwardContext {
     /// The same pass for one run through a block.
     func run(_ number: Int, _ adaptation: Adaptation) -> ForwardContext {
         let context = ForwardContext(self)
-        (context.routing, context.runNumber) = (.all(adaptation), number)
+        (context.routing, context.routed, context.runNumber) = (.all(adaptation), batch, number)
         return context
     }
 }
@@ -145,10 +148,10 @@ extension ForwardContext {
 
     /// The rows of some samples in a matrix of `count` rows, which has the same number of rows for each sample.
     func rows(of samples: Range<Int>, in count: Int) throws(PEFTError) -> Range<Int> {
-        guard batch > 0, count % batch == 0, samples.lowerBound >= 0, samples.upperBound <= batch else {
-            throw PEFTError(.internal, "\(count) rows of \(batch) samples, of which \(samples) are routed")
+        guard routed > 0, count % routed == 0, samples.lowerBound >= 0, samples.upperBound <= routed else {
+            throw PEFTError(.internal, "\(count) rows of \(routed) samples or tokens, of which \(samples) are routed")
         }
-        let each = count / batch
+        let each = count / routed
         return samples.lowerBound * each..<samples.upperBound * each
     }
 

@@ -12,6 +12,8 @@ package import Tensors
 /// A method implements the hooks it needs with differentiable operations; the rest leave things as they are. Hooks may
 /// run for several computations at the same time: they hold parameters and settings, never the state of a computation.
 package protocol LayerHook: AnyObject, Sendable {
+    /// The tokens it waits for: it acts from the last place on where they stand in a text; nil: always.
+    var invocation: [Int32]? { get }
     /// Changes the input of a linear layer (OFT, BOFT, HRA, (IA)³ on feed-forward).
     func input(_ x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable
     /// Adds a branch to the running output `y` (LoRA and its family). `x` is the layer's input; `y` is consumed.
@@ -26,6 +28,7 @@ package protocol LayerHook: AnyObject, Sendable {
 }
 
 extension LayerHook {
+    package var invocation: [Int32]? { nil }
     package func branch(of layer: Linear) -> LowRankBranch? { nil }
     package func input(_ x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { x }
     package func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { y }
@@ -49,6 +52,8 @@ package struct Adaptation: Sendable {
     package var layers: [LayerAdaptation]
     /// The blocks that run, in this order, instead of each once; nil nearly always.
     package var runs: [BlockRun]?
+    /// What hooks wait for, each once.
+    package var invocations: [[Int32]] = []
     /// What adapters add to every loss.
     package var penalties: [any LossPenalty] = []
 

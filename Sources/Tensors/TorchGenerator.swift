@@ -93,6 +93,29 @@ package struct TorchGenerator: Sendable {
         return values
     }
 
+    /// `torch.randn` of f64.
+    package mutating func normalDoubles(_ count: Int) -> [Double] {
+        guard count >= 16 else { return (0..<max(count, 0)).map { _ in single() } }
+        var values = (0..<count).map { _ in double() }
+        for start in stride(from: 0, to: count - 15, by: 16) { TorchGenerator.pair(&values, at: start) }
+        if count % 16 != 0 {
+            values.replaceSubrange(count - 16..<count, with: (0..<16).map { _ in double() })
+            TorchGenerator.pair(&values, at: count - 16)
+        }
+        return values
+    }
+
+    private static func pair(_ values: inout [Double], at start: Int) {
+        for index in start..<start + 8 {
+            let (radius, angle) = ((-2 * log(1 - values[index])).squareRoot(), 2 * Double.pi * values[index + 8])
+            values[index] = radius * cos(angle)
+            values[index + 8] = radius * sin(angle)
+        }
+    }
+
+    /// Uniform in [0, 1), 53 bits.
+    private mutating func double() -> Double { Double(nextLong() & 0x1f_ffff_ffff_ffff) * 0x1p-53 }
+
     /// Box–Muller of `values[start..<start + 16]`: the first eight give the radius, the others the angle.
     private static func pair(_ values: inout [Float], at start: Int, _ mean: Float, _ deviation: Float) {
         for index in start..<start + 8 {
@@ -109,8 +132,8 @@ package struct TorchGenerator: Sendable {
             self.spare = nil
             return spare
         }
-        let angle = 2 * Double.pi * (Double(nextLong() & 0x1f_ffff_ffff_ffff) * 0x1p-53)
-        let radius = (-2 * log1p(-(Double(nextLong() & 0x1f_ffff_ffff_ffff) * 0x1p-53))).squareRoot()
+        let angle = 2 * Double.pi * double()
+        let radius = (-2 * log1p(-double())).squareRoot()
         spare = radius * sin(angle)
         return radius * cos(angle)
     }

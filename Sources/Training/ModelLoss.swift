@@ -90,8 +90,9 @@ package enum ModelLoss {
         if lead != nil || memory != nil, let most = model.network.cacheShape?.maximumLength, longest > most {
             throw PEFTError(.argument, "rows of \(given.length) tokens with \(longest - given.length) virtual ones in front; the model was made for at most \(most)")
         }
+        let byToken = try routing.byToken(batch.ids, batch: batch.rows, firstKey: batch.firstKey)
         let context = ForwardContext(
-            tape: tape, routing: routing, batch: batch.rows, length: batch.length,
+            tape: tape, routing: byToken ?? routing, isByToken: byToken != nil, batch: batch.rows, length: batch.length,
             positions: try Tensor(engine, batch.places(behind: lead?.padding, memory?.counts), shape: [count]),
             positionsAreGiven: batch.positions != nil, tokenTypes: try batch.tokenTypes.map { (types) throws(PEFTError) in try Tensor(engine, types, shape: [count]) },
             keyMask: try batch.keyMask.map { (mask) throws(PEFTError) in try ModelLoss.mask(mask, batch.rows, engine) },

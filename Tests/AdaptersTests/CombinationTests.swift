@@ -19,7 +19,7 @@ import Testing
         try tiny.set.setScale("a", 0.5)
         let wanted = try tiny.logits()
         let options: JSONObject = ["svd_energy": .number(1)]
-        let isPossible = item.isMergeable && item.type != "LN_TUNING" && item.config["kasa_config"] == nil
+        let isPossible = item.isMergeable && item.type != "LN_TUNING"
         guard isPossible else {
             #expect(failure { _ = try tiny.set.combine([("a", 1)], into: "b", options) }?.kind == .unsupported)
             return

@@ -41,6 +41,7 @@ struct MethodCase: Sendable, CustomTestStringConvertible {
         MethodCase("LORA", ["r": .integer(4), "use_dora": .bool(true)], isAdditive: false),
         MethodCase(
             "LORA", ["r": .integer(4), "use_bdlora": .object(["target_modules_bd_a": names("q_proj"), "target_modules_bd_b": names("v_proj"), "nblocks": .integer(2)])]),
+        MethodCase("LORA", ["r": .integer(4), "alora_invocation_tokens": .array([.integer(9), .integer(2)])], isAdditive: false, isMergeable: false),
         MethodCase("LORA", ["r": .integer(4), "velora_config": .object(["init_type": .string("random"), "num_groups": .integer(5)])]),
         MethodCase("IA3", ["feedforward_modules": names("v_proj")], targets: ["q_proj", "v_proj", "c_fc"]),
         MethodCase("LOHA", ["r": .integer(2)]),
@@ -76,6 +77,7 @@ struct MethodCase: Sendable, CustomTestStringConvertible {
         MethodCase("FOURIERFT", ["n_frequency": .integer(40), "scaling": .number(300)], targets: ["q_proj", "c_fc"], isNeutral: false),
         MethodCase("WAVEFT", ["n_frequency": .integer(40), "scaling": .number(2), "wavelet_family": .string("db2")], targets: ["q_proj", "c_fc"]),
         MethodCase("WAVEFT", ["n_frequency": .integer(40), "scaling": .number(2), "use_idwt": .bool(false)]),
+        MethodCase("FROD", ["sparse_rate": .number(0.05)]),
         MethodCase("SHIRA", ["r": .integer(2)]),
         MethodCase("SUPERTUNING", ["sparsity": .number(0.9), "r": .integer(2), "lora_alpha": .integer(4)]),
         // One layer: what goes to those below is what PEFT computes, and no derivative.

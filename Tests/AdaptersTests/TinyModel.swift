@@ -100,8 +100,9 @@ struct TinyModel {
     func logitsVariable(_ routing: Routing? = nil, tape: Tape) throws -> Variable {
         let ids: [Int32] = [1, 5, 9, 2, 20, 7, 7, 3]
         let routing = try routing ?? .all(set.activeAdaptation())
+        let byToken = try routing.byToken(ids, batch: 2)
         let context = ForwardContext(
-            tape: tape, routing: routing, batch: 2, length: 4,
+            tape: tape, routing: byToken ?? routing, isByToken: byToken != nil, batch: 2, length: 4,
             positions: try Tensor(engine, [0, 1, 2, 3, 0, 1, 2, 3] as [Int32], shape: [8]))
         let input = ModelInput.ids(try Tensor(engine, ids, shape: [8]))
         return try model.logits(try model.hidden(input, context), of: input, context)

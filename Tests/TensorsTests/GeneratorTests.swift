@@ -32,6 +32,16 @@ import Testing
             ])
     }
 
+    /// randn(20, generator=g(42), dtype=float64) and randn(5, …): some of them.
+    @Test func normalDoubles() {
+        var many = TorchGenerator(seed: 42), few = TorchGenerator(seed: 42)
+        let twenty = many.normalDoubles(20)
+        for (index, wanted) in [(0, 0.2995562877502637), (3, -0.23294220898382634), (4, -0.03720300727052493), (11, -0.46946014308389283), (19, -0.33113931395169954)] {
+            #expect(abs(twenty[index] - wanted) < 1e-14)
+        }
+        #expect(zip(few.normalDoubles(5), [0.33669035438385886, 0.1288094051365897, 0.23446236336153173, 0.2303330279146119, -1.1228563767381703]).allSatisfy { abs($0 - $1) < 1e-14 })
+    }
+
     /// randn(5, generator=g(3)); randn(2007, generator=g(42)): its ends, and all of it xor-ed; empty(16).normal_(1.5, 0.3, g(9)).
     @Test func torchNormal() {
         var three = TorchGenerator(seed: 3)

@@ -192,7 +192,7 @@ class Model(Handle):
     def add_adapter(self, adapter_name, config, calibration=None, seed=0):
         """A fresh adapter from a configuration (a dict with PEFT's keys, or a LoraConfig …).
 
-        calibration: batches with labels ({name: array} each), for a start that is computed from data (LoRA-GA)."""
+        calibration: batches ({name: array} each) for a start that is computed from data (lora_ga, which needs labels, corda, eva)."""
         config = config.to_dict() if isinstance(config, PeftConfig) else dict(config)
         arguments = self, encoded(adapter_name), encoded_json(config), encoded_json({"seed": seed})
         if calibration is None:
