@@ -58,19 +58,13 @@ struct PrincipalComponents {
         shares = s.prefix(count).map { total > 0 ? Double($0) * Double($0) / total : 0 }
         singularValues = Array(s.prefix(count))
         let found = try vh.rows(0..<min(count, vh.rows)).converted(to: .f32, engine, .adapters)
+        found.makeLargestPositive()  // as in PEFT, and it matters: the random subspace sees the rows as they are
         defer { components = found }
         guard let components else { return nil }
-        // Signs are as they come; PEFT makes the largest entry positive.
         let (old, now) = (try components.floats(engine), try found.floats(engine))
         return (0..<found.rows).map { row in
-            let range = row * features..<(row + 1) * features
-            let sign = PrincipalComponents.sign(old[range]) * PrincipalComponents.sign(now[range])
-            return Double(sign) * zip(old[range], now[range]).reduce(0) { $0 + Double($1.0) * Double($1.1) }
+            (row * features..<(row + 1) * features).reduce(0) { $0 + Double(old[$1]) * Double(now[$1]) }
         }
-    }
-
-    private static func sign(_ row: ArraySlice<Float>) -> Float {
-        (row.max { abs($0) < abs($1) } ?? 0) < 0 ? -1 : 1
     }
 
     private func largest(_ matrix: Tensor, isFirst: Bool, _ engine: Engine) throws(PEFTError) -> (s: [Float], vh: Tensor) {
@@ -87,5 +81,19 @@ struct PrincipalComponents {
         let start = try Tensor(engine, drawn, shape: [tall.columns, q], .scratch).transposed(engine)
         let (u, s, vh) = try decompositions.largestSingularValues(tall, start: start, power: 4)
         return (try s.floats(engine), m < n ? try u.transposed(engine) : vh)
+    }
+}
+
+extension Tensor {
+    /// Turns rows whose largest value is negative.
+    fileprivate func makeLargestPositive() {
+        let width = columns
+        unsafe withMutableFloats { values in
+            for start in stride(from: 0, to: values.count, by: max(width, 1)) {
+                var largest: Float = 0
+                for index in start..<start + width where unsafe abs(values[index]) > abs(largest) { unsafe largest = values[index] }
+                if largest < 0 { for index in start..<start + width { unsafe values[index] = -values[index] } }
+            }
+        }
     }
 }
