@@ -249,7 +249,8 @@ typedef struct peft_model_options {
 void peft_model_options_init(peft_model_options *options);
 
 /* Opens a GGUF file, or a Hugging Face folder (config.json with model.safetensors or its shards; weights may be those of
- * bitsandbytes, 4 or 8 bits). The files are mapped:
+ * bitsandbytes in 4 or 8 bits, or of GPTQ or AWQ in 4, which become q4_0 or q5_0 of the same values; GPTQ's with groups in
+ * no order f16). The files are mapped:
  * they must not be changed while the model lives (replacing them by a rename is fine). Tensors that are not used are
  * named by a warning in the log and by peft_model_describe.
  * Errors: PEFT_ERROR_NOT_FOUND; PEFT_ERROR_FORMAT, naming a tensor that is missing or misshapen; PEFT_ERROR_UNSUPPORTED,
@@ -333,6 +334,10 @@ int32_t peft_model_quantize(char *report, size_t capacity, size_t *needed, peft_
  * the tokenizer's files where the model came with them.
  * `options_json`: {"dtype": "float32"|"bfloat16"|"float16"} (default: as stored; linear layers of nf4, fp4 and int8 as
  * bitsandbytes writes them, other quantised formats as float32).
+ * A path that ends in ".gguf": one GGUF file, of a model that was opened from one. "dtype" is then a GGUF type for all matrices
+ * ("q8_0", "q4_K", "f16" …), or "Q4_K_M" or "Q5_K_M" (llama.cpp's mixes: more bits for the head, and for values and the way
+ * down in some layers); rows that are not whole blocks get what llama.cpp takes instead (q4_K: q5_0, q6_K: q8_0 …).
+ * Default: as stored.
  * Errors: PEFT_ERROR_IO; what was there before is then still there. */
 int32_t peft_model_export(const peft_model *model, const char *folder, const char *options_json, peft_error *error);
 
@@ -559,7 +564,8 @@ typedef int32_t (*peft_training_fn)(void *user_data, const peft_training_progres
 /* A trainer for adapters of a model. Sessions may run over the model meanwhile; they see each update as a whole.
  * `options_json`, with the names of transformers' TrainingArguments: {
  *   "adapter": name (default: the active ones), or "adapters": [names] that learn at once (peft_trainer_step_rows)
- *   "optimizer": "adamw"|"sgd"|"lorafa", "lr": 2e-4, "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0,
+ *   "optimizer": "adamw"|"adamw8bit" (moments in 8 bits, as bitsandbytes)|"adafactor" (as transformers' Trainer)|"lion"|
+ *     "sgd"|"lorafa", "lr": 2e-4, "betas": [0.9, 0.999] (lion: [0.9, 0.99]), "eps": 1e-8, "weight_decay": 0.0,
  *   "momentum": 0.0 (sgd), "lorafa": {"r", "lora_alpha"} (as in PEFT, each layer's own scaling is what counts),
  *   "loraplus_lr_ratio": null, "loraplus_lr_embedding": 1e-6, "loraplus_weight_decay": null,
  *   "lr_scheduler": "linear"|"cosine"|"constant"|"constant_with_warmup", "warmup_steps": 0

@@ -19,15 +19,11 @@ struct GGUFModel {
         }
         let config = try GGUFModel.configuration(gguf, family, modelType, engine)
         configuration = ModelConfiguration(config, origin: gguf.origin)
-        let heads = family == "llama" ? (try configuration.size("num_attention_heads"), try configuration.size("num_key_value_heads")) : nil
         var named: [NamedTensor] = []
-        for item in gguf.tensors.all where item.name != GGUFModel.rotaryFactors {
-            var tensor = item.tensor
-            if let heads {
-                if item.name.hasSuffix(".attn_q.weight") || item.name.hasSuffix(".attn_q.bias") { tensor = try GGUFModel.restored(tensor, heads.0, engine, item.name) }
-                if item.name.hasSuffix(".attn_k.weight") || item.name.hasSuffix(".attn_k.bias") { tensor = try GGUFModel.restored(tensor, heads.1, engine, item.name) }
-            }
-            named.append(NamedTensor(GGUFModel.huggingFaceName(item.name), tensor))
+        for item in gguf.tensors.all where !GGUFModel.isSetting(item.name) {
+            let heads = try GGUFModel.heads(of: item.name, gguf, family)
+            let tensor = try heads.map { (heads) throws(PEFTError) in try GGUFModel.reordered(item.tensor, heads, engine, item.name, toFile: false) }
+            named.append(NamedTensor(GGUFModel.huggingFaceName(item.name), tensor ?? item.tensor))
         }
         tensors = try TensorSource(origin: gguf.origin, named)
     }
@@ -53,6 +49,19 @@ struct GGUFModel {
         if parts.count == 4, parts[0] == "blk", let layer = Int(parts[1]), let module = ofBlock[parts[2]] { return "model.layers.\(layer).\(module).\(parts[3])" }
         return name
     }
+
+    /// The other way round; nil: there is none.
+    static func fileName(_ name: String) -> String? {
+        guard let dot = name.lastIndex(of: ".") else { return nil }
+        let (module, kind) = (String(name[..<dot]), name[dot...])
+        if let global = globals.first(where: { $0.value == module }) { return global.key + kind }
+        let parts = module.split(separator: ".", maxSplits: 3).map(String.init)
+        guard parts.count == 4, parts[0] == "model", parts[1] == "layers", let found = ofBlock.first(where: { $0.value == parts[3] }) else { return nil }
+        return "blk.\(parts[2]).\(found.key)\(kind)"
+    }
+
+    /// A tensor of the file that is a setting of the model.
+    static func isSetting(_ name: String) -> Bool { name == rotaryFactors }
 
     // MARK: Configuration
 
@@ -122,18 +131,30 @@ struct GGUFModel {
 
     // MARK: Row order
 
-    /// Undoes llama.cpp's order: within each head, row 2i + j of the file is row i + j·(headSize/2) of the original.
-    private static func restored(_ tensor: Tensor, _ heads: Int, _ engine: Engine, _ name: String) throws(PEFTError) -> Tensor {
+    /// How many heads a tensor's rows belong to, whose order is llama.cpp's; nil: they are as they were.
+    static func heads(of name: String, _ gguf: GGUF, _ family: String) throws(PEFTError) -> Int? {
+        guard family == "llama" else { return nil }
+        let heads = "\(family).attention.head_count", own = heads + "_kv"
+        if name.hasSuffix(".attn_q.weight") || name.hasSuffix(".attn_q.bias") { return try gguf.integer(heads) }
+        guard name.hasSuffix(".attn_k.weight") || name.hasSuffix(".attn_k.bias") else { return nil }
+        return try gguf.integer(gguf[own] == nil ? heads : own)
+    }
+
+    /// llama.cpp's order: within each head, row 2i + j of the file is row i + j·(headSize/2) of the original.
+    /// - Parameter toFile: makes it; false: undoes it.
+    static func reordered(_ tensor: Tensor, _ heads: Int, _ engine: Engine, _ name: String, toFile: Bool) throws(PEFTError) -> Tensor {
         let isVector = tensor.shape.count == 1
         let rows = isVector ? tensor.count : tensor.rows
         guard heads > 0, rows % (2 * heads) == 0, !isVector || tensor.dtype.isFloat else { throw PEFTError(.format, "'\(name)' \(tensor.shape) does not divide into \(heads) heads") }
+        guard !tensor.dtype.isCoded else { return try reordered(try tensor.converted(to: .f32, engine, .scratch), heads, engine, name, toFile: toFile) }
         let half = rows / heads / 2
         let rowBytes = isVector ? tensor.dtype.blockBytes : tensor.rowBytes
-        let result = try Tensor(engine, tensor.shape, tensor.dtype, .weights)
+        let result = try Tensor(engine, tensor.shape, tensor.dtype, toFile ? .scratch : .weights)
         for head in 0..<heads {
             for index in 0..<2 * half {
-                let source = head * 2 * half + index
-                let target = head * 2 * half + index / 2 + index % 2 * half
+                let ofFile = head * 2 * half + index
+                let original = head * 2 * half + index / 2 + index % 2 * half
+                let (source, target) = toFile ? (original, ofFile) : (ofFile, original)
                 unsafe (result.pointer + target * rowBytes).copyMemory(from: tensor.pointer + source * rowBytes, byteCount: rowBytes)
             }
         }

@@ -169,6 +169,9 @@ public func peft_model_export(
     unsafe guarded(error) { () throws(PEFTError) -> Void in
         let opened = unsafe try handles.model(model).opened
         let folder = unsafe try text(folder, "folder")
+        if folder.hasSuffix(".gguf") {
+            return try opened.exportGGUF(to: folder, type: try unsafe options(options_json, "options_json", allowing: ["dtype"]).text("dtype"))
+        }
         let types: [String: DType] = ["float32": .f32, "bfloat16": .bf16, "float16": .f16]
         let name = unsafe try options(options_json, "options_json", allowing: ["dtype"]).text("dtype")
         if let name, types[name] == nil {

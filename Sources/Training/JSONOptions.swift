@@ -88,6 +88,8 @@ extension TrainerOptions {
                 throw JSONOptions.wrong("betas", betas, "a list of two numbers")
             }
             (optimizer.beta1, optimizer.beta2) = (first, second)
+        } else if optimizer.rule == .lion {
+            optimizer.beta2 = 0.99  // its authors'
         }
         optimizer.epsilon = try keys.number("eps") ?? optimizer.epsilon
         optimizer.weightDecay = try keys.number("weight_decay") ?? optimizer.weightDecay
@@ -125,6 +127,7 @@ extension TrainerOptions {
 
     private func warnOfIneffective(hasLoRAFA: Bool, hasAdamNumbers: Bool, _ warn: (String) -> Void) {
         if hasLoRAFA, optimizer.rule != .loraFA { warn("'lorafa' has no effect with the optimizer '\(optimizer.rule.rawValue)'") }
+        if hasAdamNumbers, optimizer.rule == .adafactor { warn("'adafactor' has no betas and no eps of Adam's: its own are those of transformers' Trainer") }
         if hasAdamNumbers, optimizer.rule == .loraFA { warn("'lorafa' has fixed betas [0.9, 0.999] and eps 1e-6, as in PEFT") }
         if schedule == .constant, warmupSteps > 0 { warn("'constant' has no warm-up, as in transformers; 'constant_with_warmup' has") }
     }

@@ -50,6 +50,12 @@ struct OptimizedParameters {
 }
 
 extension Tensor {
+    /// Into another of the same type and shape.
+    func copyBytes(to target: Tensor) {
+        guard storage.isReal, target.storage.isReal, byteCount == target.byteCount else { return }
+        unsafe target.pointer.copyMemory(from: pointer, byteCount: byteCount)
+    }
+
     /// First value of an f32 tensor, for kernels.
     var floatPointer: UnsafeMutablePointer<Float> { unsafe pointer.assumingMemoryBound(to: Float.self) }
 }

@@ -4,6 +4,9 @@ package import Platform
 package struct OptimizerOptions: Sendable, Equatable {
     package enum Rule: String, Sendable, CaseIterable {
         case adamw
+        case adamw8bit
+        case adafactor
+        case lion
         case sgd
         /// LoRA-FA (arXiv:2308.03303): A stays fixed, B's gradient is projected. As in `peft.optimizers`, its β are
         /// (0.9, 0.999) and its ε is 1e-6, whatever `beta1`, `beta2`, `epsilon` say.

@@ -111,7 +111,7 @@ extension Trainer {
         }
         if let loader { try loader.move(to: try position(state, loader.dataSet)) }
         model.lock.write {
-            for (from, to) in copies { model.engine.axpby(1, from, 0, into: to) }
+            for (from, to) in copies { from.copyBytes(to: to) }
         }
         (self.step, microStep, random, runState) = (step, micro, stream, run)
         optimizer.updateCounts = counts

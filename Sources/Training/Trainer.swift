@@ -74,6 +74,9 @@ package final class Trainer {
         }
         switch options.optimizer.rule {
         case .adamw: return try AdamW(parameters, rates, options.optimizer, engine)
+        case .adamw8bit: return try AdamW8bit(parameters, rates, options.optimizer, engine)
+        case .adafactor: return try Adafactor(parameters, rates, engine)
+        case .lion: return try Lion(parameters, rates, options.optimizer, engine)
         case .sgd: return try SGD(parameters, rates, options.optimizer, engine)
         case .loraFA: return try LoRAFA(parameters, rates, trainee, engine)
         }

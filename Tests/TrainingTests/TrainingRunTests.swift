@@ -93,7 +93,7 @@ struct TrainingRunTests {
         #expect(a.trainer.runState.smoothedLoss == b.trainer.runState.smoothedLoss)
     }
 
-    @Test(arguments: [(OptimizerOptions.Rule.adamw, false), (.sgd, true)]) func twentyStepsAreTenAndTenMore(_ rule: OptimizerOptions.Rule, _ packing: Bool) throws {
+    @Test(arguments: [(OptimizerOptions.Rule.adamw, false), (.sgd, true), (.adamw8bit, false), (.adafactor, false), (.lion, true)]) func twentyStepsAreTenAndTenMore(_ rule: OptimizerOptions.Rule, _ packing: Bool) throws {
         func training() throws -> SmallTraining {
             try SmallTraining(dropout: 0.2) {
                 ($0.optimizer.rule, $0.schedule, $0.warmupSteps, $0.maxSteps, $0.seed) = (rule, .cosine, 3, 20, 9)

@@ -347,6 +347,11 @@ void pk_softmax_gradient(int32_t level, uint16_t *halves, int64_t rows, int64_t 
 void pk_adamw(int32_t level, float *w, const float *g, float *m, float *v, size_t count, float grad_scale, float lr, float beta1, float beta2, float eps, float weight_decay, int64_t step, int32_t part, int32_t parts);
 /* SGD as torch: g += decay·w; buf = momentum·buf + g (buf = g at step 1); w −= lr·buf. buf NULL when momentum is 0. */
 void pk_sgd(int32_t level, float *w, const float *g, float *buf, size_t count, float grad_scale, float lr, float momentum, float weight_decay, int64_t step, int32_t part, int32_t parts);
+/* optimizer_more.c: Lion; Adafactor of matrices [count, rows, columns] (column NULL: of vectors; a whole parameter at once); AdamW
+ * with moments of eight bits and a scale for 256. */
+void pk_lion(float *w, const float *g, float *m, size_t count, float grad_scale, float lr, float beta1, float beta2, float weight_decay, int32_t part, int32_t parts);
+void pk_adafactor(float *w, const float *g, float *row, float *column, int64_t count, int64_t rows, int64_t columns, float grad_scale, float lr, float beta2, float eps, float threshold, float weight_decay);
+void pk_adamw8(float *w, const float *g, uint8_t *m, uint8_t *v, float *m_scales, float *v_scales, size_t count, float grad_scale, float lr, float beta1, float beta2, float eps, float weight_decay, int64_t step, int32_t part, int32_t parts);
 /* Σ x² in double, fixed order. */
 double pk_sumsq(int32_t level, const float *x, size_t count);
 /* 1 if every value of x (f32, bf16, f16) is finite. */

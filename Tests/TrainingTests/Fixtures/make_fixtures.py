@@ -1,6 +1,7 @@
-"""Makes optimizers.json and schedules.json with torch, transformers and peft. usage: python make_fixtures.py (in this folder)"""
+"""Makes optimizers.json and schedules.json with torch, transformers, bitsandbytes and peft. usage: python make_fixtures.py (in this folder)"""
 import json
 
+import bitsandbytes
 import torch
 import transformers
 from torch import nn
@@ -34,8 +35,24 @@ def run(make, shapes, steps, max_norm=None, skip=None):
     return out
 
 
+def eight_bits(count=5120, steps=4):
+    """bitsandbytes' AdamW8bit on a parameter large enough for it; start and gradients are formulas, of the result every 64th value is kept."""
+    i = torch.arange(count, dtype=torch.float64)
+    start = torch.sin(i * 0.37).float()
+    p = nn.Parameter(start.reshape(-1, 64).clone())
+    opt = bitsandbytes.optim.AdamW8bit([p], lr=0.01, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1)
+    for step in range(steps):
+        p.grad = (torch.cos(i * 0.11 * (step + 1)) * (0.5 + step) * torch.exp(3 * torch.sin(i * 0.013))).float().reshape(-1, 64)
+        opt.step()
+    return {"result": values(p)[::64]}
+
+
 shapes = [(3, 4), (5,), (2, 2)]
+adafactor = dict(scale_parameter=False, relative_step=False)
 cases = {
+    "adamw8bit": eight_bits(),
+    "adafactor": run(lambda p: transformers.optimization.Adafactor(p, lr=0.05, weight_decay=0.02, **adafactor), [(3, 4), (5,), (2, 3, 4)], 4),
+    "lion": run(lambda p: bitsandbytes.optim.Lion(p, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1), shapes, 4),
     "adamw": run(lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.9, 0.95), eps=1e-6, weight_decay=0.1), shapes, 4),
     "adamw_skip": run(lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0), shapes, 3, skip=(0, 1)),
     "adamw_clip": run(lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0), shapes, 3, max_norm=1.5),

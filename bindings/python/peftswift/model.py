@@ -115,7 +115,7 @@ class Model(Handle):
 
     def export(self, folder, dtype=None):
         """Writes a Hugging Face folder of the model as it is now, merged adapters included (nf4, fp4 and int8 as bitsandbytes
-        writes them unless a dtype is given)."""
+        writes them unless a dtype is given); or, of a model from GGUF, a file that ends in ".gguf" (dtype: a GGUF type, "Q4_K_M" …)."""
         call("peft_model_export", self, encoded_path(folder), encoded_json({"dtype": dtype} if dtype else {}))
 
     # ---- running
