@@ -16,7 +16,8 @@ static const char *const usage =
     "                    of a folder: nf4, fp4 or int8\n"
     "  --block N         nf4, fp4: values that share a scale (64)\n"
     "  --double          nf4, fp4: scales in 8 bits too\n"
-    "  --text FILE       measure perplexity on it, before and after\n";
+    "  --text FILE       measure perplexity on it, before and after\n"
+    "  --length N        tokens that see each other (256)\n";
 
 static int fail(const peft_error *error) {
   fprintf(stderr, "quantize: %s: %s\n", peft_status_text(error->code), error->message);
@@ -24,13 +25,15 @@ static int fail(const peft_error *error) {
 }
 
 /* e to the mean loss over a text; negative: it went wrong. */
-static double perplexity(peft_model *model, const char *text, peft_error *error) {
+static double perplexity(peft_model *model, const char *text, int length, peft_error *error) {
+  char options[128];
+  snprintf(options, sizeof options, "{\"format\": \"text\", \"max_length\": %d, \"shuffle\": false}", length);
   peft_tokenizer *tokenizer = NULL;
   peft_dataset *dataset = NULL;
   peft_tensors *batch = NULL, *outputs = NULL;
   double sum = 0, count = 0;
   int32_t result = peft_model_tokenizer(&tokenizer, model, error);
-  if (result >= 0) result = peft_dataset_open(&dataset, tokenizer, text, "{\"format\": \"text\", \"max_length\": 256, \"shuffle\": false}", error);
+  if (result >= 0) result = peft_dataset_open(&dataset, tokenizer, text, options, error);
   while (result >= 0 && (result = peft_dataset_next(&batch, dataset, error)) == PEFT_OK) {
     peft_array ids = PEFT_ARRAY_INIT, loss = PEFT_ARRAY_INIT;
     result = peft_model_forward(&outputs, model, batch, NULL, error);
@@ -86,7 +89,7 @@ static int32_t quantize(peft_model *model, const char *type, int block, int doub
 
 int main(int argc, char **argv) {
   const char *model_path = NULL, *out = NULL, *type = NULL, *text = NULL;
-  int block = 0, doubled = 0;
+  int block = 0, doubled = 0, length = 256;
   for (int i = 1; i < argc; i++) {
     const char *const *value = (const char *const *)argv + i + 1;
     if (strcmp(argv[i], "--double") == 0) {
@@ -99,6 +102,7 @@ int main(int argc, char **argv) {
     else if (strcmp(argv[i], "--type") == 0) type = *value;
     else if (strcmp(argv[i], "--text") == 0) text = *value;
     else if (strcmp(argv[i], "--block") == 0) block = atoi(*value);
+    else if (strcmp(argv[i], "--length") == 0) length = atoi(*value);
     else return fprintf(stderr, "quantize: %s\n%s", argv[i], usage), 2;
     i++;
   }
@@ -112,13 +116,13 @@ int main(int argc, char **argv) {
   char dtype[80];
   int32_t result = peft_context_create(&context, NULL, &error);
   if (result >= 0) result = peft_model_open(&model, context, model_path, NULL, &error);
-  if (result >= 0 && text && (before = perplexity(model, text, &error)) < 0) result = -1;
+  if (result >= 0 && text && (before = perplexity(model, text, length, &error)) < 0) result = -1;
   if (result >= 0 && !is_gguf) result = quantize(model, type, block, doubled, &error);
   snprintf(dtype, sizeof dtype, "{\"dtype\": \"%.40s\"}", type);
   if (result >= 0) result = peft_model_export(model, out, is_gguf ? dtype : NULL, &error);
   if (result >= 0 && text) {
     result = peft_model_open(&small, context, out, NULL, &error); /* as others will find it */
-    if (result >= 0 && (after = perplexity(small, text, &error)) < 0) result = -1;
+    if (result >= 0 && (after = perplexity(small, text, length, &error)) < 0) result = -1;
     if (result >= 0) printf("perplexity %.3f before, %.3f after\n", before, after);
   }
   if (result >= 0) printf("saved to %s\n", out);
