@@ -40,6 +40,9 @@ enum LoRAStart: Sendable, Equatable {
         case .bool(false): self = .random
         case .string(let name) where name.lowercased() == "lora_ga" && isNew: self = .gradient(try GradientStart(configuration))
         case .string(let name) where name.lowercased() == "loftq": self = .quantized(try QuantizedStart(configuration))
+        case .string(let name) where name.lowercased() == "corda" && !isNew:
+            // As in PEFT: what the start took out of the base came from data, which no file has.
+            throw PEFTError(.unsupported, "an adapter that began by 'corda' changed the base weights, and its file does not say how: begin it anew with its calibration batches, then set its state")
         case .string(let name) where name.lowercased() == "corda": self = .covariance(try CovarianceStart(configuration))
         case .string(let name) where name.lowercased() == "eva" && isNew: self = .variance(try VarianceStart(configuration))
         case .string(let name): self = try LoRAStart(named: name, isNew: isNew)

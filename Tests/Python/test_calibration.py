@@ -47,14 +47,17 @@ def test_eva_leaves_out_what_is_not_learned(model):
 
 
 @pytest.mark.parametrize("method", ["ipm", "kpm"])
-def test_corda(model, ids, method):
+def test_corda(model, ids, method, tmp_path):
     base, weights = model(input_ids=ids).logits, model.state_dict()
     model.add_adapter("a", {**CORDA, "corda_config": {"corda_method": method}}, calibration=batches(labels=False))
     assert np.allclose(model(input_ids=ids).logits, base, atol=1e-3), "what the adapter has was taken out of the weights"
     name = "model.layers.0.self_attn.q_proj"
     assert np.abs(model.get_parameter(name + ".weight") - weights[name + ".weight"]).max() > 1e-3
+    model.save_pretrained(tmp_path, "a")
     model.delete_adapter("a")
     assert np.array_equal(model.get_parameter(name + ".weight"), weights[name + ".weight"])
+    with pytest.raises(PeftError, match="corda"):  # its weights belong to a base that this is not
+        model.load_adapter(tmp_path, "a")
 
 
 @pytest.mark.parametrize("config, word", [
