@@ -79,7 +79,7 @@ TEST(wrong_options_are_named) {
   training t = open_training("{}", NULL);
   peft_trainer *trainer = NULL;
   static const struct { const char *options, *part; } wrong[] = {
-      {"{\"learning_rate\": 1}", "learning_rate"}, {"{\"lr\": -1}", "lr"}, {"{\"lr\": \"fast\"}", "lr"}, {"{\"optimizer\": \"lion\"}", "lion"},
+      {"{\"learning_rate\": 1}", "learning_rate"}, {"{\"lr\": -1}", "lr"}, {"{\"lr\": \"fast\"}", "lr"}, {"{\"optimizer\": \"adagrad\"}", "adagrad"},
       {"{\"lr_scheduler\": \"step\"}", "step"}, {"{\"max_steps\": 0}", "max_steps"}, {"{\"betas\": [0.9]}", "betas"}, {"{\"epochs\": 0}", "epochs"},
       {"{\"gradient_checkpointing\": 1}", "gradient_checkpointing"}, {"{\"adapter\": 5}", "adapter"}, {"null", "null"}, {"{\"lr\":}", "JSON"}};
   for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
