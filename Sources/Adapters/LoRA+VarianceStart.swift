@@ -5,7 +5,8 @@ internal import Synchronization
 internal import Tensors
 
 /// EVA (Paischer et al., arXiv:2410.07170): A begins as the principal components of what the layer sees, and ranks go to the layers
-/// whose components explain most. After PEFT's `eva.py`.
+/// whose components explain most. After PEFT's `eva.py`; but `whiten` divides once, where PEFT does it again, in place, for each further
+/// layer that sees the same input.
 struct VarianceStart: Sendable, Equatable {
     /// A layer has at most so many times its rank.
     let rho: Double
