@@ -93,7 +93,7 @@ package final class Session: @unchecked Sendable {
         guard keep >= 0, keep <= tokens.count else { throw PEFTError(.argument, "rewinding to \(keep) tokens; the session holds \(tokens.count)") }
         if keep == 0 { cache.forgetSource() }
         guard keep < tokens.count else { return }
-        ahead = ReadAhead()
+        dropAhead()
         cache.truncate(to: leading + max(keep - 1, 0))
         let last = keep > 0 ? tokens[keep - 1] : nil
         tokens.removeSubrange(max(keep - 1, 0)...)
@@ -161,7 +161,7 @@ package final class Session: @unchecked Sendable {
     ///   - after: what is to be read next for certain.
     private func forward(_ ids: [Int32], guess: ArraySlice<Int32> = [], after: [Int32] = []) throws(PEFTError) {
         let engine = model.engine
-        ahead = ReadAhead()
+        dropAhead()
         let result: Tensor? = try model.lock.read { () throws(PEFTError) in
             // Asked for under the lock: no merge comes between this and the computation.
             let adaptation = try adaptation()
@@ -214,7 +214,7 @@ package final class Session: @unchecked Sendable {
         guard dropped <= tokens.count - keep else {
             throw PEFTError(.contextFull, "\(count) tokens do not fit in a context of \(room) that keeps its first \(keep)", detail: Int64(excess))
         }
-        ahead = ReadAhead()
+        dropAhead()
         try cache.shift(keeping: leading + keep, dropping: dropped, rotary: rotary)
         tokens.removeSubrange(keep..<keep + dropped)
     }
@@ -258,9 +258,14 @@ package final class Session: @unchecked Sendable {
         return first.logits
     }
 
+    /// What was guessed is not what comes next.
+    func dropAhead() {
+        ahead = ReadAhead()
+        cache.truncate(to: cache.length)
+    }
+
     /// A pass over several sessions read `token` here.
     func didAccept(_ token: Int32, logits: [Float], seconds: Double) {
-        ahead = ReadAhead()
         cache.advance(by: 1)
         tokens.append(token)
         self.logits = logits

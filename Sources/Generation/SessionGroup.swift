@@ -32,7 +32,10 @@ package enum SessionGroup {
         guard pairs.allSatisfy({ $0.session.model === model }) else { throw PEFTError(.argument, "sessions that are stepped together must be of one model") }
         if pairs.count == 1 { return try pairs[0].session.accept(pairs[0].token) }
         let begin = Clock.seconds
-        for (session, _) in pairs { try session.makeRoom(for: 1) }
+        for (session, _) in pairs {
+            try session.makeRoom(for: 1)
+            session.dropAhead()
+        }
         let engine = model.engine
         let logits = try model.lock.read { () throws(PEFTError) in
             let context = ForwardContext(

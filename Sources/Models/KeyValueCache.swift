@@ -17,7 +17,7 @@ package final class KeyValueCache {
     package let dtype: DType
     /// Tokens held.
     package private(set) var length = 0
-    /// Where the rows end that were appended and do not count yet; 0: there are none.
+    /// Where the rows end that were appended; those behind `length` do not count yet.
     private var written = 0
     /// Tokens there is memory for.
     private var allocated = 0
@@ -66,8 +66,7 @@ package final class KeyValueCache {
     package func advance(by count: Int) {
         length = min(length + max(count, 0), allocated)
         // Not where this pass did not ask for the base model's.
-        if let base, base.written == base.length + count { base.advance(by: count) }
-        written = 0
+        if let base, base.written >= base.length + count { base.advance(by: count) }
     }
 
     /// What it holds of a layer, as views.
@@ -76,9 +75,10 @@ package final class KeyValueCache {
         return (try keys[layer].rows(0..<length), try values[layer].rows(0..<length))
     }
 
-    /// Forgets all tokens from `newLength` on (rollback); nothing when there are fewer.
+    /// Forgets all tokens from `newLength` on (rollback), and what was appended behind them and is not counted.
     package func truncate(to newLength: Int) {
         length = max(0, min(length, newLength))
+        written = length
         if length == 0 { gated = [:] }
         base?.truncate(to: newLength)
     }

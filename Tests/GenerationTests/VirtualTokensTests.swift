@@ -96,6 +96,36 @@ import Training
         }
     }
 
+    @Test("guessed tokens change nothing, whatever acts", arguments: configs.map(\.name) + ["experts", "bottleneck", "waiting"]) func guessed(name: String) throws {
+        let model = try OpenedModel.open(path: VirtualTokensTests.base, Engine(threads: 2), compute: .f32).model
+        let set = AdapterSet(model)
+        switch name {
+        case "experts": try set.load(name, path: String(VirtualTokensTests.base.dropLast("bases/llama".count)) + "cases/xlora/adapter", trainable: false)
+        case "bottleneck": try set.add(name, ["peft_type": .string("BOTTLENECK"), "config": .string("double_seq_bn")])
+        case "waiting":
+            try set.add(name, [
+                "peft_type": .string("LORA"), "target_modules": .array([.string("q_proj")]), "init_lora_weights": .bool(false), "alora_invocation_tokens": .array([.integer(9), .integer(2)]),
+            ])
+        default: for (own, config) in VirtualTokensTests.configs where own == name { try set.add(name, config) }
+        }
+        func session(guessing count: Int) throws -> Session {
+            var options = SessionOptions()
+            options.task = 1
+            options.promptLookupTokens = count
+            let session = try Session(model, tokenizer: nil, options: options) { () throws(PEFTError) in try set.activeAdaptation() }
+            try session.append([1, 5, 9, 2, 5, 9, 2, 5])
+            return session
+        }
+        let (plain, guessing) = (try session(guessing: 0), try session(guessing: 7))
+        // A text that repeats itself, and does not always: guesses come true, in part, and not at all.
+        for (step, token) in ([9, 2, 5, 9, 2, 7, 9, 2, 5, 9, 3, 3, 9, 2, 5, 9, 2, 5] as [Int32]).enumerated() {
+            for session in [plain, guessing] { try session.accept(token) }
+            #expect(try plain.nextLogits() == guessing.nextLogits(), "\(name), token \(step)")
+        }
+        for session in [plain, guessing] { try session.append([4, 4]) }
+        #expect(try plain.nextLogits() == guessing.nextLogits())
+    }
+
     @Test("experts chosen token by token: the cache has the base model's states beside") func experts() throws {
         let model = try OpenedModel.open(path: VirtualTokensTests.base, Engine(threads: 2), compute: .f32).model
         let set = AdapterSet(model)
