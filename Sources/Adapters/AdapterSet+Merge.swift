@@ -29,10 +29,15 @@ extension AdapterSet {
                 chosen.map { ($0.adapter, $0.scale) }, originals: originals, isSafe: safe, as: dtype, residueRank: residue?.rank, model)
             let rest = merge.residue.isEmpty ? nil : try residueAdapter(merge.residue)
             let before = try apply(merge.changes)
-            table.withLock { $0.didMerge(chosen.map(\.name), before) }
             if let rest, let residue {
-                try table.withLock { (table) throws(PEFTError) in try table.insertResidue(rest, residue.name) }
-            } else if merge.kept < 0.5 {
+                do throws(PEFTError) { try table.withLock { (table) throws(PEFTError) in try table.insertResidue(rest, residue.name) } } catch {
+                    // The name was taken while this was computed.
+                    _ = try apply(before)
+                    throw error
+                }
+            }
+            table.withLock { $0.didMerge(chosen.map(\.name), before) }
+            if rest == nil, merge.kept < 0.5 {
                 let percent = Int(merge.kept * 100)
                 engine.warn(
                     "only \(percent) % of what the adapter changes is in the merged weights: their format has no room for more (see dtype; q8_0, bf16 …)"
