@@ -128,18 +128,6 @@ INLINE void NAME(weighted_sum)(const pk_attention *op, int heads, int vectors, c
   }
 }
 
-/* Between two uses of a cache lie all the weights of the model, so it has to come from memory: keys a step ahead, and the values
- * of this step, which are read when the scores are done. */
-INLINE void NAME(fetch)(const pk_attention *op, int64_t b, int64_t kv, int64_t k, int64_t end) {
-  const int64_t bytes = op->act == PK_F32 ? 4 : 2, width = op->head_dim * bytes;
-  for (int64_t i = k; i < pk_min(k + WIDTH, end); i++) {
-    const int64_t ahead = pk_min(i + WIDTH, end - 1);
-    const uint8_t *key = (const uint8_t *)op->k + (b * op->k_batch + ahead * op->k_token) * bytes + kv * width;
-    const uint8_t *value = (const uint8_t *)op->v + (b * op->v_batch + i * op->v_token) * bytes + kv * width;
-    for (int64_t at = 0; at < width; at += 64) __builtin_prefetch(key + at), __builtin_prefetch(value + at);
-  }
-}
-
 INLINE void NAME(few_heads_as)(int pairs, const pk_attention *op, int64_t b, int64_t t, int64_t h, int64_t count, pk_few_pieces *pieces) {
   const int64_t n = op->head_dim, words = pairs ? n / 2 : n, kv = h / (op->heads / op->kv_heads), ld = pk_blocks(op->k_len) * BLOCK;
   const pk_range keys = pk_visible(op, b, t);
@@ -147,7 +135,6 @@ INLINE void NAME(few_heads_as)(int pairs, const pk_attention *op, int64_t b, int
   const rows_view q = operand_rows(pairs, op->act, op->q, q_at, n, count, n, pieces->queries); /* heads are neighbours */
 
   for (int64_t k = keys.begin; k < keys.end; k += WIDTH) {
-    NAME(fetch)(op, b, kv, k, keys.end);
     const int64_t use = pk_min(WIDTH, keys.end - k), k_at = b * op->k_batch + k * op->k_token + kv * n;
     const rows_view rows = operand_rows(pairs, op->act, op->k, k_at, op->k_token, use, n, pieces->rows);
     for (int64_t i = 0; i < count; i++) {
