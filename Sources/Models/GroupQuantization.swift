@@ -37,8 +37,12 @@ struct GroupQuantization {
                 tensors.append(item)
                 continue
             }
-            guard part == ".qweight" else { continue }
             let name = String(item.name.dropLast(part.count))
+            guard part == ".qweight" else {
+                // Without codes it is no part of anything, and is named as unused.
+                if !source.contains(name + ".qweight") { tensors.append(item) }
+                continue
+            }
             do throws(PEFTError) { tensors.append(NamedTensor(name + ".weight", try all.matrix(name, item.tensor))) } catch { throw error.within("\(source.origin): '\(name)'") }
         }
         return try TensorSource(origin: source.origin, metadata: source.metadata, tensors)
