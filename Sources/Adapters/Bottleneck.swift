@@ -70,7 +70,7 @@ package struct Bottleneck: AdapterMethod {
         let size = model.layers.lazy.compactMap { ($0 as? Embedding)?.dimension }.first ?? 0
         return [
             "config": .object(own), "config_id": .null, "hidden_size": .integer(Int64(size)), "model_class": model.configuration["architectures"]?.arrayValue?.first ?? .null,
-            "model_name": configuration["base_model_name_or_path"] ?? .null, "model_type": .string(model.architecture), "name": .string(name), "version": .string("adapters.1.2.0"),
+            "model_name": configuration["base_model_name_or_path"] ?? .null, "model_type": .string(model.architecture), "name": .string(name), "version": .string("adapters.1.3.0"),
         ]
     }
 
@@ -83,14 +83,23 @@ package struct Bottleneck: AdapterMethod {
     }
 
     package func read(_ tensors: [(name: String, tensor: Tensor)], _ engine: Engine) throws(PEFTError) -> [(name: String, tensor: Tensor)] {
-        let keys = Set(shared.map(\.key))
+        let keys = shared.map(\.key)
         return tensors.map { item in
-            var parts = item.name.split(separator: ".").map { String($0) }
-            guard !keys.contains(item.name), let place = parts.firstIndex(of: "adapters") else { return item }
-            // Adapters' names may have dots: what is ours begins with a module of an adapter.
-            guard let end = parts[(place + 1)...].firstIndex(where: { ["gate", "scaling"].contains($0) || $0.hasPrefix("adapter_") }) else { return item }
-            parts.removeSubrange(place + 1..<end)
-            return (parts.joined(separator: "."), item.tensor)
+            let name = Bottleneck.unnamed(item.name)
+            if keys.contains(name) { return (name, item.tensor) }
+            // A model with a head has the base model's name in front ("bert."), the base model alone has not; the library reads both in both.
+            let same = keys.filter { name.hasSuffix("." + $0) || $0.hasSuffix("." + name) }
+            return (same.count == 1 ? same[0] : item.name, item.tensor)
         }
+    }
+
+    /// Without the adapter's name, which may have dots: behind it stands a module of an adapter.
+    private static func unnamed(_ key: String) -> String {
+        var parts = key.split(separator: ".").map { String($0) }
+        guard let place = parts.firstIndex(of: "adapters"),
+            let end = parts[(place + 1)...].firstIndex(where: { ["gate", "scaling"].contains($0) || $0.hasPrefix("adapter_") })
+        else { return key }
+        parts.removeSubrange(place + 1..<end)
+        return parts.joined(separator: ".")
     }
 }

@@ -2,7 +2,9 @@
 
 import json
 import math
+import shutil
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,3 +224,21 @@ def test_bad_settings_are_named(changes, word):
     gated.add_adapter("a", {"peft_type": "BOTTLENECK", "config": "seq_bn", "use_gating": True})
     with pytest.raises(PeftError, match="use_gating"):
         gated.generate(IDS)
+
+
+FIXTURES = Path(__file__).parent / "fixtures_adapters"  # made by scripts/check_with_adapters.py: what the library itself wrote and computed
+
+
+@pytest.mark.parametrize("name", sorted(folder.name for folder in FIXTURES.iterdir()))
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_what_the_library_wrote(name, prefix, tmp_path):
+    """Also what it wrote of a model with a head, whose names begin with the base model's."""
+    data = (FIXTURES / name / "adapter.safetensors").read_bytes()
+    size = struct.unpack("<Q", data[:8])[0]
+    head = json.dumps({key if key == "__metadata__" else prefix + key: value for key, value in json.loads(data[8:8 + size]).items()}).encode()
+    (tmp_path / "adapter.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + data[8 + size:])
+    shutil.copy(FIXTURES / name / "adapter_config.json", tmp_path)
+    model = Model.from_pretrained(GOLDEN / "bases" / "bert", dtype="float32")
+    model.load_adapter(tmp_path, "own")
+    expected = np.load(FIXTURES / name / "output.npy")
+    assert np.abs(model(input_ids=np.array([[1, 5, 9, 2, 20, 7, 3, 4]])).last_hidden_state - expected).max() < 1e-5 * np.abs(expected).max()
