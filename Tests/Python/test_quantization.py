@@ -244,3 +244,12 @@ def test_the_cpu_of_bitsandbytes_is_an_option(ids):
     base = GOLDEN / "bases" / "llama"
     errors = [Model.from_pretrained(base, quantization={"scheme": "nf4"}, bitsandbytes_cpu=cpu).describe()["quantization"]["layers"][0]["relative"] for cpu in (False, True)]
     assert errors[0] < 0.1 < errors[1]
+
+
+@pytest.mark.parametrize("options", [{"block_size": 256}, {"rules": [{"modules": ["q_proj"], "scheme": "nf4", "block_size": 256}]}])
+def test_large_blocks_keep_their_scales(options):
+    """Rows shorter than a block are common there: by default each block has its own scale."""
+    quantization = {"scheme": "nf4", **options}
+    default, exact, cpu = (Model.from_pretrained(GOLDEN / "bases" / "llama", quantization=quantization, **more).describe()["quantization"]["layers"][0]["relative"]
+                           for more in ({}, {"bitsandbytes_cpu": False}, {"bitsandbytes_cpu": True}))
+    assert default == exact < cpu

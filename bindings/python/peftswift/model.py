@@ -35,14 +35,15 @@ class Model(Handle):
     kind = "model"
 
     @classmethod
-    def from_pretrained(cls, path, dtype="auto", quantization=None, context=None, threads=0, memory_budget=0, bitsandbytes_cpu=True):
+    def from_pretrained(cls, path, dtype="auto", quantization=None, context=None, threads=0, memory_budget=0, bitsandbytes_cpu=None):
         """Opens a Hugging Face folder or a GGUF file.
 
         dtype: "float32", "bfloat16", "int8" (bf16, with 8-bit activations while generating) or "auto".
         quantization: {"scheme": "nf4", "block_size": 64, "double_quant": False, …} gives linear layers a weight format as they are
         read (the options of ``quantize``).
-        bitsandbytes_cpu: rows shorter than a block of nf4 or fp4 (tiny networks) are read as PEFT's are on a processor, by one scale
-        (a warning says so); False keeps more of them.
+        bitsandbytes_cpu: True reads rows shorter than a block of nf4 or fp4 as PEFT's are on a processor, all by one scale, which costs
+        accuracy (a warning says so). None: only with blocks of at most 64, where no network of use has such rows and tiny ones are
+        made to be compared with PEFT.
         context: shared threads and memory budget; otherwise one is made with ``threads`` and ``memory_budget``.
         """
         if str(dtype) not in _COMPUTE:
@@ -51,6 +52,10 @@ class Model(Handle):
         options = ModelOptions()
         lib.peft_model_options_init(c.byref(options))
         options.compute = _COMPUTE[str(dtype)]
+        if bitsandbytes_cpu is None:
+            rules = quantization.get("rules") if isinstance(quantization, dict) else None
+            blocks = [part.get("block_size") for part in [quantization, *(rules if isinstance(rules, list) else [])] if isinstance(part, dict)]
+            bitsandbytes_cpu = all(size <= 64 for size in blocks if isinstance(size, int))
         options.options_json = encoded_json({"quantization": quantization or None, "bitsandbytes_cpu": bool(bitsandbytes_cpu)})
         model = cls.make("peft_model_open", context, encoded_path(path), c.byref(options))
         model.context, model.path, model._training = context, str(path), False
