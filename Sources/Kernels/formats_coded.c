@@ -123,16 +123,9 @@ static void encode8(const float *x, int64_t count, float inverse, uint8_t *codes
     float v = x[i] * inverse;
     v = v < -1 ? -1 : v > 1 ? 1 : v;
     const int32_t place = v == v ? (int32_t)((v + 1) * 32767.5f + 0.5f) : 0;
-    int low = 0, high = 255; /* codes: as many as there are places at or below */
-    while (low < high) {
-      const int middle = (low + high) / 2;
-      if (place >= pk_dynamic_places[middle]) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    codes[i] = (uint8_t)low;
+    int code = 0; /* as many as there are places at or below, of 255; without branches, which nobody could predict */
+    for (int step = 128; step > 0; step /= 2) code += place >= pk_dynamic_places[code + step - 1] ? step : 0;
+    codes[i] = (uint8_t)code;
   }
 }
 
