@@ -99,10 +99,11 @@ demo-text: setup examples $(MODEL) ## The same on a Jane Austen novel: held-out 
 .PHONY: test
 test: ## Run all tests (scripts/test.sh; one layer: make test-unit, …)
 	@scripts/test.sh
-TEST_LAYERS := unit c examples install python golden
+TEST_LAYERS := unit c instructions examples install python golden
 .PHONY: $(addprefix test-,$(TEST_LAYERS))
 test-unit: ## Swift unit tests of every room
 test-c: ## The C interface: programs in Tests/CInterface
+test-instructions: ## How many instructions fixed jobs need (valgrind)
 test-examples: ## examples-c/ with -Werror, run on a small model
 test-install: ## An outside C program through pkg-config and through CMake
 test-python: ## The Python binding, from a wheel in a fresh environment

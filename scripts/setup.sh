@@ -7,7 +7,7 @@ set -euo pipefail
 building=(gcc g++ make libhdf5-dev libpcre2-dev libutf8proc-dev libjansson-dev)
 # OpenBLAS is opened when a decomposition is first asked for; nothing is linked against it.
 running=(libopenblas-dev python3 python3-venv)
-testing=(pkg-config cmake)
+testing=(pkg-config cmake valgrind)
 packages=("${building[@]}" "${running[@]}")
 case "${1-}" in
   --check) packages=("${building[@]}") ;;

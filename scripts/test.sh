@@ -4,7 +4,7 @@
 # when offline, …) is skipped and said.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-all=(unit c examples install golden python)
+all=(unit c instructions examples install golden python)
 layers=("${@:-${all[@]}}")
 log=build/test-logs
 mkdir -p "$log"
@@ -14,6 +14,7 @@ unit() {
         swift test -c release -Xswiftc -enable-testing --skip-build --disable-xctest
 }
 c() { Tests/CInterface/run.sh build/libpeftswift.so.1; }
+instructions() { Tests/Instructions/run.sh build/libpeftswift.so.1; }
 examples() { Tests/Examples/run.sh; }
 install() { Tests/Install/run.sh; }
 golden() { PYTHON=$PWD/.venv/bin/python Tests/Golden/run.sh; }
@@ -31,7 +32,7 @@ count() { # FILE WORD
 }
 
 scripts/setup.sh --tests || exit 1
-case " ${layers[*]} " in *" c "* | *" examples "* | *" install "* | *" golden "* | *" python "*) make --no-print-directory library examples .venv/bin/python || exit 1 ;; esac
+case " ${layers[*]} " in *" c "* | *" instructions "* | *" examples "* | *" install "* | *" golden "* | *" python "*) make --no-print-directory library examples .venv/bin/python || exit 1 ;; esac
 # The real model, for the tests that want it.
 make -s model || echo "test: the model could not be fetched; what needs it is skipped"
 
