@@ -31,7 +31,7 @@ struct TargetMatching {
 
         func contains(_ name: String) throws(PEFTError) -> Bool {
             switch self {
-            case .suffixes(let suffixes): TargetMatching.suffixes(of: name).contains { suffixes.contains($0) }
+            case .suffixes(let suffixes): TargetMatching.isNamed(name, by: suffixes)
             case .pattern(let pattern): try pattern.matchesWhole(name)
             }
         }
@@ -253,9 +253,19 @@ struct TargetMatching {
         return parts.indices.reversed().map { parts[$0...].joined(separator: ".") }
     }
 
+    /// Whether one of a name's suffixes is in the list, without making the others.
+    private static func isNamed(_ name: String, by suffixes: Set<String>) -> Bool {
+        var rest = name[...]
+        while !suffixes.contains(String(rest)) {
+            guard let dot = rest.utf8.firstIndex(of: UInt8(ascii: ".")) else { return false }
+            rest = rest[rest.utf8.index(after: dot)...]
+        }
+        return true
+    }
+
     /// Suffixes, as short as can be, that name the same modules.
     private static func condensed(_ targets: Set<String>, _ modules: ModuleNames) -> Set<String> {
-        let others = modules.all.filter { name in !suffixes(of: name).contains { targets.contains($0) } }
+        let others = modules.all.filter { !isNamed($0, by: targets) }
         let taken = Set(others.flatMap { suffixes(of: $0) })
         let ordered = targets.map { suffixes(of: $0) }.sorted { $0.lexicographicallyPrecedes($1) }
         var required: Set<String> = []

@@ -1,3 +1,5 @@
+internal import Glibc
+
 /// A JSON document as a value. Objects keep the order of the text: PEFT's pattern tables are matched in order.
 package indirect enum JSONValue: Sendable, Equatable {
     case null
@@ -48,7 +50,16 @@ private struct ExactKey: Hashable, Sendable {
 
     init(_ text: String) { self.text = text }
 
-    static func == (a: ExactKey, b: ExactKey) -> Bool { a.text.utf8.elementsEqual(b.text.utf8) }
+    static func == (a: ExactKey, b: ExactKey) -> Bool {
+        guard a.text.utf8.count == b.text.utf8.count else { return false }
+        var (a, b) = (a.text, b.text)
+        return a.withUTF8 { a in
+            b.withUTF8 { b in
+                guard let first = a.baseAddress, let second = b.baseAddress else { return a.count == b.count }
+                return unsafe memcmp(first, second, a.count) == 0
+            }
+        }
+    }
 
     func hash(into hasher: inout Hasher) {
         var text = text
