@@ -2,7 +2,7 @@
 """One measurement of libpeftswift in a process of its own, as a JSON line: what peers/peers.py does for the peers.
 
     engine.py train MODEL --batch 1 --seq 512 [--compute bfloat16] [--level avx2] [--checkpointing on]
-    engine.py prompt|decode|sessions|start MODEL [--lora] [--adapters 8]
+    engine.py plan|prompt|decode|sessions|start MODEL [--lora] [--adapters 8]
 
 Everything goes through the C interface (the binding adds a few microseconds a call). MODEL is a GGUF file or a Hugging Face folder.
 A line has "tok_s" (the best repeat), "tok_s_median" and "peak_mb" (VmHWM: everything this process had in memory at once, Python,
@@ -75,6 +75,13 @@ def train(arguments):
     trainer.step(input_ids=ids, labels=ids)
     times = repeated(arguments, lambda: trainer.step(input_ids=ids, labels=ids))
     report(times, ids.size, plan_mb=round(plan["total"] / 2**20), budget_peak_mb=round(model.context.memory()["peak"] / 2**20))
+
+
+def plan(arguments):
+    """What a step would hold, without doing one."""
+    model = open_model(arguments)
+    model.add_adapter("default", LORA)
+    report(plan_mb=round(model.trainer(optimizer="adamw", lr=1e-4).plan(arguments.batch, arguments.seq)["total"] / 2**20))
 
 
 def session(model, arguments, **options):
@@ -177,7 +184,7 @@ def export(arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=["train", "prompt", "decode", "sessions", "start", "export"])
+    parser.add_argument("work", choices=["train", "plan", "prompt", "decode", "sessions", "start", "export"])
     parser.add_argument("model")
     parser.add_argument("to", nargs="?")
     parser.add_argument("--compute", default="auto", choices=["auto", "float32", "bfloat16", "int8"])
