@@ -118,15 +118,11 @@ private final class BOFTModule: MatrixModule {
     /// `x·M`
     func input(_ x: Variable, _ site: HookSite) throws(PEFTError) -> Variable {
         let tape = site.tape
-        let (b, all, wide) = (blockSize, factors * blocks, blockSize * joined.count)
-        let free = try tape.reshaped(tape.variable(r), [all, b * b])
-        let skew = try tape.scaled(try tape.add(free, try tape.scaled(try tape.gatherColumns(free, transposition), by: -1)), by: 0.5)
-        let c = try dropped(try Rotation.cayley(try tape.reshaped(skew, [all, b, b]), tape), tape)
-        let rows = try tape.scatterColumns(try tape.reshaped(c, [all / joined.count, joined.count * b * b]), joined.places)
-        let perFactor = blocks / joined.count
+        let (perFactor, wide) = (blocks / joined.count, blockSize * joined.count)
+        let all = try tape.remade([tape.variable(r)]) { [self] (tape, inputs) throws(PEFTError) in try rotations(inputs[0], tape) }
         var x = x
         for factor in (0..<factors).reversed() {
-            let own = factors == 1 ? rows : try tape.rows(rows, factor * perFactor..<(factor + 1) * perFactor)
+            let own = factors == 1 ? all : try tape.rows(all, factor * perFactor..<(factor + 1) * perFactor)
             let matrices = try tape.reshaped(own, [perFactor, wide, wide])
             guard factor > 0 else {
                 x = try tape.blockLinear(x, matrices)
@@ -136,6 +132,15 @@ private final class BOFTModule: MatrixModule {
             x = try tape.gatherColumns(try tape.blockLinear(try tape.gatherColumns(x, order.there), matrices), order.back)
         }
         return x
+    }
+
+    /// The blocks of all factors, `joined.count` of them in the diagonal of each matrix: `[matrices, wide²]`.
+    private func rotations(_ r: Variable, _ tape: Tape) throws(PEFTError) -> Variable {
+        let (b, all) = (blockSize, factors * blocks)
+        let free = try tape.reshaped(r, [all, b * b])
+        let skew = try tape.scaled(try tape.add(free, try tape.scaled(try tape.gatherColumns(free, transposition), by: -1)), by: 0.5)
+        let c = try dropped(try Rotation.cayley(try tape.reshaped(skew, [all, b, b]), tape), tape)
+        return try tape.scatterColumns(try tape.reshaped(c, [all / joined.count, joined.count * b * b]), joined.places)
     }
 
     /// In training, a share of the blocks of one factor is left out: the identity stands in for them.

@@ -79,21 +79,6 @@ extension BranchFactor {
 }
 
 extension Tensor {
-    /// The first `width` columns of a frozen f32 matrix; itself where it has no more.
-    func leftColumns(_ width: Int, _ engine: Engine) throws(PEFTError) -> Tensor {
-        guard width < columns else { return self }
-        let (all, result) = (columns, try Tensor(engine, [rows, width], .f32, .scratch))
-        unsafe withFloats { from in
-            unsafe result.withMutableFloats { to in
-                guard from.count / max(all, 1) == to.count / max(width, 1) else { return }
-                for row in 0..<to.count / max(width, 1) {
-                    for column in 0..<width { unsafe to[row * width + column] = from[row * all + column] }
-                }
-            }
-        }
-        return result
-    }
-
     /// Sets the values of an f32 tensor of the caller's own.
     func set(_ values: [Float]) {
         unsafe withMutableFloats { target in

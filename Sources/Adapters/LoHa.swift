@@ -95,8 +95,12 @@ private final class LoHaModule: MatrixModule {
                         try tucker.likePEFT(w[4], w[0], w[1], other: (w[5], w[3]), tape), try tucker.likePEFT(w[5], w[2], w[3], other: (w[4], w[1]), tape))
                 }
             }
-            let left = try tape.multiply(try tape.gatherColumns(variables[0], pairs.first), try tape.gatherColumns(variables[2], pairs.second))
-            let right = try tape.multiply(try tape.gatherRows(variables[1], pairs.first), try tape.gatherRows(variables[3], pairs.second))
+            let left = try tape.remade([variables[0], variables[2]]) { (tape, w) throws(PEFTError) in
+                try tape.multiply(try tape.gatherColumns(w[0], pairs.first), try tape.gatherColumns(w[1], pairs.second))
+            }
+            let right = try tape.remade([variables[1], variables[3]]) { (tape, w) throws(PEFTError) in
+                try tape.multiply(try tape.gatherRows(w[0], pairs.first), try tape.gatherRows(w[1], pairs.second))
+            }
             return try tape.addLowRank(to: y, input: x, a: right, b: left, scale: scale)
         }
     }

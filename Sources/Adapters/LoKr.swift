@@ -75,8 +75,6 @@ private final class LoKrModule: MatrixModule {
     private let factor: Double
     private let start: String
     private let (l, k, m, n): (Int, Int, Int, Int)
-    /// A row `[m, n·taps]` the other way round, and `[n·taps, l]` the other way round.
-    private let (turn, back): (ColumnMap, ColumnMap)
     /// Where PEFT's product has another order than the weight it is read as.
     private let order: ColumnMap?
 
@@ -107,8 +105,6 @@ private final class LoKrModule: MatrixModule {
             second = [try parameter("w2_a", [k, rank]), try parameter("w2_b", [rank, n * taps])]
         }
         let width = n * taps
-        turn = try ColumnMap(engine, (0..<m * width).map { $0 % m * width + $0 / m }, of: m * width)
-        back = try ColumnMap(engine, (0..<l * width).map { $0 % width * l + $0 / width }, of: l * width)
         // torch.kron puts the two dimensions of W₁ beside the last two of three: the product has the order (k, l, n, m, tap).
         let isScrambled = target.kernel.count == 1 && isWhole
         order =
@@ -189,10 +185,10 @@ private final class LoKrModule: MatrixModule {
     private func addFactored(to y: consuming Variable, input x: Variable, _ scale: Float, _ w: [Variable], _ tape: Tape) throws(PEFTError) -> Variable {
         let (rows, width, shape) = (x.value.rows, n * target.taps, y.shape)
         let w1 = try w1(w, tape)
-        let branch = try tape.recomputed([x, w1, try w2(w, tape)]) { [turn, back, l, m, k] (tape, inputs) throws(PEFTError) in
-            let turned = try tape.reshaped(try tape.gatherColumns(inputs[0], turn), [rows * width, m])
+        let branch = try tape.recomputed([x, w1, try w2(w, tape)]) { [l, m, k] (tape, inputs) throws(PEFTError) in
+            let turned = try tape.reshaped(try tape.turnedRows(inputs[0], m, width), [rows * width, m])
             let mixed = try tape.reshaped(try tape.linear(turned, inputs[1]), [rows, width * l])
-            let z = try tape.reshaped(try tape.gatherColumns(mixed, back), [rows * l, width])
+            let z = try tape.reshaped(try tape.turnedRows(mixed, width, l), [rows * l, width])
             return try tape.reshaped(try tape.linear(z, inputs[2]), [rows, l * k])
         }
         return try tape.add(y, try tape.reshaped(try tape.scaled(branch, by: scale), shape))

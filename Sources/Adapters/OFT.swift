@@ -123,10 +123,12 @@ final class OFTRotation: Sendable {
     /// `x·R`
     func callAsFunction(_ x: Variable, _ tape: Tape) throws(PEFTError) -> Variable {
         let b = blockSize
-        let values = try projected(tape)
-        let skew = try tape.add(try tape.scatterColumns(values, upper), try tape.scaled(try tape.scatterColumns(values, lower), by: -1))
-        let blocks = try tape.reshaped(skew, [values.value.rows, b, b])
-        let r = if let terms = settings.terms { try Rotation.series(blocks, terms: terms, tape) } else { try Rotation.cayley(blocks, tape) }
+        let r = try tape.remade([try projected(tape)]) { [upper, lower, settings] (tape, inputs) throws(PEFTError) in
+            let values = inputs[0]
+            let skew = try tape.add(try tape.scatterColumns(values, upper), try tape.scaled(try tape.scatterColumns(values, lower), by: -1))
+            let blocks = try tape.reshaped(skew, [values.value.rows, b, b])
+            return if let terms = settings.terms { try Rotation.series(blocks, terms: terms, tape) } else { try Rotation.cayley(blocks, tape) }
+        }
         guard settings.isShared else { return try tape.blockLinear(x, r) }
         return try tape.reshaped(try tape.blockLinear(try tape.reshaped(x, [x.value.count / b, b]), r), x.shape)
     }

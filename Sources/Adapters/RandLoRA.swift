@@ -139,13 +139,15 @@ private final class RandLoRALinear: LinearBranch {
         throws(PEFTError) -> Variable
     {
         let (rank, count, small) = (lambda.value.rows, lambda.value.columns, gamma.value.columns)
-        let a = try bases.a.value.reshaped([rank, bases.a.value.columns]).leftColumns(small, tape.engine)
+        let a = try bases.a.value.reshaped([rank, bases.a.value.columns])
         let all = bases.b.value
         let flat = try all.reshaped([all.shape[0], all.count / max(all.shape[0], 1)])
-        let b = try flat.rows(0..<max(linear.inputSize, linear.outputSize)).leftColumns(count * rank, tape.engine)
-        let ua = try tape.scaledBases(a, tape.variable(lambda), tape.variable(gamma))
+        let b = try tape.leftColumns(of: try flat.rows(0..<max(linear.inputSize, linear.outputSize)), count * rank)
+        let ua = try tape.remade([tape.variable(lambda), tape.variable(gamma)]) { (tape, w) throws(PEFTError) in
+            try tape.scaledBases(try tape.leftColumns(of: a, small).value, w[0], w[1])
+        }
         let isTall = linear.inputSize <= linear.outputSize
-        let factors: [BranchFactor] = isTall ? [.matrix(ua), .matrix(Variable(b))] : [.transposed(Variable(b)), .transposed(ua)]
+        let factors: [BranchFactor] = isTall ? [.matrix(ua), .matrix(b)] : [.transposed(b), .transposed(ua)]
         return try tape.addProduct(to: y, input: x, factors, scale: scale * factor, dropout: dropout)
     }
 }

@@ -86,7 +86,6 @@ private final class RoAdModule: MatrixModule {
         }
         let cosine = try factors(cosines) { (x) throws(PEFTError) in try tape.cosine(x) }
         let sine = try tape.multiply(try factors(sines) { (x) throws(PEFTError) in try tape.sine(x) }, Variable(signs))
-        let turned = try tape.scaleColumns(try tape.gatherColumns(y, partners), scale: sine)
-        return try tape.add(try tape.scaleColumns(y, scale: cosine), turned)
+        return try tape.turnColumns(y, cosine: cosine, sine: sine, partners: partners)
     }
 }

@@ -27,7 +27,7 @@ struct SharedProjections: Sendable {
         b.value.set(generator.kaiming(b.value.count, fanIn: ranks.b))
     }
 
-    func a(for linear: Linear, _ engine: Engine) throws(PEFTError) -> Tensor { try a.value.leftColumns(linear.inputSize, engine) }
+    func a(for linear: Linear, _ tape: Tape) throws(PEFTError) -> Variable { try tape.leftColumns(of: a.value, linear.inputSize) }
     func b(for linear: Linear) throws(PEFTError) -> Tensor { try b.value.rows(0..<linear.outputSize) }
 }
 

@@ -84,7 +84,7 @@ class VeRALinear: LinearBranch, @unchecked Sendable {
 
     /// `λ_d ⊙ A·drop(x)`
     func inner(_ x: Variable, _ tape: Tape) throws(PEFTError) -> Variable {
-        let h = try tape.linear(try tape.dropout(x, dropout), frozen: try projections.a(for: linear, tape.engine))
+        let h = try tape.linear(try tape.dropout(x, dropout), try projections.a(for: linear, tape))
         return try tape.scaleColumns(h, scale: tape.variable(d))
     }
 

@@ -1,3 +1,4 @@
+internal import Kernels
 package import Platform
 internal import Tensors
 
@@ -16,7 +17,7 @@ extension Tape {
         try engine.multiplyBlocks(.inputGradient, n, x.value, xBlocks, w.value, wBlocks, y, yBlocks, (rows, q, p), compute)
         let output = result(y, of: x, w)
         let input = w.needsGradient ? x.kept : nil
-        let weights = x.needsGradient ? w.value : nil
+        let weights = x.needsGradient ? w.kept : nil
         record(output) { [engine, xSlot = x.slot, wSlot = w.slot] dY throws(PEFTError) in
             if let wSlot, let input {
                 let (dW, accumulate) = try wSlot.buffer(engine)
@@ -25,7 +26,7 @@ extension Tape {
             }
             if let xSlot, let weights {
                 let (dX, accumulate) = try xSlot.buffer(engine)
-                try engine.multiplyBlocks(.forward, n, dY, yBlocks, weights, wBlocks, dX, xBlocks, (rows, p, q), compute, accumulate: accumulate)
+                try engine.multiplyBlocks(.forward, n, dY, yBlocks, try weights.tensor(), wBlocks, dX, xBlocks, (rows, p, q), compute, accumulate: accumulate)
             }
         }
         return output
@@ -60,16 +61,15 @@ extension Tape {
         try require(shape.count == 3 && shape[1] == shape[2], "inverses of \(shape)")
         let (n, b) = (shape[0], shape[1])
         let y = try Tensor(engine, shape, .f32)
-        let isRegular = unsafe x.value.withFloats { from in
-            unsafe y.withMutableFloats { to in
-                guard from.count == n * b * b else { return true }
-                for index in 0..<n {
-                    let range = index * b * b..<(index + 1) * b * b
-                    guard unsafe invert(UnsafeBufferPointer(rebasing: from[range]), b, into: UnsafeMutableBufferPointer(rebasing: to[range])) else { return false }
-                }
-                return true
-            }
+        let shares = engine.shares(x.value.count * b)
+        let scratch = try Storage(byteCount: shares * 2 * b * b * 8, budget: engine.budget, category: .scratch)
+        let failed = try Tensor.zeros(engine, [shares], .f32, .scratch)
+        engine.parallel(shares) { part, parts in
+            let own = unsafe (scratch.base + Int(part) * 2 * b * b * 8).assumingMemoryBound(to: Double.self)
+            let isRegular = unsafe pk_inverses(x.value.floatPointer, y.floatPointer, Int64(n), Int64(b), own, part, parts)
+            if isRegular == 0 { unsafe failed.floatPointer[Int(part)] = 1 }
         }
+        let isRegular = unsafe failed.withFloats { unsafe $0.allSatisfy { $0 == 0 } }
         guard isRegular else { throw PEFTError(.numeric, "a block of \(b) × \(b) has no inverse") }
         let output = result(y, of: x)
         record(output) { [engine, slot = x.slot] dY throws(PEFTError) in
@@ -82,24 +82,4 @@ extension Tape {
         }
         return output
     }
-}
-
-/// Gauss–Jordan with pivots, in double.
-/// - Returns: false for a singular matrix.
-private func invert(_ from: UnsafeBufferPointer<Float>, _ n: Int, into to: UnsafeMutableBufferPointer<Float>) -> Bool {
-    var rows = (0..<n).map { row in (0..<n).map { unsafe Double(from[row * n + $0]) } + (0..<n).map { $0 == row ? 1 : 0 } }
-    for column in 0..<n {
-        guard let pivot = (column..<n).max(by: { abs(rows[$0][column]) < abs(rows[$1][column]) }), abs(rows[pivot][column]) > 1e-300 else { return false }
-        rows.swapAt(column, pivot)
-        let factor = 1 / rows[column][column]
-        for index in column..<2 * n { rows[column][index] *= factor }
-        for row in 0..<n where row != column && rows[row][column] != 0 {
-            let factor = rows[row][column]
-            for index in column..<2 * n { rows[row][index] -= factor * rows[column][index] }
-        }
-    }
-    for row in 0..<n {
-        for column in 0..<n { unsafe to[row * n + column] = Float(rows[row][n + column]) }
-    }
-    return true
 }

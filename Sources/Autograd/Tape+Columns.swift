@@ -34,6 +34,24 @@ extension Tape {
         return output
     }
 
+    /// Each row is a matrix `[n, m]`; the result's are its transpose, `[m, n]`. Keeps nothing.
+    package func turnedRows(_ x: Variable, _ n: Int, _ m: Int) throws(PEFTError) -> Variable {
+        try require(x.value.columns == n * m, "turnedRows: \(n) × \(m) for x \(x.shape)")
+        let output = result(try engine.turnedRows(x.value, n, m), of: x)
+        record(output) { [engine, slot = x.slot] dY throws(PEFTError) in try slot?.add(try engine.turnedRows(dY, m, n), engine) }
+        return output
+    }
+
+    /// The first `width` columns of a frozen f32 matrix; itself where it has no more. Nobody keeps them: the backward pass cuts
+    /// them off again.
+    package func leftColumns(of x: Tensor, _ width: Int) throws(PEFTError) -> Variable {
+        try require(width <= x.columns && x.dtype == .f32, "\(width) columns of \(x.dtype.name) \(x.shape)")
+        if width == x.columns { return Variable(x) }
+        var cut = Variable(try engine.leftColumns(of: x, width))
+        cut.recipe = Recipe { [engine] () throws(PEFTError) in try engine.leftColumns(of: x, width) }
+        return cut
+    }
+
     /// The same for rows: `y[r, :] = x[map[r], :]`.
     package func gatherRows(_ x: Variable, _ map: ColumnMap) throws(PEFTError) -> Variable {
         try require(x.value.rows == map.width, "gatherRows: \(map.width) rows of \(x.shape)")
@@ -52,7 +70,24 @@ extension Tape {
 }
 
 extension Engine {
-    fileprivate func gatherColumns(_ x: Tensor, _ map: ColumnMap) throws(PEFTError) -> Tensor {
+    fileprivate func turnedRows(_ x: Tensor, _ n: Int, _ m: Int) throws(PEFTError) -> Tensor {
+        let y = try Tensor(self, x.shape, x.dtype)
+        parallel(shares(y.count)) { part, parts in
+            unsafe pk_turn_rows(x.dtype.rawValue, x.pointer, y.pointer, Int64(x.rows), Int64(n), Int64(m), part, parts)
+        }
+        return y
+    }
+
+    fileprivate func leftColumns(of x: Tensor, _ width: Int) throws(PEFTError) -> Tensor {
+        let (rows, all, y) = (x.rows, x.columns, try Tensor(self, [x.rows, width], .f32, .scratch))
+        parallel(shares(y.count)) { part, parts in
+            let (from, to) = unsafe (x.floatPointer, y.floatPointer)
+            for row in rows * Int(part) / Int(parts)..<rows * (Int(part) + 1) / Int(parts) { unsafe (to + row * width).update(from: from + row * all, count: width) }
+        }
+        return y
+    }
+
+    func gatherColumns(_ x: Tensor, _ map: ColumnMap) throws(PEFTError) -> Tensor {
         try gatherColumns(x, map.indices, of: map.width)
     }
 
@@ -65,7 +100,7 @@ extension Engine {
         return y
     }
 
-    fileprivate func scatterColumns(_ x: Tensor, _ map: ColumnMap) throws(PEFTError) -> Tensor {
+    func scatterColumns(_ x: Tensor, _ map: ColumnMap) throws(PEFTError) -> Tensor {
         if let inverse = map.inverse { return try gatherColumns(x, inverse, of: map.count) }
         let sums = try Tensor(self, [x.rows, map.width], .f32)
         parallel(shares(x.count)) { part, parts in

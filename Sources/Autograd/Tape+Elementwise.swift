@@ -52,8 +52,8 @@ extension Tape {
         return output
     }
 
-    /// `y[r,c] = x[r,c]·scale[c] + shift[c]`; `scale`, `shift` f32 `[n]` or nil (1, 0). Keeps `x` only for a trainable
-    /// `scale`.
+    /// `y[r,c] = x[r,c]·scale[c] + shift[c]`; `scale`, `shift` f32 `[n]` or nil (1, 0). Keeps `x` (compact, or
+    /// how to get it back) only for a trainable `scale`.
     package func scaleColumns(_ x: Variable, scale: Variable?, shift: Variable? = nil) throws(PEFTError) -> Variable {
         for vector in [scale, shift] {
             guard let vector else { continue }
@@ -63,13 +63,38 @@ extension Tape {
         engine.scaleColumns(x.value, scale?.value, shift?.value, into: y)
         let constant = Variable(x.value)
         let output = result(y, of: x, scale ?? constant, shift ?? constant)
-        let kept = scale?.slot == nil ? nil : x.value
+        let kept = isRecording && scale?.slot != nil ? (x.recipe == nil ? try compact(x.value) : x.kept) : nil
         record(output) { [engine, xSlot = x.slot, scaleSlot = scale?.slot, shiftSlot = shift?.slot, scale = scale?.value] dY throws(PEFTError) in
-            if let scaleSlot { engine.addColumnSums(of: dY, times: kept, to: try scaleSlot.sum(engine)) }
+            if let scaleSlot, let kept { engine.addColumnSums(of: dY, times: try kept.tensor(), to: try scaleSlot.sum(engine)) }
             if let shiftSlot { engine.addColumnSums(of: dY, to: try shiftSlot.sum(engine)) }
             guard let xSlot else { return }
             let (dX, accumulate) = try xSlot.buffer(engine)
             engine.scaleColumns(dY, scale, nil, into: dX, accumulate: accumulate)
+        }
+        return output
+    }
+
+    /// Columns turned in pairs: `y[:,c] = cosine[c]·x[:,c] + sine[c]·x[:,partners[c]]`; `cosine`, `sine` f32 `[n]`. Keeps `x`, compact.
+    package func turnColumns(_ x: Variable, cosine: Variable, sine: Variable, partners: ColumnMap) throws(PEFTError) -> Variable {
+        let n = x.value.columns
+        try require(cosine.value.count == n && sine.value.count == n && partners.count == n && partners.width == n, "turnColumns: \(n) columns, \(partners.count) partners")
+        let y = try Tensor(engine, x.shape, x.value.dtype)
+        engine.scaleColumns(try engine.gatherColumns(x.value, partners), sine.value, nil, into: y)
+        engine.scaleColumns(x.value, cosine.value, nil, into: y, accumulate: true)
+        let output = result(y, of: x, cosine, sine)
+        let kept = isRecording && (cosine.needsGradient || sine.needsGradient) ? try compact(x.value) : nil
+        record(output) { [engine, xSlot = x.slot, cSlot = cosine.slot, sSlot = sine.slot, cosine = cosine.value, sine = sine.value] dY throws(PEFTError) in
+            if let kept {
+                let x = try kept.tensor()
+                if let cSlot { engine.addColumnSums(of: dY, times: x, to: try cSlot.sum(engine)) }
+                if let sSlot { engine.addColumnSums(of: dY, times: try engine.gatherColumns(x, partners), to: try sSlot.sum(engine)) }
+            }
+            guard let xSlot else { return }
+            let turned = try Tensor(engine, dY.shape, dY.dtype)
+            engine.scaleColumns(dY, sine, nil, into: turned)
+            let dX = try engine.scatterColumns(turned, partners)
+            engine.scaleColumns(dY, cosine, nil, into: dX, accumulate: true)
+            try xSlot.add(dX, engine)
         }
         return output
     }
@@ -114,7 +139,8 @@ extension Tape {
 
     /// The same values under another shape of the same count; no copy.
     package func reshaped(_ x: Variable, _ shape: [Int]) throws(PEFTError) -> Variable {
-        let output = result(try x.value.reshaped(shape), of: x)
+        var output = result(try x.value.reshaped(shape), of: x)
+        output.recipe = x.recipe.map { recipe in Recipe { () throws(PEFTError) in try recipe.result().reshaped(shape) } }
         record(output) { [engine, slot = x.slot] dY throws(PEFTError) in try slot?.add(dY, engine) }
         return output
     }

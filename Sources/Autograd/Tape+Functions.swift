@@ -39,11 +39,13 @@ extension Tape {
         let output = result(y, of: lambda, gamma)
         record(output) { [engine, lambda, gamma] dY throws(PEFTError) in
             let dLambda = try lambda.slot?.sum(engine), dGamma = try gamma.slot?.sum(engine)
-            engine.parallel(1) { _, _ in
+            engine.parallel(engine.shares(dY.count)) { part, parts in  // each its bases, with all of their rows
                 let (a, dY) = unsafe (a.floatPointer, dY.floatPointer)
                 let (l, g) = unsafe (lambda.value.floatPointer, gamma.value.floatPointer)
-                for row in 0..<rank * count {
-                    let (k, b) = (row / count, row % count)
+                let (first, own) = (count * Int(part) / Int(parts), count * (Int(part) + 1) / Int(parts) - count * Int(part) / Int(parts))
+                for index in 0..<rank * own {
+                    let (k, b) = (index / own, first + index % own)
+                    let row = k * count + b
                     if let dLambda {
                         var sum: Float = 0
                         for i in 0..<m { unsafe sum += dY[row * m + i] * a[k * m + i] * g[b * m + i] }

@@ -33,7 +33,7 @@ extension Tape {
             transposed ? .inputGradient : .forward, x.value, w.value, into: y, compute: compute(for: x.value), bias: bias?.value)
         let output = bias.map { result(y, of: x, w, $0) } ?? result(y, of: x, w)
         let input = w.needsGradient ? x.kept : nil
-        let weights = x.needsGradient ? w.value : nil
+        let weights = x.needsGradient ? w.kept : nil
         record(output) { [engine, compute = compute(for: x.value), xSlot = x.slot, wSlot = w.slot, biasSlot = bias?.slot] dY throws(PEFTError) in
             if let biasSlot { engine.addColumnSums(of: dY, to: try biasSlot.sum(engine)) }
             if let wSlot, let input {
@@ -44,7 +44,7 @@ extension Tape {
             }
             if let xSlot, let weights {
                 let (dX, accumulate) = try xSlot.buffer(engine)
-                try engine.multiply(transposed ? .forward : .inputGradient, dY, weights, into: dX, compute: compute, accumulate: accumulate)
+                try engine.multiply(transposed ? .forward : .inputGradient, dY, try weights.tensor(), into: dX, compute: compute, accumulate: accumulate)
             }
         }
         return output

@@ -23,19 +23,19 @@ extension Tape {
         let output = result(sum, of: y, x, a, b)
         let input = a.needsGradient ? x.kept : nil
         let hidden = b.needsGradient ? h : nil
-        record(output) { [engine, ySlot = y.slot, xSlot = x.slot, aSlot = a.slot, bSlot = b.slot, a = a.value, b = b.value] dY throws(PEFTError) in
+        record(output) { [engine, ySlot = y.slot, xSlot = x.slot, aSlot = a.slot, bSlot = b.slot, a = a.kept, b = b.kept] dY throws(PEFTError) in
             if let bSlot, let hidden {
                 let (dB, accumulate) = try bSlot.buffer(engine)
                 try engine.multiply(.weightGradient, dY, hidden, into: dB, compute: compute, alpha: scale, accumulate: accumulate)
             }
             if aSlot != nil || xSlot != nil {
                 let dH = try Tensor(engine, [dY.rows, rank], dY.dtype)
-                try engine.multiply(.inputGradient, dY, b, into: dH, compute: compute, alpha: scale)
+                try engine.multiply(.inputGradient, dY, try b.tensor(), into: dH, compute: compute, alpha: scale)
                 if let aSlot, let input {
                     let (dA, accumulate) = try aSlot.buffer(engine)
                     try engine.multiply(.weightGradient, dH, try engine.masked(try input.tensor(), mask), into: dA, compute: compute, accumulate: accumulate)
                 }
-                if let xSlot { try engine.addMaskedProduct(dH, a, mask, to: xSlot, compute) }
+                if let xSlot { try engine.addMaskedProduct(dH, try a.tensor(), mask, to: xSlot, compute) }
             }
             if let ySlot { try ySlot.add(dY, engine) }
         }

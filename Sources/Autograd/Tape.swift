@@ -111,14 +111,57 @@ package final class Tape {
         guard silent.sawTrainable || learnsBeside || inputs.contains(where: \.needsGradient) else { return Variable(value) }
         sawTrainable = true
         let output = Variable(value, GradientSlot(shape: value.shape, dtype: value.dtype))
-        record(output) { [engine, precision, isTraining] dOutput throws(PEFTError) in
-            let again = Tape(engine, precision, gradients: gradients, isTraining: isTraining, random: start)
-            let fresh = inputs.map { $0.needsGradient ? again.leaf($0.value) : Variable($0.value) }
-            try again.backward(from: try body(again, fresh), gradient: dOutput)
-            for (input, copy) in zip(inputs, fresh) {
-                if let slot = input.slot, let gradient = copy.slot?.take() { try slot.add(gradient, engine) }
+        let again = SecondRun(Tape(engine, precision, gradients: gradients, isTraining: isTraining, random: start), inputs, body)
+        record(output) { dOutput throws(PEFTError) in try again.backward(dOutput) }
+        return output
+    }
+
+    /// A value that is made of parameters and costs little beside the products it enters (a rotation from its free numbers, factors
+    /// of factors): no operation keeps it. The first that needs it in the backward pass has `body` run again, for all of them and for
+    /// its own derivatives.
+    package func remade(
+        _ inputs: [Variable], _ body: @escaping (_ tape: Tape, _ inputs: [Variable]) throws(PEFTError) -> Variable
+    ) throws(PEFTError) -> Variable {
+        guard let gradients, inputs.contains(where: \.needsGradient) else { return try body(self, inputs) }
+        let start = random
+        let silent = Tape(engine, precision, isTraining: isTraining, random: start)
+        silent.isRehearsal = true
+        let value = try body(silent, inputs.map { Variable($0.value) }).value
+        random = silent.random
+        let again = SecondRun(Tape(engine, precision, gradients: gradients, isTraining: isTraining, random: start), inputs, body)
+        var output = Variable(value, GradientSlot(shape: value.shape, dtype: value.dtype))
+        output.recipe = Recipe { () throws(PEFTError) in try again.result().value }
+        record(output) { dOutput throws(PEFTError) in try again.backward(dOutput) }
+        return output
+    }
+
+    /// A computation that is run again on a tape of its own.
+    private final class SecondRun {
+        private let tape: Tape
+        private let inputs: [(kept: Kept, slot: GradientSlot?)]
+        private let body: (_ tape: Tape, _ inputs: [Variable]) throws(PEFTError) -> Variable
+        private var run: (inputs: [Variable], output: Variable)?
+
+        init(_ tape: Tape, _ inputs: [Variable], _ body: @escaping (_ tape: Tape, _ inputs: [Variable]) throws(PEFTError) -> Variable) {
+            self.tape = tape
+            self.inputs = inputs.map { ($0.kept, $0.slot) }
+            self.body = body
+        }
+
+        func result() throws(PEFTError) -> Variable {
+            if let run { return run.output }
+            var fresh: [Variable] = []
+            for (kept, slot) in inputs { fresh.append(slot == nil ? Variable(try kept.tensor()) : tape.leaf(try kept.tensor())) }
+            let output = try body(tape, fresh)
+            run = (fresh, output)
+            return output
+        }
+
+        func backward(_ gradient: Tensor) throws(PEFTError) {
+            try tape.backward(from: try result(), gradient: gradient)
+            for (input, copy) in zip(inputs, run?.inputs ?? []) {
+                if let slot = input.slot, let gradient = copy.slot?.take() { try slot.add(gradient, tape.engine) }
             }
         }
-        return output
     }
 }

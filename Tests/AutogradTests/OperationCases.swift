@@ -187,6 +187,17 @@ extension OperationCase {
         OperationCase(name: "scatterColumns", inputs: [([3, 5], .activation)]) { tape, x in
             try tape.scatterColumns(x[0], ColumnMap(tape.engine, [3, 0, 3, 3, 1], of: 4))
         },
+        OperationCase(name: "turnedRows", inputs: [([2, 54], .activation)]) { tape, x in try tape.turnedRows(x[0], 9, 6) },
+        OperationCase(name: "turnColumns", inputs: [([3, 4], .activation), ([4], .parameter), ([4], .parameter)]) { tape, x in
+            try tape.turnColumns(x[0], cosine: x[1], sine: x[2], partners: ColumnMap(tape.engine, [2, 3, 0, 1], of: 4))
+        },
+        OperationCase(name: "leftColumns", inputs: [([3, 2], .activation)]) { tape, x in
+            try tape.linear(x[0], tape.leftColumns(of: tensor(tape.engine, [4, 5], seed: 1), 2))
+        },
+        OperationCase(name: "remade, used twice", inputs: [([3, 4], .activation), ([2, 4], .parameter), ([2, 4], .parameter)]) { tape, x in
+            let a = try tape.remade([x[1], x[2]]) { (tape, w) throws(PEFTError) in try tape.multiply(w[0], w[1]) }
+            return try tape.addLowRank(to: try tape.linear(x[0], a), input: x[0], a: a, b: try tape.linear(a, a), scale: 0.5)
+        },
     ]
 
     static let blocks: [OperationCase] = [

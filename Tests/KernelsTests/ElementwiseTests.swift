@@ -29,6 +29,17 @@ import Testing
         #expect(y.values.allSatisfy { $0 == 1 })
     }
 
+    @Test("each row's matrix turned, all sizes", arguments: activationTypes)
+    func turned(_ act: Int32) {
+        for (n, m) in [(1, 1), (1, 9), (8, 8), (24, 24), (17, 33), (3, 40), (16, 12)] {
+            var random = Random(UInt64(n * m))
+            let x = Buffer(act, random.values(3 * n * m))
+            let y = sameBits(act, x.values) { y, part, parts in pk_turn_rows(act, x.bytes, y, 3, Int64(n), Int64(m), part, parts) }
+            let right = (0..<3 * n * m).map { place in x.doubles[place / (n * m) * n * m + place % n * m + place % (n * m) / n] }
+            #expect(y.map { Double($0) } == right, "\(n) × \(m)")
+        }
+    }
+
     @Test("scales and sums of columns, scales of rows", arguments: levels, activationTypes)
     func rowsAndColumns(_ level: Int32, _ act: Int32) {
         for (turn, (rows, n)) in [(1, 1), (3, 17), (7, 64), (5, 200), (40, 33)].enumerated() {

@@ -287,6 +287,14 @@ void pk_gather_columns(int32_t act, const void *x, const int32_t *from, void *y,
 /* The derivative: y[rows, m] (f32) = 0, then y[r,to[c]] += x[r,c] in the order of c; x [rows, n] of type act. */
 void pk_scatter_columns(int32_t act, const void *x, const int32_t *to, float *y, int64_t rows, int64_t n, int64_t m, int32_t part, int32_t parts);
 
+/* Each row holds a matrix [n, m]; y: the same turned, [m, n]. */
+void pk_turn_rows(int32_t act, const void *x, void *y, int64_t rows, int64_t n, int64_t m, int32_t part, int32_t parts);
+
+/* ---- inverses.c ---- */
+
+/* The inverses of n matrices [b, b]; scratch: 2·b² of the part's own. 0: one of the part's has none (its y is not written). */
+int32_t pk_inverses(const float *x, float *y, int64_t n, int64_t b, double *scratch, int32_t part, int32_t parts);
+
 /* ---- spectrum.c: sparse matrices between transforms ---- */
 
 enum { PK_IDENTITY = 0, PK_FOURIER = 1, PK_WAVELETS = 2 };
