@@ -61,7 +61,7 @@ void pk_tiled_scratch(const pk_matmul *op, const pk_tile_kernel *kernel, size_t 
 void pk_tiled_run(const pk_matmul *op, const pk_tile_kernel *kernel, int32_t phase, int32_t part, int32_t parts, void *shared, void *each);
 
 /* Products of few rows (forward only), matmul_gemv.c: bound by reading W once, so W is multiplied as it is read.
- * A kernel multiplies four rows of W with one, two or four prepared rows of X. It reads the rows of W one after the other:
+ * A kernel multiplies four rows of W with one, two or four (some: eight) prepared rows of X. It reads the rows of W one after the other:
  * memory then comes in order, which the processor foresees (four rows at a time came at 8 GB/s instead of 20). */
 enum { PK_GEMV_AHEAD = 2048 }; /* bytes fetched ahead: it does not foresee the next page */
 typedef struct pk_gemv_kernel {
@@ -69,6 +69,7 @@ typedef struct pk_gemv_kernel {
   void (*prepare)(const float *x, int64_t k, void *prepared);  /* x is zero-padded to a multiple of 128 */
   /* sums[i·4 + r] = W row r · X row i, for count ∈ {1, 2, 4} rows of X, x_bytes apart */
   void (*multiply)(const uint8_t *const w[4], const uint8_t *x, size_t x_bytes, int32_t count, int64_t k, float *sums);
+  int32_t takes_eight; /* rows of X at once too: W is taken apart once for all of them */
 } pk_gemv_kernel;
 
 /* Kernels of a format; NULL: there is none (a caller then decodes to f32 first). */
@@ -76,6 +77,9 @@ const pk_gemv_kernel *pk_gemv_avx2_f32(int32_t w_type);
 const pk_gemv_kernel *pk_gemv_avx2_int8(int32_t w_type);
 const pk_gemv_kernel *pk_gemv_avx512_f32(int32_t w_type);
 const pk_gemv_kernel *pk_gemv_vnni_int8(int32_t w_type);
+
+/* sums[r] = row r of b [4, rank] · h, f32, of AVX2 and beyond; rank is a multiple of 8. */
+void pk_narrow_dot(const float *b, int64_t rank, const float *h, float sums[4]);
 
 int32_t pk_gemv_serves(const pk_matmul *op);
 void pk_gemv_scratch(const pk_matmul *op, size_t *each);

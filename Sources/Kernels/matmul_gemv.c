@@ -87,18 +87,24 @@ static void enter_branches(const pk_matmul *op, const pk_gemv_kernel *kernel, in
   }
 }
 
-/* beside[4] = Σ over the branches of row i of four rows of B times h. */
-static void leave_branches(const pk_matmul *op, const pk_gemv_kernel *kernel, int64_t i, int64_t column, const float *h, float beside[w_rows]) {
-  for (int64_t r = 0; r < w_rows; r++) beside[r] = 0;
+/* beside[row][4] = Σ over the branches of a row of four rows of B times h. */
+static void leave_branches(const pk_matmul *op, const pk_gemv_kernel *kernel, int64_t column, const float *h, float beside[][w_rows]) {
+  for (int64_t i = 0; i < op->m; i++) {
+    for (int64_t r = 0; r < w_rows; r++) beside[i][r] = 0;
+  }
   for (int64_t n = 0; n < op->branch_count; n++) {
     const pk_branch *branch = op->branches + n;
-    const int64_t width = branch_width(branch);
-    if (i >= branch->begin && i < branch->end) {
+    const int64_t rank = branch->rank;
+    const int is_narrow = rank % 8 == 0 && rank <= 64 && column + w_rows <= op->n;
+    for (int64_t i = branch->begin; i < branch->end; i++, h += branch_width(branch)) {
       float sums[w_rows];
-      multiply_f32(kernel, branch->b, op->n, column, branch->rank, h + (i - branch->begin) * width, sums);
-      for (int64_t r = 0; r < w_rows; r++) beside[r] += sums[r];
+      if (is_narrow) {
+        pk_narrow_dot(branch->b + column * rank, rank, h, sums);
+      } else {
+        multiply_f32(kernel, branch->b, op->n, column, rank, h, sums);
+      }
+      for (int64_t r = 0; r < w_rows; r++) beside[i][r] += sums[r];
     }
-    h += (branch->end - branch->begin) * width;
   }
 }
 
@@ -141,7 +147,7 @@ static void multiply_decoded(const pk_matmul *op, const gemv *g, const uint8_t *
   for (int64_t k = 0; k < op->k; k += chunk) {
     const int64_t values = op->k - k < chunk ? op->k - k : chunk;
     const uint8_t *rows[w_rows];
-    float part[w_rows * w_rows];
+    float part[most_rows * w_rows];
     for (int32_t r = 0; r < w_rows; r++) {
       g->decode(w[r], k, values, decoded + r * chunk);
       rows[r] = (const uint8_t *)(decoded + r * chunk);
@@ -167,26 +173,25 @@ void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
     enter_branches(op, f32, i, row, h);
   }
 
+  float beside[most_rows][w_rows] = {{0}};
   for (int64_t group = share.begin; group < share.end; group++) {
     const int64_t column = group * w_rows, left = op->n - column, columns = left < w_rows ? left : w_rows;
     const uint8_t *w[w_rows]; /* beyond the last row: that row again, its sums unused */
     for (int64_t r = 0; r < w_rows; r++) {
       w[r] = (const uint8_t *)op->w + (column + (r < columns ? r : columns - 1)) * op->w_row_bytes;
     }
+    if (op->branch_count) leave_branches(op, f32, column, h, beside);
     for (int64_t i = 0; i < op->m;) {
-      float sums[w_rows * w_rows];
-      const int32_t count = op->m - i >= 4 ? 4 : op->m - i >= 2 ? 2 : 1;
+      float sums[most_rows * w_rows];
+      const int64_t more = op->m - i;
+      const int32_t count = more >= 8 && g.kernel->takes_eight ? 8 : more >= 4 ? 4 : more >= 2 ? 2 : 1;
       const uint8_t *rows = x + (size_t)i * g.x_bytes;
       if (g.decode) {
         multiply_decoded(op, &g, w, rows, count, decoded, sums);
       } else {
         g.kernel->multiply(w, rows, g.x_bytes, count, op->k, sums);
       }
-      for (int32_t r = 0; r < count; r++) {
-        float beside[w_rows];
-        leave_branches(op, f32, i + r, column, h, beside);
-        finish(op, i + r, column, columns, sums + r * w_rows, beside);
-      }
+      for (int32_t r = 0; r < count; r++) finish(op, i + r, column, columns, sums + r * w_rows, beside[i + r]);
       i += count;
     }
   }

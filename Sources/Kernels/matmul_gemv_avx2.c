@@ -14,6 +14,16 @@ INLINE __m128 sum_lanes(__m256 a, __m256 b, __m256 c, __m256 d) {
   return _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1));
 }
 
+/* Rows this short are not worth a kernel that fetches ahead and sums in many chains: 13 instructions for rank 8. */
+void pk_narrow_dot(const float *b, int64_t rank, const float *h, float sums[4]) {
+  __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
+  for (int64_t at = 0; at < rank; at += 8) {
+    const __m256 x = _mm256_loadu_ps(h + at);
+    for (int r = 0; r < 4; r++) sum[r] = _mm256_fmadd_ps(_mm256_loadu_ps(b + r * rank + at), x, sum[r]);
+  }
+  _mm_storeu_ps(sums, sum_lanes(sum[0], sum[1], sum[2], sum[3]));
+}
+
 /* ---- f32: eight values of a row of W at a time; only f32 itself, other formats are decoded first ---- */
 
 static size_t x_bytes_f32(int64_t k) { return (size_t)(k + 127) / 128 * 128 * 4; }
@@ -60,7 +70,7 @@ static void multiply_f32(const uint8_t *const w[4], const uint8_t *x, size_t str
   for (int32_t i = 0; i < count; i += 2) dot_f32(w, x + (size_t)i * stride, stride, 2, k, sums + 4 * i);
 }
 
-static const pk_gemv_kernel kernel_f32 = {x_bytes_f32, prepare_f32, multiply_f32};
+static const pk_gemv_kernel kernel_f32 = {x_bytes_f32, prepare_f32, multiply_f32, 0};
 
 const pk_gemv_kernel *pk_gemv_avx2_f32(int32_t w_type) { return w_type == PK_F32 ? &kernel_f32 : NULL; }
 
@@ -168,7 +178,7 @@ INLINE void dot_int8(const uint8_t *const w[4], const x_block *x, int64_t k, flo
       dot_int8(w, (const x_block *)(x + (size_t)i * stride), k, sums + 4 * i, load_##name, is_signed);                       \
     }                                                                                                                        \
   }                                                                                                                          \
-  static const pk_gemv_kernel kernel_##name = {x_bytes_int8, prepare_int8, multiply_##name};
+  static const pk_gemv_kernel kernel_##name = {x_bytes_int8, prepare_int8, multiply_##name, 0};
 KERNEL(q4_0, 0)
 KERNEL(q4_1, 0)
 KERNEL(q5_0, 0)
@@ -188,6 +198,7 @@ const pk_gemv_kernel *pk_gemv_avx2_int8(int32_t w_type) {
 
 #pragma clang attribute pop
 #else
+void pk_narrow_dot(const float *b, int64_t rank, const float *h, float sums[4]) { (void)b, (void)rank, (void)h, (void)sums; }
 const pk_gemv_kernel *pk_gemv_avx2_f32(int32_t w_type) { (void)w_type; return NULL; }
 const pk_gemv_kernel *pk_gemv_avx2_int8(int32_t w_type) { (void)w_type; return NULL; }
 #endif

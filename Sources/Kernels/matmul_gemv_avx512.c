@@ -126,7 +126,7 @@ INLINE void dot(const uint8_t *const w[4], const uint8_t *x, size_t x_stride, co
     if (count == 2) dot(w, x, stride, 2, k, sums, load_##name, bytes);                                                              \
     if (count == 4) dot(w, x, stride, 4, k, sums, load_##name, bytes);                                                              \
   }                                                                                                                          \
-  static const pk_gemv_kernel kernel_##name = {x_bytes, prepare, multiply_##name};
+  static const pk_gemv_kernel kernel_##name = {x_bytes, prepare, multiply_##name, 0};
 KERNEL(f32, 128)
 KERNEL(f16, 64)
 KERNEL(bf16, 64)

@@ -110,7 +110,7 @@ INLINE w_quad take_apart(const nibble_format *f, __m512i a, __m512i b) {
 }
 
 /* products[i] += Σ d·scale·q·x and shifts[i] += Σ m·sum, for each row of x. */
-INLINE void add_quads(w_quad w, const uint8_t *x, size_t stride, const int rows, __m512 products[4], __m512 shifts[4]) {
+INLINE void add_quads(w_quad w, const uint8_t *x, size_t stride, const int rows, __m512 *products, __m512 *shifts) {
 #pragma unroll
   for (int i = 0; i < rows; i++) {
     const x_quad *quad = (const x_quad *)(x + (size_t)i * stride);
@@ -126,11 +126,11 @@ INLINE void dot_nibbles(const uint8_t *const w[4], const uint8_t *x, size_t stri
   const int second = 4 * block - 32; /* the word where the second load begins */
   const int64_t steps = k / 128, words = k % 128 / 32 * block; /* of the blocks behind the last whole step */
   const __mmask32 first_left = first_words(words), second_left = first_words(words - second);
-  __m512 sum[4][4];
+  __m512 sum[8][4];
   for (int r = 0; r < 4; r++) {
     const uint16_t *p = (const uint16_t *)w[r];
     const uint8_t *quads = x;
-    __m512 products[4], shifts[4];
+    __m512 products[8], shifts[8];
 #pragma unroll
     for (int i = 0; i < rows; i++) products[i] = shifts[i] = _mm512_setzero_ps();
     for (int64_t step = 0; step < steps; step++, p += 4 * block, quads += sizeof(x_quad)) {
@@ -172,7 +172,7 @@ static void prepare_pair(const float *x, int64_t k, void *prepared) {
 }
 
 /* products[i] += Σ d·scale·q·x of two blocks, for each row of x; `heads`: words of which the first and the 18th are the scales. */
-INLINE void add_pair(__m512i heads, __m512i q, const uint8_t *x, size_t stride, const int rows, __m512 products[4]) {
+INLINE void add_pair(__m512i heads, __m512i q, const uint8_t *x, size_t stride, const int rows, __m512 *products) {
   const __m512i scale_order = _mm512_castsi256_si512(_mm256_setr_epi16(0, 0, 0, 0, 0, 0, 0, 0, 17, 17, 17, 17, 17, 17, 17, 17));
   const __m512 d = _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutexvar_epi16(scale_order, heads)));
   q = _mm512_xor_si512(q, _mm512_set1_epi8((char)128));
@@ -185,10 +185,10 @@ INLINE void add_pair(__m512i heads, __m512i q, const uint8_t *x, size_t stride, 
 }
 
 INLINE void dot_q8_0(const uint8_t *const w[4], const uint8_t *x, size_t stride, const int rows, int64_t k, float *sums) {
-  __m512 sum[4][4];
+  __m512 sum[8][4];
   for (int r = 0; r < 4; r++) {
     const uint8_t *p = w[r], *pairs = x;
-    __m512 products[4];
+    __m512 products[8];
 #pragma unroll
     for (int i = 0; i < rows; i++) products[i] = _mm512_setzero_ps();
     for (int64_t step = k / 64; step > 0; step--, p += 68, pairs += sizeof(x_pair)) {
@@ -214,8 +214,9 @@ INLINE void dot_q8_0(const uint8_t *const w[4], const uint8_t *x, size_t stride,
     if (count == 1) call(1);                                                                                                 \
     if (count == 2) call(2);                                                                                                 \
     if (count == 4) call(4);                                                                                                 \
+    if (count == 8) call(8);                                                                                                 \
   }                                                                                                                          \
-  static const pk_gemv_kernel kernel_##name = {x_bytes, prepare, multiply_##name};
+  static const pk_gemv_kernel kernel_##name = {x_bytes, prepare, multiply_##name, 1};
 #define Q4_0(rows) dot_nibbles(w, x, stride, rows, k, sums, orders_q4_0, 9, 0, 8)
 #define Q4_1(rows) dot_nibbles(w, x, stride, rows, k, sums, orders_q4_1, 10, 0, 0)
 #define Q5_0(rows) dot_nibbles(w, x, stride, rows, k, sums, orders_q5_0, 11, 1, 16)
