@@ -88,6 +88,10 @@ $(PYTHON): scripts/requirements.txt
 	  || { echo "pip could not install $<; is this machine online?" >&2; rm -rf .venv; exit 1; }
 	@touch $@
 
+.PHONY: inputs
+inputs: | $(PYTHON) ## Fetch the weights and data of the jobs on real ones (Tests/Python/test_jobs.py; 0.5 GB once)
+	@$(PYTHON) scripts/fetch_inputs.py minilm reuters whisper speech channels vit stamps tagger reversi
+
 .PHONY: demo demo-text
 demo: setup examples $(MODEL) ## Fine-tune a game character on the quantised model and talk to it (5 minutes)
 	@scripts/demo.sh

@@ -241,7 +241,13 @@ typedef struct peft_model_options {
                                   *   "quantization": null, or what peft_model_quantize takes: quantise on load
                                   *   "bitsandbytes_cpu": false (true: nf4 and fp4 as bitsandbytes' AVX-512 kernel reads
                                   *     them, where rows are shorter than a block: all with the first block's scale. It
-                                  *     costs accuracy; for comparing numbers with PEFT on a processor) } */
+                                  *     costs accuracy; for comparing numbers with PEFT on a processor)
+                                  *   "new_head": null, or {"type": "ForSequenceClassification"|"ForTokenClassification"|
+                                  *     "ForQuestionAnswering"|"ForImageClassification", "num_labels": 2, "problem_type",
+                                  *     "seed": 0}: the files' network under another head of its family. Layers outside of
+                                  *     the blocks that the files lack, or have with other sizes, get random values
+                                  *     (peft_model_describe names them). Adapters with the task_type SEQ_CLS or TOKEN_CLS
+                                  *     train and save the head with themselves } */
   peft_progress_fn progress;     /* NULL: none */
   void *user_data;
 } peft_model_options;
@@ -270,7 +276,7 @@ int32_t peft_model_create(peft_model **model, const peft_context *context, const
 void peft_model_free(peft_model *model);
 
 /* JSON: {"architecture", "config": {…as config.json…}, "parameters", "bytes", "formats": {"q4_1": 210, …},
- * "layers": [{"name", "kind"}, …], "compute": {"training", "generation"}, "load_report": {"unused": […]}, "quantization": the report of
+ * "layers": [{"name", "kind"}, …], "compute": {"training", "generation"}, "load_report": {"unused": [tensors], "new": [layers]}, "quantization": the report of
  * peft_model_quantize, or null}. */
 int32_t peft_model_describe(char *buffer, size_t capacity, size_t *needed, const peft_model *model, peft_error *error);
 
@@ -285,7 +291,7 @@ int32_t peft_model_state(peft_tensors **state, const peft_model *model, const ch
  *   "position_ids", "token_type_ids"; packed rows of a data set also have "first_key": for each token the place in its
  *   row where its sample begins. For adapters that ask for them: "task_ids" [batch] (multitask prompt tuning: the task each
  *   row is of) and "input_type_mask" [batch, length] (CPT: what each token is of an example). Networks without tokens: "x" or "pixel_values", f32 [batch, …]. Encoder-decoders: "input_ids"
- *   and "attention_mask" are the encoder's, "decoder_input_ids" and "decoder_attention_mask" [batch, other length] the
+ *   and "attention_mask" (Whisper: "input_features", f32 [batch, pitches, frames]) are the encoder's, "decoder_input_ids" and "decoder_attention_mask" [batch, other length] the
  *   decoder's (left out: the labels shifted by one place, without labels for tokens the encoder's ids).
  *   "labels", by the model's head: language models and token classifiers [batch, length] (-100: not learned; of a
  *   decoder its own length);
@@ -293,15 +299,23 @@ int32_t peft_model_state(peft_tensors **state, const peft_model *model, const ch
  *   question answering: "start_positions" and "end_positions" [batch].
  * `options_json`: {
  *   "adapter_names": ["a", "__base__", …]        one adapter per sample (default: the active ones for all)
- *   "outputs": ["logits", "last_hidden_state"]   default: "logits" }
+ *   "outputs": ["logits", "last_hidden_state", "sentence_embedding"]   default: "logits" }
  * `outputs`, all f32:
  *   "logits" [batch, length, vocabulary], [batch, length, classes] or [batch, classes]; for question answering
  *   "start_logits" and "end_logits" [batch, length]; "last_hidden_state" [batch, length, hidden] (without a head:
- *   always); "pooler_output" [batch, hidden] where there is a pooler; "loss" [] when there are labels (NaN when all of
+ *   always); "pooler_output" [batch, hidden] where there is a pooler; "sentence_embedding" [batch, hidden] (the mean of the
+ *   states of tokens, at length 1); "loss" [] when there are labels (NaN when all of
  *   them are -100).
  * Errors: PEFT_ERROR_ARGUMENT naming the array, its shape or value; PEFT_ERROR_NOT_FOUND for an adapter. */
 int32_t peft_model_forward(peft_tensors **outputs, const peft_model *model, const peft_tensors *inputs,
                            const char *options_json, peft_error *error);
+
+/* What the model reads of raw pictures or recordings, as the preprocessor_config.json of its folder says: "pixel_values"
+ * [n, 3, height, width] of u8 arrays [height, width, 3] (red, green, blue), resized as Pillow does, cropped, normalised; or
+ * "input_features" [n, pitches, frames], Whisper's log-mel spectrograms, of f32 arrays [samples] of at most 30 s at 16 kHz.
+ * `raw` holds them in the order of the batch; their names do not matter. Errors: PEFT_ERROR_NOT_FOUND when there is no such
+ * file; PEFT_ERROR_ARGUMENT naming an array that is something else or too long; PEFT_ERROR_UNSUPPORTED naming a setting. */
+int32_t peft_model_preprocess(peft_tensors **inputs, const peft_model *model, const peft_tensors *raw, peft_error *error);
 
 /* Loss and gradients of the trainable parameters of the active adapters, by saved key ("adapter|key" when several are
  * active); nothing changes. `inputs` as for peft_model_forward, with labels. `options_json`: {"adapter_names"}.
@@ -512,6 +526,7 @@ int32_t peft_tokenizer_chat(char *buffer, size_t capacity, size_t *needed, const
  *                           "text": plain text, cut into blocks; "auto": by the ending of the name
  *   "max_length": 512, "truncation": "keep_start"|"keep_end"|"split"|"drop"|"error"
  *   "batch_size": 1, "packing": false (several samples a row), "shuffle": true, "seed": 0
+ *   "encoder_decoder": false (true: the encoder reads the prompt, the decoder learns to write the completion)
  *   "loss_on": "assistant" (and completions)|"all"
  *   "holdout": 0.0 (share of the records held out) or "holdout_every": n, "split": "train"|"holdout"
  *   "on_bad_line": "error"|"skip", "max_line_bytes": 67108864
@@ -660,6 +675,7 @@ typedef int32_t (*peft_texts_fn)(void *user_data, int64_t index, const char *tex
 /* One conversation over a model; different sessions run in parallel. `options_json`: {
  *   "context_length": 2048 (at most the model's)
  *   "temperature": 0 (greedy), "top_k": 0 (all), "top_p": 1, "min_p": 0, "repetition_penalty": 1, "seed": 0
+ *   "suppress_tokens": [] (ids that are never chosen)
  *   "stop": ["…"] (end the answer, and are not part of it), "ignore_eos": false
  *   "task_id": null (of a multitask prompt: the task the text is of)
  *   "prompt_lookup_num_tokens": 0 (to 7: so many tokens are guessed from what followed the same words earlier, and read with
@@ -674,6 +690,10 @@ void peft_session_free(peft_session *session);
  * reads it, and the decoder its start token; what is appended later the decoder reads. Errors: PEFT_ERROR_ARGUMENT for ids that the model does not have;
  * PEFT_ERROR_CONTEXT_FULL when there is no room. Nothing was read then. */
 int32_t peft_session_append(peft_session *session, const int32_t *ids, size_t count, peft_error *error);
+/* The source of an encoder-decoder: "input_features" [1, pitches, frames] of a recording, or "input_ids" [1, length]. The session
+ * begins anew: the decoder reads its start token, and then what is appended (Whisper: what to do, "<|notimestamps|>" …).
+ * Errors: PEFT_ERROR_ARGUMENT for a model without an encoder, and naming the shape that is right. */
+int32_t peft_session_read_source(peft_session *session, const peft_tensors *inputs, peft_error *error);
 /* Reads text. Errors: also PEFT_ERROR_STATE when the model came without a tokenizer. */
 int32_t peft_session_append_text(peft_session *session, const char *text, size_t size, int32_t add_special_tokens,
                                  peft_error *error);

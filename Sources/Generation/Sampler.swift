@@ -16,6 +16,8 @@ package struct SamplingOptions: Sendable, Equatable {
     /// Divides positive and multiplies negative logits of tokens already in the context (Keskar et al. 2019); 1: none.
     package var repetitionPenalty: Float = 1
     package var seed: UInt64 = 0
+    /// Tokens that are never chosen.
+    package var suppressed: [Int] = []
 
     package init() {}
 
@@ -50,6 +52,7 @@ package struct Sampler: Sendable {
     /// - Throws: `.numeric` when the logits hold NaN, or nothing but infinities.
     package mutating func sample(_ logits: [Float], history: some Sequence<Int32>) throws(PEFTError) -> Int32 {
         var logits = logits
+        for token in options.suppressed where logits.indices.contains(token) { logits[token] = -.infinity }
         if options.repetitionPenalty != 1 { penalise(&logits, history) }
         let best = try Sampler.indexOfMaximum(logits)
         guard options.temperature > 0 else { return Int32(best) }

@@ -29,7 +29,7 @@ package struct SessionOptions: Sendable {
 
     /// The keys of the JSON form.
     package static let keys: Set<String> = [
-        "context_length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "on_full", "keep", "ignore_eos", "task_id", "prompt_lookup_num_tokens",
+        "context_length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "on_full", "keep", "ignore_eos", "task_id", "prompt_lookup_num_tokens", "suppress_tokens",
     ]
 
     /// These options with what `json` says; keys that are not of sampling are ignored (the caller knows them).
@@ -54,6 +54,10 @@ package struct SessionOptions: Sendable {
         if let value = try json.integer("keep") {
             guard value >= 0 else { throw PEFTError(.argument, "keep is \(value); 0 or more is accepted") }
             options.keep = value
+        }
+        if let value = try json.list("suppress_tokens") {
+            options.sampling.suppressed = value.compactMap(\.intValue)
+            guard options.sampling.suppressed.count == value.count else { throw PEFTError(.argument, "suppress_tokens is \(JSONValue.array(value).text()); a list of token ids is accepted") }
         }
         if let value = try json.strings("stop") { options.stop = value }
         if let name = try json.text("on_full") {

@@ -8,7 +8,10 @@ package import Tensors
 package final class LayerBuilder {
     package let engine: Engine
     private let source: TensorSource
+    private let newHead: NewHead?
     package private(set) var layers: [any Layer] = []
+    /// Layers that are not in the file.
+    private(set) var newLayers: [String] = []
 
     package enum Bias {
         case none
@@ -17,20 +20,35 @@ package final class LayerBuilder {
         case optional
     }
 
-    init(_ source: TensorSource, _ engine: Engine) {
+    init(_ source: TensorSource, _ engine: Engine, newHead: NewHead? = nil) {
         self.source = source
         self.engine = engine
+        self.newHead = newHead
     }
 
     /// The file has this tensor.
-    package func has(_ name: String) -> Bool { source.contains(name) }
+    package func has(_ name: String) -> Bool { source.contains(stored(name)) }
+
+    /// The name in the file: under a new head stands a bare model, whose names may begin without the family's.
+    private func stored(_ name: String) -> String {
+        guard newHead != nil, !source.contains(name), let dot = name.firstIndex(of: ".") else { return name }
+        let bare = String(name[name.index(after: dot)...])
+        return source.contains(bare) ? bare : name
+    }
 
     /// `y = x·Wᵀ + b`; `transposed`: stored `[in, out]`; `kind`: of a class of its own.
     package func linear(
         _ name: String, _ inputs: Int, _ outputs: Int, bias: Bias = .none, transposed: Bool = false, kind: String? = nil
     ) throws(PEFTError) -> Linear {
-        let weight = try matrix(name + ".weight", transposed ? [inputs, outputs] : [outputs, inputs])
-        let hasBias = bias == .required || bias == .optional && source.contains(name + ".bias")
+        let shape = transposed ? [inputs, outputs] : [outputs, inputs]
+        let isInBlock = name.split(separator: ".").contains { Int($0) != nil }
+        if let newHead, !isInBlock, source.peek(stored(name + ".weight"))?.shape != shape {
+            newLayers.append(name)
+            let zeros = bias == .required ? try Tensor.zeros(engine, [outputs], .f32, .weights) : nil
+            return add(Linear(name: name, index: layers.count, weight: try newHead.weight(name, shape, engine), bias: zeros, isTransposed: transposed, kind: kind))
+        }
+        let weight = try matrix(name + ".weight", shape)
+        let hasBias = bias == .required || bias == .optional && has(name + ".bias")
         let vector = hasBias ? try vector(name + ".bias", outputs) : nil
         return add(Linear(name: name, index: layers.count, weight: weight, bias: vector, isTransposed: transposed, kind: kind))
     }
@@ -124,7 +142,7 @@ package final class LayerBuilder {
     }
 
     private func matrix(_ name: String, _ shape: [Int]) throws(PEFTError) -> Tensor {
-        let tensor = try source.tensor(named: name, shape: shape)
+        let tensor = try source.tensor(named: stored(name), shape: shape)
         guard tensor.dtype.isWeightFormat else { throw PEFTError(.unsupported, "\(source.origin): '\(name)' is \(tensor.dtype.name), which is no weight format") }
         return tensor
     }

@@ -21,7 +21,7 @@ extension Model {
             "architecture": .string(architecture), "config": .object(configuration), "parameters": .integer(Int64(count)), "bytes": .integer(Int64(bytes)),
             "formats": .object(formatCounts), "layers": .array(layers.map { .object(["name": .string($0.name), "kind": .string($0.kind)]) }),
             "compute": .object(["training": .string("\(precision.compute)"), "generation": .string("\(generationPrecision.compute)")]),
-            "load_report": .object(["unused": .array(unusedTensors.map { .string($0) })]),
+            "load_report": .object(["unused": .array(unusedTensors.map { .string($0) }), "new": .array(newLayers.map { .string($0) })]),
             "quantization": quantization.withLock { $0.map { .object($0) } } ?? .null,
         ]
     }

@@ -21,6 +21,8 @@ package final class Model: Sendable {
     package let lock = ReadWriteLock()
     /// Tensors of the files that the architecture did not ask for.
     package let unusedTensors: [String]
+    /// Layers that the files did not have.
+    package let newLayers: [String]
     /// What the last quantising of weights lost; nil: they are as the files have them.
     package let quantization = Mutex<JSONObject?>(nil)
     /// nf4 and fp4 are made as bitsandbytes reads them on a processor (`BlockScaling.followsCPU`).
@@ -28,7 +30,7 @@ package final class Model: Sendable {
     private let indexByName: [String: Int]
 
     init(
-        engine: Engine, precision: Precision, generationPrecision: Precision? = nil, configuration: JSONObject, architecture: String, layers: [any Layer], network: any Network, unusedTensors: [String] = [], followsCPU: Bool = false
+        engine: Engine, precision: Precision, generationPrecision: Precision? = nil, configuration: JSONObject, architecture: String, layers: [any Layer], network: any Network, unusedTensors: [String] = [], newLayers: [String] = [], followsCPU: Bool = false
     ) {
         self.engine = engine
         self.precision = precision
@@ -38,6 +40,7 @@ package final class Model: Sendable {
         self.layers = layers
         self.network = network
         self.unusedTensors = unusedTensors
+        self.newLayers = newLayers
         self.followsCPU = followsCPU
         indexByName = Dictionary(layers.enumerated().map { ($0.element.name, $0.offset) }, uniquingKeysWith: { first, _ in first })
     }

@@ -29,7 +29,7 @@ extension OpenedModel {
         try output.commit()
     }
 
-    private static let tokenizerFiles = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja"]
+    private static let tokenizerFiles = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "chat_template.jinja", "preprocessor_config.json"]
 
     // MARK: Tensors
 

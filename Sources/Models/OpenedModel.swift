@@ -22,6 +22,8 @@ package struct OpenedModel: Sendable {
     package let tokenizer: Tokenizer?
     /// Where the files lie; empty for a model from memory.
     package let path: String
+    /// preprocessor_config.json; nil: there is none.
+    package var preprocessing: JSONObject?
 }
 
 /// Called while a model is opened or quantised, with bytes done and bytes in all; false cancels.
@@ -34,6 +36,8 @@ private struct OpenSettings {
     let quantization: QuantizationRules?
     /// `BlockScaling.followsCPU`
     let followsCPU: Bool
+    /// The options of a head that the files do not have.
+    let newHead: JSONObject?
     let progress: LoadProgress?
 }
 
@@ -42,9 +46,9 @@ extension OpenedModel {
     /// - Throws: `.notFound`, `.format` naming a missing or misshapen tensor, `.unsupported` naming the architecture or the
     ///   setting, `.cancelled`, `.memory`.
     package static func open(
-        path: String, _ engine: Engine, compute: ComputeChoice = .automatic, quantization: QuantizationRules? = nil, followsCPU: Bool = false, progress: LoadProgress? = nil
+        path: String, _ engine: Engine, compute: ComputeChoice = .automatic, quantization: QuantizationRules? = nil, followsCPU: Bool = false, newHead: JSONObject? = nil, progress: LoadProgress? = nil
     ) throws(PEFTError) -> OpenedModel {
-        let settings = OpenSettings(compute: compute, quantization: quantization, followsCPU: followsCPU, progress: progress)
+        let settings = OpenSettings(compute: compute, quantization: quantization, followsCPU: followsCPU, newHead: newHead, progress: progress)
         switch try Files.kind(of: path) {
         case .file: return try open(try GGUF(path: path, budget: engine.budget), path, engine, settings)
         case .folder:
@@ -54,16 +58,17 @@ extension OpenedModel {
             let model = try make(ModelConfiguration(folder.config, origin: path), tensors, engine, settings)
             let tokenizer = try Tokenizer(folder: path)
             try report(1, folder.tensors, settings)
-            return OpenedModel(model: model, tokenizer: tokenizer, path: path)
+            let preprocessing = try folder.existing("preprocessor_config.json").map { (path) throws(PEFTError) in try Files.jsonObject(at: path) }
+            return OpenedModel(model: model, tokenizer: tokenizer, path: path, preprocessing: preprocessing)
         default: throw PEFTError(.notFound, "there is no model at '\(path)': neither a GGUF file nor a folder")
         }
     }
 
     /// Opens a GGUF image in memory, which must not change while the model lives.
     package static func open(
-        _ image: MappedFile, _ engine: Engine, compute: ComputeChoice = .automatic, quantization: QuantizationRules? = nil, followsCPU: Bool = false, progress: LoadProgress? = nil
+        _ image: MappedFile, _ engine: Engine, compute: ComputeChoice = .automatic, quantization: QuantizationRules? = nil, followsCPU: Bool = false, newHead: JSONObject? = nil, progress: LoadProgress? = nil
     ) throws(PEFTError) -> OpenedModel {
-        let settings = OpenSettings(compute: compute, quantization: quantization, followsCPU: followsCPU, progress: progress)
+        let settings = OpenSettings(compute: compute, quantization: quantization, followsCPU: followsCPU, newHead: newHead, progress: progress)
         return try open(try GGUF(image, budget: engine.budget), "", engine, settings)
     }
 
@@ -79,9 +84,9 @@ extension OpenedModel {
 
     /// A model from a configuration and its tensors in memory, which are used where they are.
     package static func make(
-        _ configuration: JSONObject, _ tensors: [NamedTensor], _ engine: Engine, compute: ComputeChoice = .automatic, quantization: QuantizationRules? = nil, followsCPU: Bool = false, progress: LoadProgress? = nil
+        _ configuration: JSONObject, _ tensors: [NamedTensor], _ engine: Engine, compute: ComputeChoice = .automatic, quantization: QuantizationRules? = nil, followsCPU: Bool = false, newHead: JSONObject? = nil, progress: LoadProgress? = nil
     ) throws(PEFTError) -> OpenedModel {
-        let settings = OpenSettings(compute: compute, quantization: quantization, followsCPU: followsCPU, progress: progress)
+        let settings = OpenSettings(compute: compute, quantization: quantization, followsCPU: followsCPU, newHead: newHead, progress: progress)
         let origin = "the model in memory"
         let model = try make(ModelConfiguration(configuration, origin: origin), try TensorSource(origin: origin, tensors), engine, settings)
         return OpenedModel(model: model, tokenizer: nil, path: "")
@@ -98,7 +103,9 @@ extension OpenedModel {
     ) throws(PEFTError) -> Model {
         let architecture = try Architectures.named(configuration.modelType, origin: configuration.origin)
         let tensors = try TensorSource(origin: tensors.origin, tensors.all.map { NamedTensor(architecture.moduleName($0.name), $0.tensor) })
-        let builder = LayerBuilder(tensors, engine)
+        let newHead = try settings.newHead.map { (options) throws(PEFTError) in try NewHead(options, configuration) }
+        let configuration = newHead?.configuration ?? configuration
+        let builder = LayerBuilder(tensors, engine, newHead: newHead)
         let network: any Network
         do throws(PEFTError) {
             network = try architecture.init(configuration, builder)
@@ -114,7 +121,7 @@ extension OpenedModel {
         let model = Model(
             engine: engine, precision: precisions.training, generationPrecision: precisions.generation, configuration: configuration.json,
             architecture: configuration.modelType, layers: builder.layers, network: network, unusedTensors: unused,
-            followsCPU: settings.followsCPU)
+            newLayers: builder.newLayers, followsCPU: settings.followsCPU)
         model.quantization.withLock { $0 = changed?.report }
         return model
     }

@@ -35,10 +35,11 @@ package struct SelfAttention: Sendable {
         guard !context.caches.isEmpty else {
             let memory = context.memory
             let shape = shape(batch: context.batch, keys: context.length + (memory?.count ?? 0), context)
+            let positions = try bias?.table(shape, context.tape)
             let (k, v) = try memory?.before(k, v, layer: context.runNumber ?? layer, context) ?? (k, v)
             return try context.tape.attention(
                 q: q, k: k, v: v, shape: shape, keyMask: memory == nil ? context.keyMask : memory?.keyMask, firstKey: context.firstKey,
-                bias: try bias?.table(shape, engine))
+                bias: positions?.bias, distances: positions?.table)
         }
         guard context.caches.count == context.batch, !q.needsGradient, !k.needsGradient, !v.needsGradient else {
             throw PEFTError(.internal, "\(context.caches.count) caches for \(context.batch) samples; caches are for inference only")
@@ -51,7 +52,7 @@ package struct SelfAttention: Sendable {
             try engine.attention(
                 q: AttentionOperand(try q.value.rows(rows), length: context.length), k: AttentionOperand(keys, length: keys.rows),
                 v: AttentionOperand(values, length: keys.rows), out: AttentionOperand(try result.rows(rows), length: context.length),
-                shape: shape, bias: try bias?.table(shape, engine))
+                shape: shape, bias: try bias?.table(shape, context.tape).bias)
         }
         return Variable(result)
     }

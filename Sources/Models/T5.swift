@@ -194,26 +194,29 @@ private final class T5Stack: Sendable {
     func callAsFunction(_ x: consuming Variable, states: Variable?, _ context: ForwardContext) throws(PEFTError) -> Variable {
         var x = x
         let bias = RelativeBias(values: try values(context), heads: sizes.heads, maximumDistance: sizes.maximumDistance, isDirected: isDecoder)
+        // A table that trains is one of the block's inputs: a recomputed block has variables of its own.
+        let (isLearned, hasStates) = (bias.values.needsGradient, states != nil)
         for (number, block) in blocks.enumerated() {
-            x = try context.block(number, consume x, states.map { [$0] } ?? []) { (x, others, context) throws(PEFTError) in
-                try block(x, states: others.first, bias, context)
+            x = try context.block(number, consume x, (states.map { [$0] } ?? []) + (isLearned ? [bias.values] : [])) { (x, others, context) throws(PEFTError) in
+                let own = if isLearned, let values = others.last { bias.on(values) } else { bias }
+                return try block(x, states: hasStates ? others.first : nil, own, context)
             }
         }
         return try context.tape.dropout(try norm(x, context), sizes.dropout)
     }
 
-    /// The table's values with whatever adapts it.
-    private func values(_ context: ForwardContext) throws(PEFTError) -> [Float] {
+    /// The table's values with whatever adapts it, f32.
+    private func values(_ context: ForwardContext) throws(PEFTError) -> Variable {
         let tape = context.tape
-        if tape.engine.isPlanning { return Array(repeating: 0, count: sizes.buckets * sizes.heads) }
         if case .samples(let groups) = context.routing, groups.contains(where: { $0.adaptation[distances] != nil }) {
             throw PEFTError(.unsupported, "'\(distances.name)' is adapted for some samples of a batch and not for others")
         }
-        guard context.commonAdaptation?[distances] != nil else { return try distances.weight.floats(tape.engine) }
+        guard let adaptation = context.commonAdaptation?[distances] else {
+            return Variable(distances.weight.dtype == .f32 ? distances.weight : try distances.weight.converted(to: .f32, tape.engine))
+        }
+        if adaptation.hooks.isEmpty, let own = context.commonAdaptation?[distances].own("weight", tape) { return own }
         let all = try Tensor(tape.engine, (0..<Int32(clamping: sizes.buckets)).map { $0 }, shape: [sizes.buckets])
-        let rows = try distances(all, context)
-        guard !rows.needsGradient else { throw PEFTError(.unsupported, "'\(distances.name)' does not train in this version; leave it out of the adapter") }
-        return try rows.value.floats(tape.engine)
+        return try tape.cast(try distances(all, context), to: .f32)
     }
 }
 

@@ -66,6 +66,7 @@ private struct OpenOptions {
     var compute = ComputeChoice.automatic
     var quantization: QuantizationRules?
     var followsCPU = false
+    var newHead: JSONObject?
     var progress: LoadProgress?
 
     init(_ pointer: UnsafePointer<peft_model_options>?) throws(PEFTError) {
@@ -75,8 +76,9 @@ private struct OpenOptions {
             throw PEFTError(.argument, "compute is \(unsafe given.compute); PEFT_COMPUTE_AUTO (0) to PEFT_COMPUTE_INT8 (3) are accepted")
         }
         self.compute = compute
-        let json = unsafe try options(given.options_json, "options_json", allowing: ["quantization", "bitsandbytes_cpu"])
+        let json = unsafe try options(given.options_json, "options_json", allowing: ["quantization", "bitsandbytes_cpu", "new_head"])
         followsCPU = try json.boolean("bitsandbytes_cpu") ?? false
+        newHead = try json.object("new_head")
         quantization = try json.object("quantization").map { (rules) throws(PEFTError) in try QuantizationRules(rules) }
         if let function = unsafe given.progress {
             let data = unsafe given.user_data
@@ -93,7 +95,7 @@ public func peft_model_open(
     unsafe guarded(model, "model", error) { () throws(PEFTError) -> OpaquePointer? in
         let engine = unsafe try handles.context(context).engine
         let (path, options) = unsafe (try text(path, "path"), try OpenOptions(options))
-        return unsafe try handles.add(ModelObject(try OpenedModel.open(path: path, engine, compute: options.compute, quantization: options.quantization, followsCPU: options.followsCPU, progress: options.progress)), .model)
+        return unsafe try handles.add(ModelObject(try OpenedModel.open(path: path, engine, compute: options.compute, quantization: options.quantization, followsCPU: options.followsCPU, newHead: options.newHead, progress: options.progress)), .model)
     }
 }
 
@@ -108,7 +110,7 @@ public func peft_model_open_memory(
         guard let data = unsafe data else { throw PEFTError(.argument, "data is NULL") }
         guard size >= 0 else { throw PEFTError(.argument, "size is \(UInt(bitPattern: size)), larger than memory") }
         let image = unsafe MappedFile(borrowing: UnsafeRawBufferPointer(start: data, count: size), name: "the model in memory")
-        return unsafe try handles.add(ModelObject(try OpenedModel.open(image, engine, compute: options.compute, quantization: options.quantization, followsCPU: options.followsCPU, progress: options.progress)), .model)
+        return unsafe try handles.add(ModelObject(try OpenedModel.open(image, engine, compute: options.compute, quantization: options.quantization, followsCPU: options.followsCPU, newHead: options.newHead, progress: options.progress)), .model)
     }
 }
 
@@ -122,7 +124,7 @@ public func peft_model_create(
         let (json, options) = unsafe (try json(config_json, "config_json"), try OpenOptions(options))
         guard let config = json.objectValue else { throw PEFTError(.argument, "config_json is \(json.kindName), not a JSON object") }
         let tensors = unsafe try handles.tensors(weights).all.map { NamedTensor($0.name, $0.tensor) }
-        return unsafe try handles.add(ModelObject(try OpenedModel.make(config, tensors, engine, compute: options.compute, quantization: options.quantization, followsCPU: options.followsCPU, progress: options.progress)), .model)
+        return unsafe try handles.add(ModelObject(try OpenedModel.make(config, tensors, engine, compute: options.compute, quantization: options.quantization, followsCPU: options.followsCPU, newHead: options.newHead, progress: options.progress)), .model)
     }
 }
 
@@ -183,6 +185,16 @@ public func peft_model_export(
 
 // MARK: Computing
 
+@_cdecl("peft_model_preprocess") @implementation
+public func peft_model_preprocess(
+    _ inputs: UnsafeMutablePointer<OpaquePointer?>?, _ model: OpaquePointer?, _ raw: OpaquePointer?, _ error: UnsafeMutablePointer<peft_error>?
+) -> Int32 {
+    unsafe guarded(inputs, "inputs", error) { () throws(PEFTError) -> OpaquePointer? in
+        let opened = unsafe try handles.model(model).opened
+        return unsafe try handles.add([try opened.preprocessed(unsafe handles.tensors(raw).all)], opened.model.engine)
+    }
+}
+
 @_cdecl("peft_model_forward") @implementation
 public func peft_model_forward(
     _ outputs: UnsafeMutablePointer<OpaquePointer?>?, _ model: OpaquePointer?, _ inputs: OpaquePointer?, _ options_json: UnsafePointer<CChar>?,
@@ -193,8 +205,8 @@ public func peft_model_forward(
         let batch = try Batch(named: unsafe handles.tensors(inputs).all, for: object.model)
         let options = unsafe try options(options_json, "options_json", allowing: ["adapter_names", "outputs"])
         let wanted = try options.strings("outputs") ?? ["logits"]
-        if let wrong = wanted.first(where: { $0 != "logits" && $0 != "last_hidden_state" }) {
-            throw PEFTError(.argument, "outputs has \"\(wrong)\"; \"logits\" and \"last_hidden_state\" are accepted")
+        if let wrong = wanted.first(where: { !["logits", "last_hidden_state", "sentence_embedding"].contains($0) }) {
+            throw PEFTError(.argument, "outputs has \"\(wrong)\"; \"logits\", \"last_hidden_state\" and \"sentence_embedding\" are accepted")
         }
         let result = try object.model.forward(batch, try object.routing(options, batch), isTraining: object.isTraining, random: object.nextRandom())
         let isHeadless = object.model.task == .features
@@ -206,6 +218,7 @@ public func peft_model_forward(
             named.append(("logits", result.logits))
         }
         if isHeadless || wanted.contains("last_hidden_state") { named.append(("last_hidden_state", result.hidden)) }
+        if wanted.contains("sentence_embedding") { named.append(("sentence_embedding", try result.sentenceEmbedding(batch, object.model.engine))) }
         if let pooled = result.pooled { named.append(("pooler_output", pooled)) }
         return unsafe try handles.add(named, object.model.engine)
     }

@@ -5,6 +5,7 @@ internal import Models
 internal import Platform
 internal import Synchronization
 internal import Tensors
+internal import Training
 
 /// Behind a `peft_session`: the session, the adapters it was given, and the answer it is in the middle of.
 final class SessionObject: @unchecked Sendable {
@@ -126,6 +127,15 @@ public func peft_session_append_text(
 ) -> Int32 {
     unsafe changing(session, error) { (object) throws(PEFTError) in
         try object.session.append(utf8: unsafe bytes(text, size, "text"), addSpecialTokens: add_special_tokens != 0)
+        return PEFT_OK
+    }
+}
+
+@_cdecl("peft_session_read_source") @implementation
+public func peft_session_read_source(_ session: OpaquePointer?, _ inputs: OpaquePointer?, _ error: UnsafeMutablePointer<peft_error>?) -> Int32 {
+    unsafe changing(session, error) { (object) throws(PEFTError) in
+        let batch = try Batch(named: unsafe handles.tensors(inputs).all)
+        try object.session.readSource(try ModelLoss.source(of: batch, object.session.model))
         return PEFT_OK
     }
 }

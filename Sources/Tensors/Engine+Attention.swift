@@ -43,7 +43,7 @@ package struct AttentionShape: Sendable {
 }
 
 /// What is added to scores by how far a query stands behind its key (T5's relative positions): f32 `[heads, …]`, the value
-/// of distance d at column `zero + d`. Not differentiated.
+/// of distance d at column `zero + d`.
 package struct DistanceBias {
     package let table: Tensor
     package let zero: Int
@@ -129,6 +129,23 @@ extension Engine {
         unsafe try runAttention(&op, shape, phases: 2) { op, phase, part, parts, shared, each in
             unsafe pk_attention_backward(op, phase, part, parts, shared, each)
         }
+    }
+
+    /// The derivative of `attention` by the values of `bias`, in its layout. Without softcap.
+    package func attentionBiasGradient(
+        q: Tensor, k: Tensor, v: Tensor, out: Tensor, shape: AttentionShape, keyMask: Tensor?, firstKey: Tensor?, bias: DistanceBias, logSums: Tensor, dOut: Tensor
+    ) throws(PEFTError) -> Tensor {
+        let (queries, keys) = (shape.queryLength, shape.keyLength)
+        var op = unsafe try attentionOperation(
+            AttentionOperand(q, length: queries), AttentionOperand(k, length: keys), AttentionOperand(v, length: keys), AttentionOperand(out, length: queries), shape,
+            keyMask, firstKey, bias, logSums)
+        unsafe op.d_out = unsafe UnsafeRawPointer(dOut.pointer)
+        let gradient = try Tensor.zeros(self, bias.table.shape)
+        let target = unsafe gradient.pointer.assumingMemoryBound(to: Float.self) + bias.zero
+        parallel(max(1, min(pool.threadCount, shape.heads))) { part, parts in
+            unsafe withUnsafePointer(to: op) { unsafe pk_attention_bias_gradient($0, target, part, parts) }
+        }
+        return gradient
     }
 
     /// Runs the phases of a kernel with its scratch; phases 2 is the backward pass.

@@ -134,7 +134,7 @@ extension TrainerOptions {
 }
 
 extension DataSetOptions {
-    /// The options as JSON: `{"format", "max_length", "truncation", "batch_size", "packing", "shuffle", "seed", "loss_on",
+    /// The options as JSON: `{"format", "max_length", "truncation", "batch_size", "packing", "encoder_decoder", "shuffle", "seed", "loss_on",
     /// "on_bad_line", "max_line_bytes"}`; `"holdout"`, `"holdout_every"` and `"split"` are read by `DataSetPart`.
     /// - Parameter otherKeys: keys the caller reads itself ("chat_template").
     package init(_ json: JSONValue, otherKeys: [String] = []) throws(PEFTError) {
@@ -150,6 +150,7 @@ extension DataSetOptions {
         truncation = try keys.choice("truncation", Truncation.self) ?? truncation
         batchSize = try keys.integer("batch_size") ?? batchSize
         packing = try keys.flag("packing") ?? packing
+        isForEncoderDecoders = try keys.flag("encoder_decoder") ?? isForEncoderDecoders
         shuffle = try keys.flag("shuffle") ?? shuffle
         seed = try keys.seed("seed") ?? seed
         learned = try keys.choice("loss_on", Learned.self) ?? learned

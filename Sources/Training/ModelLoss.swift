@@ -118,6 +118,14 @@ package enum ModelLoss {
             keyMask: try mask.map { (mask) throws(PEFTError) in try ModelLoss.mask(mask, rows, engine) })
     }
 
+    /// One sample as an encoder reads it in a session.
+    package static func source(of batch: Batch, _ model: Model) throws(PEFTError) -> Source {
+        guard model.network.readsSource else { throw PEFTError(.argument, "a \(model.architecture) model reads no source") }
+        guard batch.rows == 1, batch.keyMask == nil else { throw PEFTError(.argument, "a session reads one sample without padding, not \(batch.rows)") }
+        if batch.featureShape.isEmpty { return Source(.ids(try Tensor(model.engine, batch.ids, shape: [batch.ids.count])), length: batch.length) }
+        return Source(.features(Variable(try Tensor(model.engine, batch.features, shape: [1] + batch.featureShape))), length: 1)
+    }
+
     private static func mask(_ mask: [UInt8], _ rows: Int, _ engine: Engine) throws(PEFTError) -> Tensor {
         try Tensor(engine, bytes: mask, shape: [rows, mask.count / max(rows, 1)])
     }
@@ -211,6 +219,25 @@ package struct ForwardOutput {
 }
 
 extension ForwardOutput {
+    /// The mean of each sample's states where there is no padding, at length 1 (as sentence-transformers' pooling and normalisation):
+    /// f32 `[rows, hiddenSize]`.
+    package func sentenceEmbedding(_ batch: Batch, _ engine: Engine) throws(PEFTError) -> Tensor {
+        guard hidden.shape.count == 3, batch.source == nil, hidden.shape[1] == batch.length else {
+            throw PEFTError(.unsupported, "\"sentence_embedding\" of states \(hidden.shape), which are not the batch's \(batch.rows) × \(batch.length) tokens")
+        }
+        let (length, width, states) = (batch.length, hidden.columns, try hidden.floats(engine))
+        var result: [Float] = []
+        for row in 0..<batch.rows {
+            var sum = [Float](repeating: 0, count: width)
+            for token in row * length..<(row + 1) * length where batch.keyMask?[token] != 0 {
+                for column in 0..<width { sum[column] += states[token * width + column] }
+            }
+            let norm = max(sum.reduce(0) { $0 + $1 * $1 }.squareRoot(), 1e-12)
+            result += sum.map { $0 / norm }
+        }
+        return try Tensor(engine, result, shape: [batch.rows, width])
+    }
+
     /// The two logits of each token, f32 `[rows, length]` each; nil for models that find no answers.
     package func answerLogits(_ model: Model) throws(PEFTError) -> (start: Tensor, end: Tensor)? {
         guard model.task == .questionAnswering else { return nil }
@@ -245,7 +272,10 @@ extension Model {
             let states = hidden.value.dtype == .f32 ? hidden.value : try hidden.value.converted(to: .f32, engine)
             let pooled = try pooled(hidden, context)?.value
             func perToken(_ tensor: Tensor) throws(PEFTError) -> Tensor {
-                batch.featureShape.isEmpty && tensor.rows == batch.rows * batch.length && (task != .classification || batch.length > 1)
+                // Pictures are as many tokens as they have patches.
+                let tokens = tensor.rows / max(batch.rows, 1)
+                if !batch.featureShape.isEmpty { return tokens > 1 ? try tensor.reshaped([batch.rows, tokens, tensor.columns]) : tensor }
+                return tensor.rows == batch.rows * batch.length && (task != .classification || batch.length > 1)
                     ? try tensor.reshaped([batch.rows, batch.length, tensor.columns]) : tensor
             }
             return ForwardOutput(

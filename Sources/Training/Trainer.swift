@@ -167,7 +167,7 @@ package final class Trainer {
         var (sum, count) = (0.0, 0)
         while let batch = try loader.next() {
             if takeCancellation() { throw PEFTError(.cancelled, "evaluation was cancelled after \(count) tokens") }
-            let loss = try evaluate(batch)
+            let loss = try evaluate(batch.shifted(for: model))
             sum += loss.sum
             count += loss.count
         }

@@ -106,7 +106,7 @@ extension Trainer {
         let position = loader.position
         do throws(PEFTError) {
             while true {
-                if let batch = try loader.next() { return try step(batch) }
+                if let batch = try loader.next() { return try step(batch.shifted(for: model)) }
             }
         } catch {
             try loader.move(to: position)

@@ -101,7 +101,23 @@ extension OperationCase {
         }
     }
 
+    /// With learned distances, `[heads, distances]`.
+    static func distanceCase(_ name: String, _ shape: AttentionShape) -> OperationCase {
+        let (width, distances) = (shape.heads * shape.headDim, DistanceBias.distances(shape).count)
+        return OperationCase(
+            name: "attention with distances, \(name)",
+            inputs: [
+                ([shape.batch * shape.queryLength, width], .activation), ([shape.batch * shape.keyLength, width], .activation),
+                ([shape.batch * shape.keyLength, width], .activation), ([shape.heads, distances], .parameter),
+            ], bf16Tolerance: 0.05
+        ) { tape, x in
+            try tape.attention(q: x[0], k: x[1], v: x[2], shape: shape, bias: DistanceBias(x[3].value, shape), distances: x[3])
+        }
+    }
+
     static let attention: [OperationCase] = [
+        distanceCase("all see all", AttentionShape(batch: 2, queryLength: 3, heads: 2, keyValueHeads: 2, headDim: 4, scale: 1, isCausal: false)),
+        distanceCase("causal", AttentionShape(batch: 1, queryLength: 4, heads: 2, keyValueHeads: 2, headDim: 4, scale: 1, isCausal: true)),
         attentionCase("causal, grouped heads", AttentionShape(batch: 2, queryLength: 3, heads: 4, keyValueHeads: 2, headDim: 4, isCausal: true)),
         attentionCase("all see all", AttentionShape(batch: 1, queryLength: 3, heads: 2, keyValueHeads: 2, headDim: 4, isCausal: false)),
         attentionCase("prefix in front", AttentionShape(batch: 2, queryLength: 2, keyLength: 5, heads: 2, keyValueHeads: 1, headDim: 4, isCausal: true)),

@@ -20,6 +20,7 @@ mkdir "$work/bin" "$work/lib" "$work/model"
 ln -s "$library" "$work/lib/libpeftswift.so.1"
 ln -s libpeftswift.so.1 "$work/lib/libpeftswift.so"
 cp "$bases"/llama/{config.json,model.safetensors} "$here"/Fixtures/* "$work/model/" || exit 2
+ln -s "$root/Tests/Fixtures/Models" "$work/models"
 chmod -R u+w "$work/model"
 
 passed=0 failed=0 skipped=0

@@ -68,5 +68,13 @@ check "quantize names a type that is none" 1 "nf5" "$build/quantize" --model mod
 check "quantize writes GGUF of GGUF only" 1 "unsupported: .*GGUF" "$build/quantize" --model model --out never.gguf --type Q4_K_M
 check "what was not quantised leaves nothing" 1 "" test -e never
 check "quantize explains itself" 2 "usage: quantize" "$build/quantize" --model model
+check "control adapts" 0 "after 100 updates: (4[5-9][0-9]|500)" "$build/control"
+check "policy explains itself" 2 "usage: policy" "$build/policy"
+check "policy says what is missing" 1 "not found: .*nowhere" "$build/policy" nowhere
+if [ -e "$root/.cache/reversi/config.json" ]; then
+    check "policy learns the other rule" 0 "best: (9[0-9]|100) % against the frozen network" "$build/policy" "$root/.cache/reversi" 8
+else
+    echo "SKIP policy: .cache/reversi is not there (scripts/fetch_inputs.py reversi)"
+fi
 echo "$passed passed, $failed failed"
 ((failed == 0))

@@ -189,6 +189,9 @@ void pk_attention_forward(const pk_attention *op, int32_t part, int32_t parts, v
 /* Phase 0: d_q, and partial sums of d_k, d_v for fixed chunks of queries; phase 1: their sums. The caller puts a barrier between them. */
 void pk_attention_backward(const pk_attention *op, int32_t phase, int32_t part, int32_t parts, void *shared, void *each);
 
+/* Adds the gradient of distance_bias to `gradient`, laid out as it (softcap 0; operands as for the backward kernel). */
+void pk_attention_bias_gradient(const pk_attention *op, float *gradient, int32_t part, int32_t parts);
+
 /* ---- norms.c; x, y, dx, dy of type act; weight and its gradient f32; rows × n ---- */
 
 /* y = x / rms(x) · (weight + offset); rms = √(mean x² + eps). inv[rows] = 1/rms (may be NULL). offset: 0, Gemma 1. */
@@ -332,6 +335,22 @@ int32_t pk_spectral_tiles(const pk_spectral *op);
 void pk_spectral_forward(int32_t level, const pk_spectral *op, const void *x, void *y, float alpha, int32_t part, int32_t parts, float *scratch);
 /* dx += alpha·Uᵀ·Sᵀ·V·dy, dvalues += the values' gradient; either may be NULL. dvalues is the part's own. */
 void pk_spectral_backward(int32_t level, const pk_spectral *op, const void *x, const void *dy, void *dx, float *dvalues, float alpha, int32_t part, int32_t parts, float *scratch);
+
+/* ---- spectrogram.c ---- */
+
+#define PK_LONGEST_FRAME 2048
+
+/* `count` samples of a recording that is `length` long (the rest is silence), in frames of `size` (even, at most PK_LONGEST_FRAME) every
+ * `hop`: length / hop of them, the first around the first sample. Tables in double: of the window times cos and sin of 2π·n·k/size,
+ * [size/2 + 1 (n), size/2 + 1 (k)], and filters [bins, size/2 + 1]. */
+typedef struct pk_log_mel {
+  const float *samples;
+  int64_t count, length, size, hop, bins;
+  const double *cosines, *sines, *filters;
+} pk_log_mel;
+
+/* out[bin, frame] = log10 of the power that the filter lets through, at least 1e-10. */
+void pk_log_mel_frames(const pk_log_mel *m, float *out, int32_t part, int32_t parts);
 
 /* ---- loss.c ---- */
 

@@ -49,6 +49,16 @@ extension Batch {
         self = batch
     }
 
+    /// A data set's batch as the decoder of `model` reads it.
+    func shifted(for model: Model) -> Batch {
+        guard isUnshifted else { return self }
+        var batch = self
+        batch.ids = labels
+        batch.shift(start: model.decoderStart, paddingID: Int32(clamping: model.configuration["pad_token_id"]?.intValue ?? 0))
+        batch.isUnshifted = false
+        return batch
+    }
+
     /// Moves the ids of each row one place to the right; places that are not learned become padding.
     mutating func shift(start: Int32, paddingID: Int32) {
         guard length > 0 else { return }

@@ -61,7 +61,13 @@ extension Batch {
 
     /// The same the other way: i64 arrays.
     package func named(_ engine: Engine) throws(PEFTError) -> [(name: String, tensor: Tensor)] {
-        func array(_ values: [Int32]) throws(PEFTError) -> Tensor { try Tensor(engine, int64: values, shape: [rows, length]) }
+        func array(_ values: [Int32]) throws(PEFTError) -> Tensor { try Tensor(engine, int64: values, shape: [rows, values.count / max(rows, 1)]) }
+        if let source {
+            return [
+                (name: "input_ids", tensor: try array(source.ids)), (name: "attention_mask", tensor: try array(source.keyMask?.map { Int32($0) } ?? source.ids.map { _ in 1 })),
+                (name: "labels", tensor: try array(labels)),
+            ]
+        }
         var arrays = [
             (name: "input_ids", tensor: try array(ids)), (name: "attention_mask", tensor: try array(keyMask?.map { Int32($0) } ?? ids.map { _ in 1 })),
             (name: "labels", tensor: try array(labels)),

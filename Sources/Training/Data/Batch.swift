@@ -50,6 +50,8 @@ package struct Batch: Sendable, Equatable {
     package var tasks: [Int32]?
     /// Of an encoder-decoder: what its encoder reads. All else is the decoder's.
     package var source: SourceBatch?
+    /// The ids are what the decoder is to write, not yet what it reads.
+    package var isUnshifted = false
 
     package init(rows: Int, length: Int, ids: [Int32], labels: [Int32], positions: [Int32]? = nil, keyMask: [UInt8]? = nil, firstKey: [Int32]? = nil) {
         (self.rows, self.length, self.ids, self.labels) = (rows, length, ids, labels)
@@ -125,7 +127,14 @@ extension Batch {
             labels += sample.labels + Array(repeating: Sample.ignored, count: missing)
             mask += Array(repeating: 1, count: sample.ids.count) + Array(repeating: 0, count: missing)
         }
-        if mask.contains(0) { keyMask = mask }
+        guard samples.contains(where: { $0.source != nil }) else {
+            if mask.contains(0) { keyMask = mask }
+            return
+        }
+        // What stands behind the end of a row is seen by none before it.
+        let sources = Batch(samples.map { Sample($0.source ?? []) }, paddingID: paddingID)
+        source = SourceBatch(length: sources.length, ids: sources.ids, keyMask: sources.keyMask)
+        isUnshifted = true
     }
 
     /// Several samples a row, one behind the other. A sample sees only itself (`firstKey`), counts its positions from 0,

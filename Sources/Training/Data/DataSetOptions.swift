@@ -24,6 +24,8 @@ package struct DataSetOptions: Sendable, Equatable {
     package var batchSize = 1
     /// Several samples share a row; each sees only itself and counts its positions from 0.
     package var packing = false
+    /// The prompt is what an encoder reads, the completion what its decoder writes.
+    package var isForEncoderDecoders = false
     package var shuffle = true
     package var seed: UInt64 = 0
     package var badRecords = BadRecords.error
@@ -36,6 +38,9 @@ package struct DataSetOptions: Sendable, Equatable {
         guard maxLength >= 2 else { throw PEFTError(.argument, "max_length is \(maxLength); it must be at least 2, one token to read and one to predict") }
         guard maxLength <= 1 << 24 else { throw PEFTError(.argument, "max_length is \(maxLength); the limit is \(1 << 24)") }
         guard batchSize >= 1, batchSize <= 1 << 20 else { throw PEFTError(.argument, "batch_size is \(batchSize); it must be in 1…\(1 << 20)") }
+        guard !isForEncoderDecoders || !packing && truncation != .split && learned == .assistant else {
+            throw PEFTError(.argument, "with encoder_decoder a sample has a row of its own (no packing, no truncation 'split'), and the completion is learned")
+        }
         guard maximumRecordBytes >= 1 else { throw PEFTError(.argument, "max_line_bytes is \(maximumRecordBytes); it must be at least 1") }
     }
 }
@@ -44,7 +49,7 @@ extension DataSetOptions {
     /// All that decides which samples come in which order.
     var identity: String {
         "format \(format?.rawValue ?? "text"), max_length \(maxLength), truncation \(truncation.rawValue), loss_on \(learned.rawValue), batch_size \(batchSize), "
-            + "packing \(packing), shuffle \(shuffle), seed \(seed)"
+            + "packing \(packing), shuffle \(shuffle), seed \(seed)" + (isForEncoderDecoders ? ", encoder_decoder" : "")
     }
 }
 

@@ -3,6 +3,8 @@ package struct Sample: Sendable, Equatable {
     package var ids: [Int32]
     /// The id where the token is to be learned, −100 where not.
     package var labels: [Int32]
+    /// What an encoder reads before the decoder writes these tokens.
+    package var source: [Int32]?
 
     /// The label of a token that is not learned (torch's `ignore_index`).
     package static let ignored: Int32 = -100
@@ -21,13 +23,18 @@ package struct Sample: Sendable, Equatable {
     }
 
     /// How many tokens the model is asked to predict: the first has nothing before it.
-    package var learnedCount: Int { labels.dropFirst().count { $0 != Sample.ignored } }
+    package var learnedCount: Int { labels.dropFirst(source == nil ? 1 : 0).count { $0 != Sample.ignored } }
 
     func part(_ range: Range<Int>) -> Sample { Sample(ids: Array(ids[range]), labels: Array(labels[range])) }
 
     /// Brings a sample to at most `maximum` tokens.
     func shortened(to maximum: Int, _ truncation: Truncation) -> [Sample] {
-        guard ids.count > maximum else { return [self] }
+        if let source, truncation == .keepStart || truncation == .keepEnd {
+            var sample = part(truncation == .keepStart ? 0..<min(ids.count, maximum) : max(0, ids.count - maximum)..<ids.count)
+            sample.source = Array(truncation == .keepStart ? source.prefix(maximum) : source.suffix(maximum))
+            return [sample]
+        }
+        guard max(ids.count, source?.count ?? 0) > maximum else { return [self] }
         switch truncation {
         case .keepStart: return [part(0..<maximum)]
         case .keepEnd: return [part(ids.count - maximum..<ids.count)]

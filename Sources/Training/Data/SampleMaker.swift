@@ -28,7 +28,7 @@ struct SampleMaker: Sendable {
     /// - Throws: what the tokenizer or the chat template says; `.argument` for a long sample under `Truncation.error`.
     func samples(_ example: Example) throws(PEFTError) -> [Sample] {
         let whole = try sample(example)
-        if whole.ids.count > options.maxLength, options.truncation == .error, !isPlainText {
+        if max(whole.ids.count, whole.source?.count ?? 0) > options.maxLength, options.truncation == .error, !isPlainText {
             throw PEFTError(.argument, "\(whole.ids.count) tokens, max_length is \(options.maxLength) (truncation 'error')")
         }
         // Stretches of plain text are always cut in blocks.
@@ -36,6 +36,12 @@ struct SampleMaker: Sendable {
     }
 
     private func sample(_ example: Example) throws(PEFTError) -> Sample {
+        if options.isForEncoderDecoders {
+            guard case .completion(let prompt, let completion) = example else { throw PEFTError(.format, "an encoder-decoder learns from 'prompt' and 'completion'") }
+            var sample = Sample(withEnd(try encoder.ids(completion, isStart: false)))
+            sample.source = withEnd(try encoder.ids(prompt, isStart: true))
+            return sample
+        }
         switch example {
         case .text(let text):
             // A stretch of a longer text neither begins nor ends anything.

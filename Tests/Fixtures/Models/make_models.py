@@ -59,7 +59,31 @@ def models(g):
                         text_inputs(g) | {"labels": torch.randint(0, 3, (2, 11), generator=g)}, False),
         "gemma3_bare": (t.Gemma3TextModel, t.Gemma3TextConfig(**DECODER, sliding_window=4), {k: v for k, v in text_inputs(g).items() if k != "labels"}, False),
         "mixtral": (t.MixtralForCausalLM, t.MixtralConfig(**(DECODER | {"intermediate_size": 24}), num_local_experts=5, num_experts_per_tok=3, sliding_window=5), text_inputs(g, left=True), 6),
+        "whisper": (t.WhisperForConditionalGeneration, t.WhisperConfig(vocab_size=60, num_mel_bins=8, d_model=24, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=40, decoder_layers=2,
+                    decoder_attention_heads=2, decoder_ffn_dim=32, max_source_positions=12, max_target_positions=32, pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=3),
+                    {"input_features": torch.randn(2, 8, 24, generator=g), "labels": torch.tensor([[5, 9, 33, 12, 40, 2], [7, 50, 21, 2, -100, -100]])}, "frames"),
+        "dinov2": (t.Dinov2ForImageClassification, t.Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, mlp_ratio=2, image_size=20, patch_size=4, num_labels=3),
+                   {"pixel_values": torch.randn(2, 3, 20, 20, generator=g), "labels": torch.tensor([2, 0])}, False),
+        "dinov2_larger": (t.Dinov2Model, t.Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, mlp_ratio=2, image_size=20, patch_size=4),
+                          {"pixel_values": torch.randn(2, 3, 12, 28, generator=g)}, False),
     }
+
+
+#: What the tiny models want of raw input.
+PREPROCESSORS = {
+    "whisper": {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 8, "sampling_rate": 240, "hop_length": 10, "chunk_length": 1, "n_fft": 16},
+    "dinov2": {"image_processor_type": "BitImageProcessor", "do_resize": True, "size": {"shortest_edge": 24}, "resample": 3, "do_center_crop": True, "crop_size": {"height": 20, "width": 20},
+               "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
+}
+
+
+def greedy(model, frames, count):
+    """What a decoder writes, and the least lead of the best token."""
+    ids, gap = torch.tensor([[model.config.decoder_start_token_id]]), 9.0
+    for _ in range(count):
+        best = model(input_features=frames, decoder_input_ids=ids).logits[0, -1].topk(2)
+        gap, ids = min(gap, float(best.values[0] - best.values[1])), torch.cat([ids, best.indices[:1].view(1, 1)], 1)
+    return ids, gap
 
 
 def make(name, cls, config, inputs, generates):
@@ -83,7 +107,13 @@ def make(name, cls, config, inputs, generates):
         expected = {k: out[k] for k in ["logits", "start_logits", "end_logits", "loss"] if out.get(k) is not None}
         if "last_hidden_state" in out and not expected:
             expected["last_hidden_state"] = out.last_hidden_state
-        if generates:
+        if name in PREPROCESSORS:
+            with open(os.path.join(folder, "preprocessor_config.json"), "w") as file:
+                json.dump(PREPROCESSORS[name], file, indent=1)
+        if generates == "frames":
+            expected["generated"], gap = greedy(model, inputs["input_features"][:1], 12)
+            assert gap > 1e-3, (name, gap)
+        elif generates:
             prompt = {k: v[:1] for k, v in inputs.items() if k in ["input_ids", "input_features"]}
             if generates is not True:
                 prompt = {"input_ids": prompt["input_ids"][:, :generates]}

@@ -35,7 +35,7 @@ class Model(Handle):
     kind = "model"
 
     @classmethod
-    def from_pretrained(cls, path, dtype="auto", quantization=None, context=None, threads=0, memory_budget=0, bitsandbytes_cpu=None):
+    def from_pretrained(cls, path, dtype="auto", quantization=None, context=None, threads=0, memory_budget=0, bitsandbytes_cpu=None, new_head=None):
         """Opens a Hugging Face folder or a GGUF file.
 
         dtype: "float32", "bfloat16", "int8" (bf16, with 8-bit activations while generating) or "auto".
@@ -44,6 +44,8 @@ class Model(Handle):
         bitsandbytes_cpu: True reads rows shorter than a block of nf4 or fp4 as PEFT's are on a processor, all by one scale, which costs
         accuracy (a warning says so). None: only with blocks of at most 64, where no network of use has such rows and tiny ones are
         made to be compared with PEFT.
+        new_head: {"type": "ForSequenceClassification", "num_labels": 8, "seed": 0, …}: the same network under another head of its family,
+        with random weights where the files have none (peft_model_options).
         context: shared threads and memory budget; otherwise one is made with ``threads`` and ``memory_budget``.
         """
         if str(dtype) not in _COMPUTE:
@@ -56,7 +58,7 @@ class Model(Handle):
             rules = quantization.get("rules") if isinstance(quantization, dict) else None
             blocks = [part.get("block_size") for part in [quantization, *(rules if isinstance(rules, list) else [])] if isinstance(part, dict)]
             bitsandbytes_cpu = all(size <= 64 for size in blocks if isinstance(size, int))
-        options.options_json = encoded_json({"quantization": quantization or None, "bitsandbytes_cpu": bool(bitsandbytes_cpu)})
+        options.options_json = encoded_json({"quantization": quantization or None, "bitsandbytes_cpu": bool(bitsandbytes_cpu), "new_head": new_head})
         model = cls.make("peft_model_open", context, encoded_path(path), c.byref(options))
         model.context, model.path, model._training = context, str(path), False
         return model
@@ -135,6 +137,16 @@ class Model(Handle):
 
     def eval(self):
         return self.train(False)
+
+    def preprocess(self, *raw):
+        """Pictures (u8 [height, width, 3]) or recordings (f32 [samples]) as the model's inputs: {"pixel_values"} or {"input_features"}."""
+        arrays = {str(index): np.ascontiguousarray(array) for index, array in enumerate(raw)}
+        return Tensors.make("peft_model_preprocess", self, Tensors.from_arrays(self.context, arrays)).arrays()
+
+    def embed(self, adapter_names=None, **inputs):
+        """Sentence embeddings [batch, hidden]: the mean of each text's states, at length 1."""
+        options = {"outputs": ["sentence_embedding"], **({} if adapter_names is None else {"adapter_names": list(adapter_names)})}
+        return Tensors.make("peft_model_forward", self, self._tensors(inputs), encoded_json(options)).get("sentence_embedding")
 
     def __call__(self, adapter_names=None, output_hidden_states=False, **inputs):
         """A forward pass. Inputs by Hugging Face's names: input_ids, attention_mask, labels, position_ids; or x.

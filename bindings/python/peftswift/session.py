@@ -26,6 +26,11 @@ class Session(Handle):
             call("peft_session_append", self, *c_ids(text_or_ids))
         return self
 
+    def read_source(self, **inputs):
+        """What an encoder-decoder's encoder reads: input_features [1, …] of a recording (``model.preprocess``), or input_ids [1, length]."""
+        call("peft_session_read_source", self, Tensors.from_arrays(self.model.context, inputs))
+        return self
+
     def append_chat(self, messages):
         """Reads a conversation up to the start of the assistant's next turn; what is known already is not read again."""
         call("peft_session_append_chat", self, encoded_json(messages))

@@ -1,0 +1,206 @@
+"""Real jobs on real weights, each to a figure stated beforehand (Tests/Fixtures/Jobs/figures.json: PEFT's on the same data and split, or
+the base model's). What scripts/fetch_inputs.py has not fetched is skipped. Each takes less than three minutes on two processors."""
+
+import json
+
+import numpy as np
+import pytest
+
+from conftest import REAL_MODEL, ROOT
+from peftswift import Model
+from real_data import CACHE, TOPICS, batches, padded, recording, reuters, ridge, stamps, training_order
+
+FIGURES = json.loads((ROOT / "Tests/Fixtures/Jobs/figures.json").read_text())
+
+
+def needs(*names):
+    missing = [name for name in names if not (CACHE / name).exists()]
+    return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not in .cache: scripts/fetch_inputs.py fetches it")
+
+
+def train(model, rows, labels, size, padding, lr, epochs=1, **options):
+    steps = list(training_order(len(rows), size, epochs))
+    trainer = model.trainer(lr=lr, lr_scheduler="linear", max_steps=len(steps), **options)
+    for some in steps:
+        trainer.step(**next(batches(rows, labels, size, padding, list(some))))
+
+
+def accuracy(model, rows, labels, padding, size=32):
+    right = sum(int((model(**{k: v for k, v in batch.items() if k != "labels"}).logits.argmax(-1) == batch["labels"]).sum()) for batch in batches(rows, labels, size, padding))
+    return right / len(rows)
+
+
+# ---- MiniLM
+
+MINILM = "all-MiniLM-L6-v2"
+
+
+@needs(MINILM + "/model.safetensors")
+def test_sentence_embeddings():
+    """Those of sentence-transformers' pipeline over the package's model."""
+    figures = FIGURES["embeddings"]
+    model = Model.from_pretrained(CACHE / MINILM, dtype="float32")
+    rows = [model.tokenizer.encode(text) for text in figures["texts"]]
+    assert rows == figures["ids"]
+    ids, mask = padded(rows, 0)
+    got = model.embed(input_ids=ids, attention_mask=mask)
+    assert np.abs(got[:, ::8] - np.array(figures["columns"])).max() < 2e-4 * np.abs(got).max()
+    assert np.abs(got @ got.T - np.array(figures["similarity"])).max() < 1e-4
+    assert np.abs((got * got).sum(1) - 1).max() < 1e-5
+
+
+@needs(MINILM + "/model.safetensors", "reuters-r8-train.jsonl")
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_topics_with_minilm(method):
+    figure = FIGURES[f"topics_minilm_{method}"]
+    model = Model.from_pretrained(CACHE / MINILM, dtype="bfloat16", new_head={"type": "ForSequenceClassification", "num_labels": len(TOPICS)})
+    rows, labels = zip(*((model.tokenizer.encode(text)[:64], label) for text, label in zip(*reuters("train", figure["every"]))))
+    tests, wanted = reuters("test", figure["every_test"])
+    model.add_adapter("default", figure["config"])
+    train(model, rows, np.array(labels), figure["batch"], 0, figure["lr"])
+    share = accuracy(model, [model.tokenizer.encode(text)[:64] for text in tests], wanted, 0)
+    print(f"Reuters R8, MiniLM with {method}: {share:.4f}; PEFT {figure['accuracy']:.4f}")
+    assert share >= figure["accuracy"] - 0.015
+
+
+@needs("reuters-r8-train.jsonl")
+def test_topics_with_smollm(real_model_path):
+    """The quantised language model under a classifier's head."""
+    figure = FIGURES["topics_smollm"]
+    model = Model.from_pretrained(REAL_MODEL, new_head={"type": "ForSequenceClassification", "num_labels": len(TOPICS)})
+    padding = model.config["pad_token_id"]
+    rows, labels = zip(*((model.tokenizer.encode(text)[:48], label) for text, label in zip(*reuters("train", figure["every"]))))
+    tests, wanted = reuters("test", figure["every_test"])
+    model.add_adapter("default", figure["config"])
+    train(model, rows, np.array(labels), figure["batch"], padding, figure["lr"])
+    share = accuracy(model, [model.tokenizer.encode(text)[:48] for text in tests], wanted, padding)
+    print(f"Reuters R8, SmolLM2 with LoRA: {share:.4f}; PEFT {figure['accuracy']:.4f}")
+    assert share >= figure["accuracy"] - 0.03
+
+
+# ---- Whisper
+
+WHISPER = "whisper-tiny.en"
+
+
+@pytest.fixture(scope="module")
+def whisper():
+    return Model.from_pretrained(CACHE / WHISPER, dtype="float32")
+
+
+def transcribed(model, features, suppressed):
+    session = model.session(suppress_tokens=suppressed).read_source(input_features=features).append([50362])  # <|notimestamps|>
+    return session.generate(120).strip()
+
+
+@pytest.fixture(scope="module")
+def suppressed():
+    return json.loads((CACHE / WHISPER / "generation_config.json").read_text())["suppress_tokens"]
+
+
+@needs(WHISPER + "/model.safetensors", "speech/Front_Center.wav", "speech/agent-pass.wav")
+def test_transcribing(whisper, suppressed):
+    """The same words as CTranslate2's and transformers' own runs over the same clips."""
+    for clip, text in FIGURES["transcripts"].items():
+        features = whisper.preprocess(recording(CACHE / "speech" / clip))["input_features"]
+        assert transcribed(whisper, features, suppressed) == text.strip(), clip
+
+
+@needs(WHISPER + "/model.safetensors", "speech/agent-pass.wav")
+def test_learning_names(suppressed):
+    """LoRA on prompts whose words the model misspells; others stay as they were."""
+    figure = FIGURES["prompts"]
+    model = Model.from_pretrained(CACHE / WHISPER, dtype="float32")
+    clips = {clip: model.preprocess(recording(CACHE / "speech" / clip))["input_features"] for clip in [*figure["learned"], *figure["kept"]]}
+    before = {clip: transcribed(model, clips[clip], suppressed) for clip in figure["learned"]}
+    assert all(before[clip] != text for clip, text in figure["learned"].items())
+    model.add_adapter("default", figure["config"])
+    targets = {clip: [50362, *model.tokenizer.encode(" " + text, add_special_tokens=False), 50256] for clip, text in figure["learned"].items()}
+    names, trainer = sorted(targets), model.trainer(lr=figure["lr"])
+    for epoch in range(figure["epochs"]):
+        for start in range(0, len(names), 4):
+            some = names[start:start + 4]
+            width = max(len(targets[clip]) for clip in some)
+            labels = np.array([targets[clip] + [-100] * (width - len(targets[clip])) for clip in some])
+            trainer.step(input_features=np.concatenate([clips[clip] for clip in some]), labels=labels)
+    for clip, text in figure["learned"].items():
+        assert transcribed(model, clips[clip], suppressed) == text, clip
+    for clip, text in figure["kept"].items():
+        assert transcribed(model, clips[clip], suppressed) == text, clip
+
+
+# ---- ViT-S/14
+
+
+@needs("vit-s14/model.safetensors", "stamps.npz")
+def test_picture_features():
+    """A real DINOv2 network over a real picture, as transformers computes it, at positions between those it learned."""
+    figure = FIGURES["picture"]
+    model = Model.from_pretrained(CACHE / "vit-s14", dtype="float32")
+    pictures, _, _ = stamps()
+    pixels = model.preprocess(pictures[figure["index"]])["pixel_values"]
+    assert np.abs(pixels[0, :, ::16, ::16] - np.array(figure["pixels"])).max() < 0.02
+    states = model(pixel_values=pixels).last_hidden_state[0]
+    want = np.array(figure["states"])
+    assert np.abs(states[::32, ::32] - want).max() < 2e-3 * np.abs(want).max()
+
+
+@needs("vit-s14/model.safetensors", "stamps.npz")
+@pytest.mark.parametrize("method", ["oft", "boft"])
+def test_picture_categories(method):
+    """Beats what a ridge regression makes of the frozen network's features."""
+    figure = FIGURES[f"stamps_{method}"]
+    pictures, labels, is_training = stamps()
+    model = Model.from_pretrained(CACHE / "vit-s14", dtype="bfloat16", new_head={"type": "ForImageClassification", "num_labels": int(labels.max()) + 1})
+    pixels = np.concatenate([model.preprocess(picture)["pixel_values"] for picture in pictures])
+    model.add_adapter("default", figure["config"])
+    indices = np.flatnonzero(is_training)
+    steps = list(training_order(len(indices), figure["batch"], figure["epochs"]))
+    trainer = model.trainer(lr=figure["lr"], lr_scheduler="linear", max_steps=len(steps))
+    for some in steps:
+        trainer.step(pixel_values=pixels[indices[some]], labels=labels[indices[some]])
+    tests = np.flatnonzero(~is_training)
+    found = np.concatenate([model(pixel_values=pixels[tests[i:i + 16]]).logits.argmax(-1) for i in range(0, len(tests), 16)])
+    share = float((found == labels[tests]).mean())
+    print(f"stamps, ViT-S/14 with {method}: {share:.3f}; ridge probe {figure['ridge']:.3f}, PEFT {figure['accuracy']:.3f}")
+    assert share > max(figure["ridge"], 0.72)
+
+
+# ---- DistilBERT's tags
+
+
+@needs("distilbert-tagger/model.safetensors")
+def test_tags_of_a_quantised_base():
+    """The package's int8 weights as they are: tags as its own, and a LoRA that learns a house rule on the frozen base."""
+    figure = FIGURES["tags"]
+    model = Model.from_pretrained(CACHE / "distilbert-tagger", dtype="float32")
+    assert model.describe()["formats"]["int8"] >= 38
+    names = model.config["id2label"]
+    same = total = 0
+    for text, tags in figure["sentences"]:
+        found = model(input_ids=np.array([model.tokenizer.encode(text)])).logits[0].argmax(-1)
+        assert len(found) == len(tags)
+        same, total = same + sum(names[str(int(a))] == b for a, b in zip(found, tags)), total + len(tags)
+    assert same / total > 0.97, (same, total)
+
+    # The rule: "data" takes a plural here. Learned from some sentences, applied in others.
+    label = model.config["label2id"][figure["rule"]["tag"]]
+    keep = model.config["label2id"]["$KEEP"]
+
+    def tagged(text):
+        ids = model.tokenizer.encode(text)
+        word = model.tokenizer.encode(figure["rule"]["word"], add_special_tokens=False)
+        return ids, [label if ids[i:i + 1] == word and ids[i - 1] in subject else keep for i in range(len(ids))]
+
+    subject = model.tokenizer.encode(figure["rule"]["after"], add_special_tokens=False)
+    rows = [tagged(text) for text in figure["rule"]["training"]]
+    model.add_adapter("default", {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_lin", "v_lin", "lin1", "lin2"], "modules_to_save": []})
+    trainer = model.trainer(lr=2e-3)
+    ids, mask = padded([row for row, _ in rows], 0)
+    labels, _ = padded([tags for _, tags in rows], -100)
+    for _ in range(15):
+        loss = trainer.step(input_ids=ids, attention_mask=mask, labels=labels)
+    assert loss < 0.05
+    for text in figure["rule"]["heldout"]:
+        ids, want = tagged(text)
+        assert model(input_ids=np.array([ids])).logits[0].argmax(-1).tolist() == want, text
