@@ -3,14 +3,14 @@
  *     policy .cache/reversi            (scripts/fetch_inputs.py reversi)
  *
  * A LoRA plays against the network it sits on, in one batch: the learner's positions through the adapter, the opponent's without it.
- * It learns the moves of the games it won, and of the others nothing; after a few rounds it wins nearly all. */
+ * In the positions it comes to, it learns the move after which most games that are played out at random are won. */
 #include <peftswift.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { GAMES = 64, CELLS = 64, PASS = 64, MOVES = 65, LONGEST = 130, OPENING = 4, BATCH = 128 };
+enum { GAMES = 64, CELLS = 64, PASS = 64, MOVES = 65, LONGEST = 130, OPENING = 4, BATCH = 64, PASSES = 2, PLAYOUTS = 16 };
 
 typedef struct {
   signed char cell[CELLS]; /* 1, -1: discs of the first and of the second player; 0: empty */
@@ -21,7 +21,6 @@ typedef struct {
 typedef struct {
   float planes[2 * CELLS];
   int64_t move;
-  int game;
 } example;
 
 static unsigned long long seed = 1;
@@ -96,7 +95,24 @@ static int any(game *g) {
   return moves[(int)(chance() * count)];
 }
 
-/* All games to their ends. The learner's share of the points, or -1. `examples`: its moves, drawn, go there.
+/* The move after which most of some games, played out at random, are won. */
+static int searched(game *g) {
+  int moves[MOVES], count = legal(g, moves), best = 0;
+  double most = -1;
+  for (int i = 0; i < count && count > 1; i++) {
+    double points = 0;
+    for (int playout = 0; playout < PLAYOUTS; playout++) {
+      game copy = *g;
+      for (play(&copy, moves[i]); !is_over(&copy);) play(&copy, any(&copy));
+      points += result(&copy, g->turn);
+    }
+    if (points > most) most = points, best = i;
+  }
+  return moves[best];
+}
+
+/* All games to their ends. The learner's share of the points, or -1. `examples`: its moves are drawn, and what a search
+ * would have played in half of its positions goes there.
  * `opponent`: "__base__", or NULL for one that plays anything. */
 static double play_all(game games[GAMES], const peft_context *context, const peft_model *model, const char *opponent, example *examples, int *count,
                        peft_error *error) {
@@ -109,16 +125,17 @@ static double play_all(game games[GAMES], const peft_context *context, const pef
   for (;;) {
     int asked[GAMES], n = 0;
     char *end = options + sprintf(options, "{\"adapter_names\": [");
-    for (int i = 0; i < GAMES; i++) {
-      game *g = &games[i];
+    /* Rows with the same adapter lie together. */
+    for (int i = 0; i < 2 * GAMES; i++) {
+      game *g = &games[i % GAMES];
       while (!is_over(g) && !opponent && g->turn != g->learner) play(g, any(g));
-      if (is_over(g)) continue;
+      if (is_over(g) || (g->turn == g->learner) != (i < GAMES)) continue;
       for (int c = 0; c < CELLS; c++) {
         planes[(2 * n) * CELLS + c] = g->cell[c] == g->turn;
         planes[(2 * n + 1) * CELLS + c] = g->cell[c] == -g->turn;
       }
-      end += sprintf(end, "%s\"%s\"", n ? ", " : "", g->turn == g->learner ? "misere" : opponent);
-      asked[n++] = i;
+      end += sprintf(end, "%s\"%s\"", n ? ", " : "", i < GAMES ? "misere" : opponent);
+      asked[n++] = i % GAMES;
     }
     if (!n) break;
     strcpy(end, "]}");
@@ -131,12 +148,11 @@ static double play_all(game games[GAMES], const peft_context *context, const pef
     if (code >= 0) code = peft_tensors_get(&logits, outputs, "logits", error);
     for (int i = 0; code >= 0 && i < n; i++) {
       game *g = &games[asked[i]];
-      const int learns = examples && g->turn == g->learner;
-      const int move = choose(g, (const float *)logits.data + (int64_t)MOVES * i, examples != NULL);
-      if (learns) {
+      const int move = choose(g, (const float *)logits.data + (int64_t)MOVES * i, examples && g->turn == g->learner);
+      if (examples && g->turn == g->learner && chance() < 0.5) {
         example *one = &examples[(*count)++];
         memcpy(one->planes, planes + 2 * CELLS * i, sizeof one->planes);
-        one->move = move, one->game = asked[i];
+        one->move = searched(g);
       }
       play(g, move);
     }
@@ -148,19 +164,16 @@ static double play_all(game games[GAMES], const peft_context *context, const pef
   return points / GAMES;
 }
 
-/* Learns the moves of games that were won, in a random order. */
-static int32_t learn(const game games[GAMES], example *examples, int count, const peft_context *context, peft_trainer *trainer, peft_error *error) {
+/* Learns the moves, in a random order. */
+static int32_t learn(example *examples, int count, const peft_context *context, peft_trainer *trainer, peft_error *error) {
   static float planes[BATCH * 2 * CELLS];
   int64_t moves[BATCH];
-  int kept = 0;
-  for (int i = 0; i < count; i++)
-    if (result(&games[examples[i].game], games[examples[i].game].learner) == 1) examples[kept++] = examples[i];
-  for (int i = kept - 1; i > 0; i--) {
+  for (int i = count - 1; i > 0; i--) {
     const int other = (int)(chance() * (i + 1));
     const example one = examples[i];
     examples[i] = examples[other], examples[other] = one;
   }
-  for (int start = 0; start + BATCH <= kept; start += BATCH) {
+  for (int start = 0; start + BATCH <= count; start += BATCH) {
     for (int i = 0; i < BATCH; i++) {
       memcpy(planes + 2 * CELLS * i, examples[start + i].planes, sizeof examples->planes);
       moves[i] = examples[start + i].move;
@@ -180,7 +193,7 @@ static int32_t learn(const game games[GAMES], example *examples, int count, cons
 
 int main(int argc, char **argv) {
   if (argc < 2 || argc > 3) return fprintf(stderr, "usage: policy MODEL [ROUNDS]\n"), 2;
-  const int rounds = argc > 2 ? atoi(argv[2]) : 12;
+  const int rounds = argc > 2 ? atoi(argv[2]) : 4;
   static game games[GAMES];
   static example examples[GAMES * LONGEST];
   peft_context *context = NULL;
@@ -196,7 +209,8 @@ int main(int argc, char **argv) {
   for (int round = 0; code >= 0 && round <= rounds; round++) {
     int count = 0;
     share = play_all(games, context, model, "__base__", examples, &count, &error);
-    code = share < 0 ? error.code : learn(games, examples, count, context, trainer, &error);
+    code = share < 0 ? error.code : 0;
+    for (int pass = 0; code >= 0 && pass < PASSES; pass++) code = learn(examples, count, context, trainer, &error);
     if (code >= 0) printf("round %2d: %.0f %% of the games against the frozen network\n", round, 100 * share), fflush(stdout);
   }
   if (code >= 0 && (share = play_all(games, context, model, "__base__", NULL, NULL, &error)) < 0) code = error.code;

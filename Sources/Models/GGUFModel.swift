@@ -13,60 +13,56 @@ struct GGUFModel {
     let tensors: TensorSource
 
     init(_ gguf: GGUF, _ engine: Engine) throws(PEFTError) {
-        let family = try gguf.string("general.architecture")
-        guard let modelType = GGUFModel.families[family] else {
-            throw PEFTError(.unsupported, "\(gguf.origin): architecture \"\(family)\"; from GGUF this version reads \(GGUFModel.families.keys.sorted().joined(separator: ", "))")
+        let architecture = try gguf.string("general.architecture")
+        guard let family = GGUFFamily.of(architecture, isMixture: (gguf["\(architecture).expert_count"]?.intValue ?? 0) > 0) else {
+            throw PEFTError(.unsupported, "\(gguf.origin): architecture \"\(architecture)\"; from GGUF this version reads \(GGUFFamily.names)")
         }
-        let config = try GGUFModel.configuration(gguf, family, modelType, engine)
+        let config = try GGUFModel.configuration(gguf, architecture, family, engine)
         configuration = ModelConfiguration(config, origin: gguf.origin)
         var named: [NamedTensor] = []
         for item in gguf.tensors.all where !GGUFModel.isSetting(item.name) {
-            let heads = try GGUFModel.heads(of: item.name, gguf, family)
-            let tensor = try heads.map { (heads) throws(PEFTError) in try GGUFModel.reordered(item.tensor, heads, engine, item.name, toFile: false) }
-            named.append(NamedTensor(GGUFModel.huggingFaceName(item.name), tensor ?? item.tensor))
+            let heads = try GGUFModel.heads(of: item.name, gguf, architecture)
+            var tensor = try heads.map { (heads) throws(PEFTError) in try GGUFModel.reordered(item.tensor, heads, engine, item.name, toFile: false) } ?? item.tensor
+            if family.addsOne, item.name.hasSuffix("norm.weight") { tensor = try Tensor(engine, try tensor.floats(engine).map { $0 - 1 }, shape: tensor.shape, .weights) }
+            named.append(NamedTensor(GGUFModel.huggingFaceName(item.name, family), tensor))
         }
+        if family.modelType == "mixtral" { try GGUFModel.join(&named, engine, gguf.origin) }
         tensors = try TensorSource(origin: gguf.origin, named)
     }
 
     // MARK: Names
 
-    /// `general.architecture` to `model_type`.
-    private static let families = ["llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"]
-    private static let classes = ["llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"]
     private static let rotaryFactors = "rope_freqs.weight"
+    private static let longFactors = "rope_factors_long.weight", shortFactors = "rope_factors_short.weight"
 
     private static let globals = ["token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"]
-    private static let ofBlock = [
-        "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
-        "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm", "ffn_norm": "post_attention_layernorm",
-        "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
-    ]
 
     /// "blk.3.attn_q.weight" → "model.layers.3.self_attn.q_proj.weight"; names that are not known stay, and are reported as unused.
-    private static func huggingFaceName(_ name: String) -> String {
+    private static func huggingFaceName(_ name: String, _ family: GGUFFamily) -> String {
         let parts = name.split(separator: ".").map(String.init)
         if parts.count == 2, let global = globals[parts[0]] { return "\(global).\(parts[1])" }
-        if parts.count == 4, parts[0] == "blk", let layer = Int(parts[1]), let module = ofBlock[parts[2]] { return "model.layers.\(layer).\(module).\(parts[3])" }
+        if parts.count == 4, parts[0] == "blk", let layer = Int(parts[1]), let module = family.modules[parts[2]] { return "model.layers.\(layer).\(module).\(parts[3])" }
         return name
     }
 
-    /// The other way round; nil: there is none.
-    static func fileName(_ name: String) -> String? {
+    /// The other way round; nil: there is none (norms of Gemma and stacks of experts would have to be made anew).
+    static func fileName(_ name: String, _ architecture: String) -> String? {
+        guard let family = GGUFFamily.of(architecture, isMixture: false), !family.addsOne else { return nil }
         guard let dot = name.lastIndex(of: ".") else { return nil }
         let (module, kind) = (String(name[..<dot]), name[dot...])
         if let global = globals.first(where: { $0.value == module }) { return global.key + kind }
         let parts = module.split(separator: ".", maxSplits: 3).map(String.init)
-        guard parts.count == 4, parts[0] == "model", parts[1] == "layers", let found = ofBlock.first(where: { $0.value == parts[3] }) else { return nil }
+        guard parts.count == 4, parts[0] == "model", parts[1] == "layers", let found = family.modules.first(where: { $0.value == parts[3] }) else { return nil }
         return "blk.\(parts[2]).\(found.key)\(kind)"
     }
 
     /// A tensor of the file that is a setting of the model.
-    static func isSetting(_ name: String) -> Bool { name == rotaryFactors }
+    static func isSetting(_ name: String) -> Bool { [rotaryFactors, longFactors, shortFactors].contains(name) }
 
     // MARK: Configuration
 
-    private static func configuration(_ gguf: GGUF, _ family: String, _ modelType: String, _ engine: Engine) throws(PEFTError) -> JSONObject {
-        var config: JSONObject = ["model_type": .string(modelType), "architectures": .array([.string(classes[family] ?? "")]), "hidden_act": .string("silu")]
+    private static func configuration(_ gguf: GGUF, _ family: String, _ kind: GGUFFamily, _ engine: Engine) throws(PEFTError) -> JSONObject {
+        var config: JSONObject = ["model_type": .string(kind.modelType), "architectures": .array([.string(kind.headClass)]), "hidden_act": .string(kind.activation)]
         func integer(_ key: String) throws(PEFTError) -> Int64 { Int64(try gguf.integer("\(family).\(key)")) }
         config["num_hidden_layers"] = .integer(try integer("block_count"))
         config["hidden_size"] = .integer(try integer("embedding_length"))
@@ -80,16 +76,17 @@ struct GGUFModel {
         config["rms_norm_eps"] = .number(decimal(try gguf.number("\(family).attention.layer_norm_rms_epsilon")))
         config["vocab_size"] = .integer(Int64(gguf.tensors.peek("token_embd.weight")?.rows ?? 0))
         config["tie_word_embeddings"] = .bool(!gguf.tensors.contains("output.weight"))
-        config["attention_bias"] = .bool(family == "llama" && gguf.tensors.contains("blk.0.attn_q.bias"))
+        config["attention_bias"] = .bool(kind.modelType == "llama" && gguf.tensors.contains("blk.0.attn_q.bias"))
         config["mlp_bias"] = .bool(gguf.tensors.contains("blk.0.ffn_up.bias"))
-        if let window = gguf["\(family).attention.sliding_window"]?.intValue, window > 0 { throw slidingWindow(gguf, window) }
-        if let experts = gguf["\(family).expert_count"]?.intValue, experts > 0 {
-            throw PEFTError(.unsupported, "\(gguf.origin): \(family).expert_count is \(experts); this version reads mixtures of experts from Hugging Face folders only")
+        if !kind.hasWindows, let window = gguf["\(family).attention.sliding_window"]?.intValue, window > 0 { throw slidingWindow(gguf, window) }
+        if kind.modelType != "mixtral", let experts = gguf["\(family).expert_count"]?.intValue, experts > 0 {
+            throw PEFTError(.unsupported, "\(gguf.origin): \(family).expert_count is \(experts); of mixtures of experts this version reads Llama's (Mixtral)")
         }
-        config["rope_parameters"] = .object(try rotary(gguf, family, config, engine))
         for (key, name) in [("bos_token_id", "bos_token_id"), ("eos_token_id", "eos_token_id"), ("padding_token_id", "pad_token_id")] {
             if let id = gguf["tokenizer.ggml.\(key)"]?.intValue { config[name] = .integer(Int64(id)) }
         }
+        if let length = gguf["\(family).rope.scaling.original_context_length"]?.intValue { config["original_max_position_embeddings"] = .integer(Int64(length)) }
+        config = kind.settings(config, rotary: try rotary(gguf, family, config, engine)) { gguf["\(family).\($0)"]?.doubleValue.map { decimal($0) } }
         if let name = gguf["general.name"]?.stringValue { config["_name_or_path"] = .string(name) }
         return config
     }
@@ -103,13 +100,22 @@ struct GGUFModel {
     private static func rotary(_ gguf: GGUF, _ family: String, _ config: JSONObject, _ engine: Engine) throws(PEFTError) -> JSONObject {
         let base = decimal(gguf["\(family).rope.freq_base"]?.doubleValue ?? 10000)
         let headSize = config["head_dim"]?.intValue ?? (config["hidden_size"]?.intValue ?? 0) / max(config["num_attention_heads"]?.intValue ?? 1, 1)
-        if let dimension = gguf["\(family).rope.dimension_count"]?.intValue, dimension != headSize {
+        let dimension = gguf["\(family).rope.dimension_count"]?.intValue ?? headSize
+        let part = JSONValue.number(Double(dimension) / Double(max(headSize, 1)))
+        guard dimension == headSize || family == "phi3" else {
             throw PEFTError(.unsupported, "\(gguf.origin): rope.dimension_count is \(dimension); this version rotates whole heads (\(headSize))")
         }
         let kind = gguf["\(family).rope.scaling.type"]?.stringValue ?? "none"
         let factor = gguf["\(family).rope.scaling.factor"]?.doubleValue ?? 1
         if let factors = gguf.tensors.peek(rotaryFactors) { return try llama3(factors, base, headSize, gguf.origin, engine) }
+        if let long = gguf.tensors.peek(longFactors), let short = gguf.tensors.peek(shortFactors) {
+            func list(_ factors: Tensor) throws(PEFTError) -> JSONValue { .array(try factors.floats(engine).map { .number(decimal(Double($0))) }) }
+            return [
+                "rope_type": .string("longrope"), "rope_theta": .number(base), "partial_rotary_factor": part, "short_factor": try list(short), "long_factor": try list(long),
+            ]
+        }
         switch kind {
+        case "none" where family == "phi3": return ["rope_type": .string("default"), "rope_theta": .number(base), "partial_rotary_factor": part]
         case "none": return ["rope_type": .string("default"), "rope_theta": .number(base)]
         case "linear": return ["rope_type": .string("linear"), "rope_theta": .number(base), "factor": .number(decimal(factor))]
         default: throw PEFTError(.unsupported, "\(gguf.origin): rope.scaling.type is \"\(kind)\"; this version has none, linear, and Llama 3's factors")
@@ -127,6 +133,34 @@ struct GGUFModel {
         }
         guard isRule else { throw PEFTError(.unsupported, "\(origin): \(rotaryFactors) is not Llama 3's scaling") }
         return rule.json(base: base)
+    }
+
+    // MARK: Experts
+
+    /// Gate and up of each expert become one matrix, `[experts, 2·inner, hidden]`: a copy, counted as weights.
+    private static func join(_ named: inout [NamedTensor], _ engine: Engine, _ origin: String) throws(PEFTError) {
+        let ups = Dictionary(named.filter { $0.name.hasSuffix(".experts.up.weight") }.map { ($0.name, $0.tensor) }) { $1 }
+        var result: [NamedTensor] = []
+        for item in named where ups[item.name] == nil {
+            guard item.name.hasSuffix(".experts.gate.weight") else {
+                let isStack = item.name.hasSuffix(".experts.down_proj.weight")
+                result.append(NamedTensor(isStack ? String(item.name.dropLast(".weight".count)) : item.name, item.tensor))
+                continue
+            }
+            let (stem, gate) = (item.name.dropLast("gate.weight".count), item.tensor)
+            guard let up = ups[stem + "up.weight"], gate.shape.count == 3, up.shape == gate.shape, up.dtype == gate.dtype, !gate.dtype.isCoded else {
+                throw PEFTError(.format, "\(origin): '\(item.name)' \(gate.dtype.name) \(gate.shape) has no 'up' like it")
+            }
+            let (count, inner) = (gate.shape[0], gate.shape[1])
+            let both = try Tensor(engine, [count, 2 * inner, gate.shape[2]], gate.dtype, .weights)
+            let size = inner * gate.rowBytes
+            for expert in 0..<count where both.storage.isReal {
+                unsafe (both.pointer + 2 * expert * size).copyMemory(from: gate.pointer + expert * size, byteCount: size)
+                unsafe (both.pointer + (2 * expert + 1) * size).copyMemory(from: up.pointer + expert * size, byteCount: size)
+            }
+            result.append(NamedTensor(stem + "gate_up_proj", both))
+        }
+        named = result
     }
 
     // MARK: Row order

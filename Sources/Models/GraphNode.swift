@@ -82,10 +82,9 @@ struct GraphNode: Sendable {
             let kernel = try node.sizes("kernel", dimensions, from: 1, or: nil)
             let stride = node.has("stride") ? try node.sizes("stride", dimensions, from: 1, or: nil) : kernel
             let padding = try node.sizes("padding", dimensions, from: 0, or: 0)
-            let isMaximum = kind.hasPrefix("Max")
-            // Padding would take part as zeros.
-            guard !isMaximum || padding.allSatisfy({ $0 == 0 }) else { throw node.unsupported("padding", "0 for MaxPool") }
-            return .pool(PatchGeometry(kernel: kernel, stride: stride, padding: padding, dilation: kernel.map { _ in 1 }), isMaximum: isMaximum)
+            // As torch has it: else there would be windows of nothing but padding.
+            guard zip(padding, kernel).allSatisfy({ 2 * $0 <= $1 }) else { throw node.unsupported("padding", "at most half of the kernel") }
+            return .pool(PatchGeometry(kernel: kernel, stride: stride, padding: padding, dilation: kernel.map { _ in 1 }), isMaximum: kind.hasPrefix("Max"))
         case "GlobalAvgPool": return .mean
         case "Flatten": return .flatten
         case "Add": return .add
@@ -139,14 +138,25 @@ struct GraphNode: Sendable {
         try check(x, dimensions: geometry.kernel.count)
         guard let size = geometry.outputSize(x.size) else { throw PEFTError(.argument, "'\(name)': a window of \(geometry.kernel) does not fit in a picture of \(x.size)") }
         let patches = try tape.patches(x.rows, batch: context.batch, channels: channels, size: x.size, layout: .channelsLast, geometry)
-        let windows = try tape.reshaped(patches, [patches.value.count / taps, taps])
+        var windows = try tape.reshaped(patches, [patches.value.count / taps, taps])
         let values: Variable
         if isMaximum {
+            if geometry.padding.contains(where: { $0 > 0 }) { windows = try tape.add(windows, try padding(like: x, windows, geometry, context)) }
             values = try tape.cast(try tape.rowMaxima(try tape.cast(windows, to: .f32)), to: windows.value.dtype)
         } else {
             values = try tape.linear(windows, frozen: try Tensor(tape.engine, Array(repeating: 1 / Float(taps), count: taps), shape: [1, taps]))
         }
         return GraphValue(rows: try tape.reshaped(values, [context.batch * size.reduce(1, *), channels]), size: size)
+    }
+
+    /// −∞ for what windows see of the padding, else 0.
+    private func padding(like x: GraphValue, _ windows: Variable, _ geometry: PatchGeometry, _ context: ForwardContext) throws(PEFTError) -> Variable {
+        let (engine, dtype) = (context.tape.engine, windows.value.dtype)
+        guard !engine.isPlanning else { return Variable(try Tensor(engine, windows.shape, dtype)) }
+        let ones = try Tensor(engine, [Float](repeating: 1, count: x.rows.value.count), shape: x.rows.shape)
+        let seen = try Tape(engine, .f32).patches(Variable(ones), batch: context.batch, channels: x.rows.value.columns, size: x.size, layout: .channelsLast, geometry)
+        let marks = try Tensor(engine, try seen.value.floats(engine).map { $0 == 0 ? -Float.infinity : 0 }, shape: windows.shape)
+        return Variable(dtype == .f32 ? marks : try marks.converted(to: dtype, engine))
     }
 
     private func check(_ columns: Int, _ wanted: Int) throws(PEFTError) {

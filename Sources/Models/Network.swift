@@ -56,6 +56,9 @@ package protocol Network: AnyObject, Sendable {
     var cacheShape: CacheShape? { get }
     /// It is an encoder-decoder: passes have a source beside what the decoder reads.
     var readsSource: Bool { get }
+    /// Of one sample: features where others have tokens (pictures), and in its source (recordings); nil: tokens, or what the host likes.
+    var featureShape: [Int]? { get }
+    var sourceShape: [Int]? { get }
     /// Leaves in the cache of one sample what the decoder looks at of `context.source`.
     func readSource(into cache: KeyValueCache, _ context: ForwardContext) throws(PEFTError)
     /// The states before the head, `[batch·length, hiddenSize]`; of a network without tokens `[batch, hiddenSize]`.
@@ -73,6 +76,8 @@ extension Network {
     package var attentionNames: [String] { [] }
     package var joins: [BlockPlace] { [] }
     package var readsSource: Bool { false }
+    package var featureShape: [Int]? { nil }
+    package var sourceShape: [Int]? { nil }
     package func readSource(into cache: KeyValueCache, _ context: ForwardContext) throws(PEFTError) { throw PEFTError(.unsupported, "this model reads no source") }
     package func pooled(_ hidden: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable? { nil }
 }

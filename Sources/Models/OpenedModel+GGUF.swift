@@ -18,7 +18,7 @@ extension OpenedModel {
         var descriptions: [TensorDescription] = []
         var tensors: [(tensor: Tensor, heads: Int?)] = []
         for (name, tensor) in model.parameters {
-            guard let target = GGUFModel.fileName(name) else { throw PEFTError(.unsupported, "'\(name)' has no name in a GGUF file of the family \"\(family)\"") }
+            guard let target = GGUFModel.fileName(name, family) else { throw PEFTError(.unsupported, "'\(name)' has no name in a GGUF file of the family \"\(family)\"") }
             let dtype = tensor.shape.count == 1 ? tensor.dtype : try mix?.dtype(of: target, tensor.columns) ?? tensor.dtype
             guard dtype.rawValue < 1000 else { throw PEFTError(.argument, "'\(name)' is \(dtype.name), which GGUF does not have; name a dtype that it has, such as \"Q4_K_M\" or \"q8_0\"") }
             descriptions.append(TensorDescription(target, dtype, tensor.shape))

@@ -46,6 +46,7 @@ package final class ViT: Architecture {
     }
 
     package var blockCount: Int { blocks.count }
+    package var featureShape: [Int]? { [tokens.channels] + tokens.imageSize }
 
     /// `[batch·(patches + 1), hiddenSize]`
     package func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {

@@ -41,6 +41,7 @@ package final class Whisper: Architecture {
 
     package var task: ModelTask { head == nil ? .features : .conditionalGeneration }
     package var readsSource: Bool { true }
+    package var sourceShape: [Int]? { [ears[0].inputChannels, 2 * heard.count] }
     package var blockCount: Int { max(encoder.blocks.count, decoder.blocks.count) }
     package var joins: [BlockPlace] { (encoder.blocks + decoder.blocks).flatMap(\.joins) }
     package var cacheShape: CacheShape? {
@@ -66,7 +67,7 @@ package final class Whisper: Architecture {
     private func encoded(_ context: ForwardContext) throws(PEFTError) -> Variable {
         guard case .features(let frames)? = context.source?.input else { throw PEFTError(.argument, "this model hears recordings: 'input_features' are needed") }
         let (tape, count) = (context.tape, heard.count)
-        guard Array(frames.shape.dropFirst()) == [ears[0].inputChannels, 2 * count] else {
+        guard Array(frames.shape.dropFirst()) == sourceShape else {
             throw PEFTError(.argument, "input_features has the shape \(frames.shape); [batch, \(ears[0].inputChannels), \(2 * count)] is needed (peft_model_preprocess makes it of samples)")
         }
         var (x, size) = (try tape.cast(frames, to: tape.precision.activation), [2 * count])

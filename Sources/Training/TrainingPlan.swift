@@ -34,6 +34,7 @@ extension Trainer {
         guard rows > 0, length > 0, !overflow, count <= 1 << 24 else {
             throw PEFTError(.argument, "a plan for \(rows) rows of \(length) tokens; 1 to \(1 << 24) tokens are planned for")
         }
+        let (featureShape, sourceShape) = (featureShape.isEmpty ? model.network.featureShape ?? [] : featureShape, sourceShape.isEmpty ? model.network.sourceShape ?? [] : sourceShape)
         let zeros = [Int32](repeating: 0, count: count)
         let labels = [Int32](repeating: 0, count: ModelLoss.labelCount(model.task, rows: rows, tokens: count))
         var batch = Batch(rows: rows, length: length, ids: zeros, labels: labels)

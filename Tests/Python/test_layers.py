@@ -125,7 +125,7 @@ def test_mistakes_are_named():
 @pytest.mark.parametrize("layers, word", [
     ([], "layers"), (["x"], "kind"), ([{"kind": "Softplus"}], "Softplus"), ([{"name": "a", "kind": "Linear"}], "a.weight"),
     ([{"name": "w", "kind": "Linear", "input": "y"}], "no node"), ([{"kind": "Add", "input": "x"}], "two or more"),
-    ([{"name": "w", "kind": "Conv2d"}], "4 sizes"), ([{"kind": "MaxPool2d", "kernel": 2, "padding": 1}], "padding"),
+    ([{"name": "w", "kind": "Conv2d"}], "4 sizes"), ([{"kind": "MaxPool2d", "kernel": 2, "padding": 2}], "padding"),
     ([{"kind": "MaxPool2d"}], "kernel"), ([{"kind": "AvgPool1d", "kernel": -3}], "kernel"), ([{"name": "w", "kind": "Linear"}, {"name": "w", "kind": "ReLU"}], "already"),
     ([{"name": "g", "kind": "GroupNorm", "groups": 4}], "groups"), ([{"name": "c", "kind": "Conv1d", "groups": 3}], "groups"),
 ])
@@ -141,3 +141,12 @@ def test_wrong_pictures():
     for shape, word in [((1, 2, 9, 9), "reads 1 values"), ((1, 1, 2, 9), "kernel"), ((1, 1, 5, 5), "window"), ((1, 1, 9), "2 sizes"), ((1, 1, 9, 9), "reads 8")]:
         with pytest.raises(ValueError, match=word):
             model(x=np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_maxima_leave_padding_out(dtype):
+    x = -1 - np.abs(np.random.default_rng(0).normal(size=(2, 3, 5, 4))).astype(np.float32)  # zeros would win
+    model = Model.from_arrays({"model_type": "graph", "layers": [{"kind": "MaxPool2d", "kernel": 3, "stride": 2, "padding": 1}]}, {}, dtype=dtype)
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+    want = np.stack([padded[:, :, i:i + 3, j:j + 3].max((2, 3)) for i in (0, 2, 4) for j in (0, 2)], -1)
+    assert np.abs(model(x=x).logits.reshape(want.shape) - want).max() < (1e-6 if dtype == "float32" else 0.02)
