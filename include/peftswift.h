@@ -289,7 +289,7 @@ int32_t peft_model_state(peft_tensors **state, const peft_model *model, const ch
  * `inputs` by Hugging Face's names, integers of any type:
  *   "input_ids" [batch, length], and of the same shape "attention_mask" (1 token, 0 padding, on either side),
  *   "position_ids", "token_type_ids"; packed rows of a data set also have "first_key": for each token the place in its
- *   row where its sample begins. For adapters that ask for them: "task_ids" [batch] (multitask prompt tuning: the task each
+ *   row where its sample begins. For adapters that ask for them: "task_ids" [batch] (multitask prompt tuning, POLY: the task each
  *   row is of) and "input_type_mask" [batch, length] (CPT: what each token is of an example). Networks without tokens: "x" or "pixel_values", f32 [batch, …]. Encoder-decoders: "input_ids"
  *   and "attention_mask" (Whisper: "input_features", f32 [batch, pitches, frames]) are the encoder's, "decoder_input_ids" and "decoder_attention_mask" [batch, other length] the
  *   decoder's (left out: the labels shifted by one place, without labels for tokens the encoder's ids).
@@ -377,7 +377,8 @@ int32_t peft_adapter_add_calibrated(peft_model *model, const char *name, const c
 /* Loads a PEFT folder (adapter_config.json, adapter_model.safetensors), or the adapter of an HDF5 file that this library
  * wrote, or a folder of AdapterHub's `adapters` library (adapter_config.json, adapter.safetensors: bottleneck adapters, which
  * peft_adapter_add knows as "peft_type": "BOTTLENECK" with that library's keys, or "config": "double_seq_bn" …, and which are
- * saved in its format). `trainable` 0: for inference. The first adapter becomes active.
+ * saved in its format), or one file ending in ".safetensors" with LoRA, DoRA, LoHa, LoKr or whole changes ("peft_type": "FULL")
+ * under the names of kohya's scripts, LyCORIS or diffusers, which are told apart by their names. `trainable` 0: for inference. The first adapter becomes active.
  * Errors: PEFT_ERROR_MISMATCH naming tensors that are missing, left over or misshapen; PEFT_ERROR_NOT_FOUND,
  * PEFT_ERROR_FORMAT, PEFT_ERROR_UNSUPPORTED, PEFT_ERROR_STATE. Nothing has changed then. */
 int32_t peft_adapter_load(peft_model *model, const char *name, const char *path, int32_t trainable, peft_error *error);
@@ -386,6 +387,14 @@ int32_t peft_adapter_load(peft_model *model, const char *name, const char *path,
  * PEFT_ERROR_IO; what was there before is then still there. */
 int32_t peft_adapter_save(const peft_model *model, const char *name, const char *path, peft_error *error);
 
+/* The same with `options_json`: {
+ *   "format": "peft" (default) | "kohya" | "diffusers": one safetensors file as kohya's scripts and LyCORIS, or diffusers, have it: LoRA
+ *     and DoRA of linear layers and convolutions, LoHa, LoKr, FULL; diffusers: LoRA alone. peft_adapter_load reads them
+ *   "prefix": in front of modules' names: kohya "lycoris_" (or "lora_te_", "lora_unet_" …), diffusers "transformer" (or "unet" …)
+ *   "initial": folder of the adapter as it began, where that took a part out of the base weights (PiSSA, OLoRA, CorDA, LoRA-GA):
+ *     written is plain LoRA of twice the rank for the base as it was (PEFT's path_initial_model_for_weight_conversion) }
+ * Errors: those of peft_adapter_save, PEFT_ERROR_UNSUPPORTED naming what the format cannot hold. */
+int32_t peft_adapter_save_as(const peft_model *model, const char *name, const char *path, const char *options_json, peft_error *error);
 int32_t peft_adapter_remove(peft_model *model, const char *name, peft_error *error);
 int32_t peft_adapter_rename(peft_model *model, const char *name, const char *new_name, peft_error *error);
 
@@ -582,10 +591,12 @@ typedef int32_t (*peft_training_fn)(void *user_data, const peft_training_progres
  *   "optimizer": "adamw"|"adamw8bit" (moments in 8 bits, as bitsandbytes)|"adafactor" (as transformers' Trainer)|"lion"|
  *     "sgd"|"lorafa", "lr": 2e-4, "betas": [0.9, 0.999] (lion: [0.9, 0.99]), "eps": 1e-8, "weight_decay": 0.0,
  *   "momentum": 0.0 (sgd), "lorafa": {"r", "lora_alpha"} (as in PEFT, each layer's own scaling is what counts),
+ *   "riemannian_reg": null (PEFT's is 0.01: gradients of LoRA's pairs are preconditioned by their factors before any of these),
  *   "loraplus_lr_ratio": null, "loraplus_lr_embedding": 1e-6, "loraplus_weight_decay": null,
  *   "lr_scheduler": "linear"|"cosine"|"constant"|"constant_with_warmup", "warmup_steps": 0
  *   "max_steps": null, "epochs": 1 (without max_steps), "gradient_accumulation_steps": 1, "max_grad_norm": 1.0 (null: none)
- *   "gradient_checkpointing": "auto" (by the memory budget)|true|false, "dropout": true, "seed": 0
+ *   "gradient_checkpointing": "auto" (by the memory budget)|true|false, "seed": 0
+ *   "dropout": true|false|"mode" (steps of the host's own as peft_model_set_training says, runs with it): all that is random
  *   "evaluation_steps": null, "early_stopping_patience": null (the run then ends with the best adapter) }
  * Errors: PEFT_ERROR_STATE when no adapter is active or none is trainable; PEFT_ERROR_NOT_FOUND. */
 int32_t peft_trainer_create(peft_trainer **trainer, peft_model *model, const char *options_json, peft_error *error);
@@ -677,7 +688,7 @@ typedef int32_t (*peft_texts_fn)(void *user_data, int64_t index, const char *tex
  *   "temperature": 0 (greedy), "top_k": 0 (all), "top_p": 1, "min_p": 0, "repetition_penalty": 1, "seed": 0
  *   "suppress_tokens": [] (ids that are never chosen)
  *   "stop": ["…"] (end the answer, and are not part of it), "ignore_eos": false
- *   "task_id": null (of a multitask prompt: the task the text is of)
+ *   "task_id": null (of a multitask prompt or POLY: the task the text is of)
  *   "prompt_lookup_num_tokens": 0 (to 7: so many tokens are guessed from what followed the same words earlier, and read with
  *                               the one before them; the text is the same, sooner where it repeats itself)
  *   "on_full": "stop"|"shift" (drop the oldest tokens after the first "keep"), "keep": 4

@@ -14,6 +14,8 @@ package struct AdapterConfiguration: Sendable {
     var tiedNames: Set<String> = []
     /// Where its file is: paths in it are meant from there; nil: it is no file's.
     var folder: String?
+    /// Of its file's tensors by whole key, for methods whose parts have sizes that no setting says; empty: it is no file's.
+    var shapes: [String: [Int]] = [:]
 
     /// The version whose files these are: what `peft_version` says of a new adapter.
     static let peftVersion = "0.21.2"
@@ -63,6 +65,9 @@ package struct AdapterConfiguration: Sendable {
     package func saved(for model: Model, baseName: String?) -> JSONObject {
         var json = values
         json["inference_mode"] = .bool(true)
+        // PEFT has no such keys, and warns of those it does not know.
+        if json["weight_decompose"] == .bool(false) { json["weight_decompose"] = nil }
+        if json["dylora_block_size"] == .null { json["dylora_block_size"] = nil }
         if let baseName, (json["base_model_name_or_path"]?.stringValue ?? "").isEmpty {
             json["base_model_name_or_path"] = .string(baseName)
         }

@@ -6,7 +6,7 @@ package import Tensors
 
 // Adapters in files, and their values as named tensors.
 extension AdapterSet {
-    /// From a PEFT folder or an HDF5 file. The first one becomes active.
+    /// From a PEFT folder, an HDF5 file, or a safetensors file as others write it. The first one becomes active.
     package func load(_ name: String, path: String, trainable: Bool) throws(PEFTError) {
         try load(name, AdapterFiles.open(path: path, budget: engine.budget), folder: path, trainable: trainable)
     }
@@ -15,6 +15,7 @@ extension AdapterSet {
         try checkIsFree(name)
         let (adapter, changes): (Adapter, [BaseChange])
         do throws(PEFTError) {
+            let files = files.config.isEmpty ? try AdapterDialect.read(files.tensors, model) : files
             var configuration = try AdapterConfiguration(Bottleneck.configuration(from: files.config) ?? files.config, warn: { engine.warn($0) })
             configuration.folder = folder
             (adapter, changes) = try model.lock.read { () throws(PEFTError) in try read(files, configuration) }
@@ -34,6 +35,8 @@ extension AdapterSet {
         Adapter, [BaseChange]
     ) {
         let adapter: Adapter
+        var configuration = configuration
+        for item in files.tensors.all { configuration.shapes[AdapterKeys.full(item.name)] = item.tensor.shape }
         do throws(PEFTError) {
             // A training's checkpoint has the encoder of virtual tokens itself, a file only what it gives.
             adapter = try Adapter(configuration, model, isNew: files.tensors.all.contains { $0.name.hasPrefix(PromptEncoder.prefix) })

@@ -108,7 +108,10 @@ package final class AdapterSet: Sendable {
     package func setActive(_ adapters: [(name: String, weight: Float)]) throws(PEFTError) {
         let chosen = try AdapterSet.checked(adapters)
         // Built now, so that a list that cannot act together is refused here.
-        _ = try table.withLock { (table) throws(PEFTError) in try table.adaptation(of: chosen, model) }
+        _ = try table.withLock { (table) throws(PEFTError) in
+            try table.forgetRouted(chosen)
+            return try table.adaptation(of: chosen, model)
+        }
         unmergeIfMerged("other adapters are chosen")
         table.withLock { $0.active = chosen }
     }

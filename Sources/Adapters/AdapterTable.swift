@@ -133,6 +133,13 @@ struct AdapterTable: Sendable {
         cached.removeAll()
     }
 
+    /// What Arrow's routers made of other adapters is made anew.
+    mutating func forgetRouted(_ adapters: [ActiveAdapter]) throws(PEFTError) {
+        for item in adapters {
+            if case .arrow? = (try entry(item.name).adapter.method as? LoRA)?.variant { cached[adapters] = nil }
+        }
+    }
+
     mutating func adaptation(of adapters: [ActiveAdapter], _ model: Model) throws(PEFTError) -> Adaptation {
         if let known = cached[adapters] { return known }
         var adaptation = model.unadapted
@@ -149,6 +156,10 @@ struct AdapterTable: Sendable {
         for (entry, _) in chosen { try entry.adapter.addReplacements(to: &adaptation, isMerged: entry.isMerged) }
         for (entry, weight) in chosen where !entry.isMerged {
             try entry.adapter.addHooks(to: &adaptation, scale: entry.scale * weight)
+            guard case .arrow(let arrow)? = (entry.adapter.method as? LoRA)?.variant else { continue }
+            func named(_ names: [String]) throws(PEFTError) -> [Adapter] { try names.map { (name) throws(PEFTError) in try self.entry(name).adapter } }
+            try arrow.addHooks(
+                to: &adaptation, at: entry.adapter.modules, tasks: try named(arrow.tasks), general: try named(arrow.general), scale: entry.scale * weight, model.engine)
         }
         if adaptation.router != nil, adaptation.prompt != nil || adaptation.memory != nil || adaptation.runs != nil || !adaptation.gatedPrompts.isEmpty {
             throw PEFTError(.unsupported, "X-LoRA beside prompts, prefixes or layer_replication; activate one of them")

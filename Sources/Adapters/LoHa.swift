@@ -28,7 +28,7 @@ package struct LoHa: AdapterMethod {
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
         let target = try MatrixTarget(layer, of: LoHa.self)
-        return try LoHaModule(target, key: key, settings, isIdentity: isIdentity, model.engine)
+        return try settings.module(LoHaModule(target, key: key, settings, isIdentity: isIdentity, model.engine), key: key, model)
     }
 }
 

@@ -43,9 +43,10 @@ package struct LoKr: AdapterMethod {
         let (rank, scaling) = try settings.values(for: layer)
         let out = LoKr.factors(of: target.outputSize, factor)
         let input = LoKr.factors(of: target.channels / target.groups, factor)
-        return try LoKrModule(
+        let module = try LoKrModule(
             target, key: key, (out.small, out.large), (input.small, input.large), rank: rank, scaling: scaling, decomposesBoth: decomposesBoth, settings, start,
             model.engine)
+        return try settings.module(module, key: key, model)
     }
 
     /// Two numbers with the product `size`: `factor` and the rest, or as near to each other as they can be, the smaller (at most

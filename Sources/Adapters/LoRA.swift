@@ -10,11 +10,13 @@ internal import Tensors
 /// for linear layers, Conv1D and convolutions (`LinearLoRA`), embeddings (`EmbeddingLoRA`), and the matrices of experts (`ExpertLoRA`).
 package struct LoRA: AdapterMethod {
     package static let peftType = "LORA"
-    package static let layerKinds = MatrixTarget.linears + ["Embedding"] + MatrixTarget.convolutions
+    package static let layerKinds = MatrixTarget.linears + ["Embedding"] + MatrixTarget.convolutions + [attention]
+    /// torch's, whose projections are one matrix; its output projection is adapted with it.
+    fileprivate static let attention = "MultiheadAttention"
 
     package static let defaults: JSONObject = [
         "alora_invocation_tokens": .null, "alpha_pattern": .object([:]), "arrow_config": .null, "bias": .string("none"),
-        "corda_config": .null,
+        "corda_config": .null, "dylora_block_size": .null,
         "ensure_weight_tying": .bool(false), "eva_config": .null, "exclude_modules": .null,
         "fan_in_fan_out": .bool(false), "init_lora_weights": .bool(true),
         "kasa_config": .null, "layer_replication": .null, "layers_pattern": .null, "layers_to_transform": .null,
@@ -34,7 +36,7 @@ package struct LoRA: AdapterMethod {
     private let alphas: PatternTable
     let isRankStabilized: Bool
     private let settings: LoRASettings
-    private let variant: LoRAVariant?
+    let variant: LoRAVariant?
     private let targetParameters: TargetParameters
 
     package init(_ configuration: inout AdapterConfiguration, _ model: Model, isNew: Bool) throws(PEFTError) {
@@ -52,9 +54,7 @@ package struct LoRA: AdapterMethod {
     }
 
     /// Options that this version does not have yet.
-    static let missing = [
-        "arrow_config", "megatron_config", "use_qalora",
-    ]
+    static let missing = ["megatron_config"]
 
     package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, _ model: Model)
         throws(PEFTError)
@@ -78,6 +78,9 @@ package struct LoRA: AdapterMethod {
             return try EmbeddingLoRA(embedding, key: key, rank: rank, scaling: scaling, settings, model)
         }
         let target = try MatrixTarget(layer, of: LoRA.self)
+        if layer.kind == LoRA.attention, variant != nil || settings.hasMagnitude || settings.hasBias || settings.dropout > 0 {
+            throw PEFTError(.argument, "'\(layer.name)' is \(layer.kind), for which there is plain LoRA without dropout, biases and variants")
+        }
         if let variant { return try variant.module(target.linear, key: key, rank: rank, scaling: scaling, settings, model) }
         if settings.hasBias, target.linear.bias == nil {
             model.engine.warn("lora_bias: '\(layer.name)' has no bias, so this adapter cannot be merged")
@@ -132,14 +135,31 @@ package struct LoRA: AdapterMethod {
         let parameters = try targetParameters.checked(model, beside: modules.map(\.layer)).map { (match) throws(PEFTError) in
             try module(for: match, model)
         }
-        guard settings.tiesHead else { return parameters }
-        return parameters + modules.compactMap { $0 as? EmbeddingLoRA }.flatMap { twin in
+        let projections = try modules.filter { $0.layer.kind == LoRA.attention }.map { (module) throws(PEFTError) in try outputProjection(of: module.layer, model) }
+        guard settings.tiesHead else { return parameters + projections }
+        return parameters + projections + modules.compactMap { $0 as? EmbeddingLoRA }.flatMap { twin in
             WeightTying.heads(of: twin.embedding, model).map { TiedHeadLoRA($0, twin) }
         }
     }
 }
 
 extension LoRA {
+    package func companion(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> (any AdapterCompanion)? {
+        let forms = modules.compactMap { ($0 as? VariantLoRA)?.form }
+        let directions = forms.compactMap { if case .compressed(let direction) = $0 { direction } else { nil } }
+        let samplers = forms.compactMap { if case .sampled(let sampler) = $0 { sampler } else { nil } }
+        if !directions.isEmpty { return VeLoRACompanion(directions) }
+        return samplers.isEmpty ? nil : MonteCarloPenalty(samplers)
+    }
+
+    /// PEFT adds its change twice, and adapters are trained with that.
+    private func outputProjection(of attention: any Layer, _ model: Model) throws(PEFTError) -> any AdapterModule {
+        guard let layer = model.layer(named: attention.name + ".out_proj") else { throw PEFTError(.unsupported, "'\(attention.name)' has no out_proj") }
+        let (rank, scaling) = try strength(layer, attention.name)
+        let key = "\(Adapter.prefix)\(attention.name).base_layer.out_proj"
+        return try LinearLoRA(try MatrixTarget(layer, of: LoRA.self), key: key, rank: rank, scaling: 2 * scaling, settings, model)
+    }
+
     private func module(for match: TargetParameters.Match, _ model: Model) throws(PEFTError) -> any AdapterModule {
         guard [.standard, .gaussian, .random].contains(settings.start) else {
             throw PEFTError(.argument, "'\(match.name)' is a parameter; init_lora_weights can be true, false or 'gaussian' for it")

@@ -11,13 +11,21 @@ enum LoRAVariant: Sendable {
     /// BD-LoRA: A or B consists of blocks on the diagonal.
     case blockDiagonal(BlockDiagonalNames)
     /// VeLoRA (Miles et al., arXiv:2405.17991): what A's gradient needs of the input is kept as one number for each group.
-    case velora(groups: Int, scale: Float)
-    /// MonteCLoRA: A is drawn around its value in training. Adapters are loaded, run and merged; they do not train here.
-    case monteCarlo(samples: Int)
+    case velora(VeLoRASettings)
+    /// MonteCLoRA: A is drawn around its value in training.
+    case monteCarlo(MonteCarloSettings)
+    /// QA-LoRA (Xu et al., arXiv:2309.14717): A sees the means of so many neighbouring inputs, so that each block of a quantised weight
+    /// is shifted as a whole: `ΔW[:, i] = s·(in/g)/g · B·A[:, i/g]`.
+    case pooled(Int)
+    /// DyLoRA (Valipour et al., arXiv:2210.07558): each step trains one block of so many ranks over those before it, without those behind it,
+    /// so that the adapter can be cut to any of these ranks afterwards (not PEFT's; LyCORIS', kohya's).
+    case dynamic(Int)
+    /// Arrow (Ostapenko et al., arXiv:2405.11157): other adapters act, chosen token by token (`ArrowRouting`).
+    case arrow(ArrowRouting)
     /// aLoRA (Greenewald et al., arXiv:2504.12397): it acts from the last place on where these tokens stand in a text.
     case activated(by: [Int32])
 
-    static let keys = ["alora_invocation_tokens", "kasa_config", "use_bdlora", "velora_config", "monteclora_config"]
+    static let keys = ["alora_invocation_tokens", "kasa_config", "use_bdlora", "velora_config", "monteclora_config", "use_qalora", "arrow_config", "dylora_block_size"]
 
     /// - Returns: nil: plain LoRA, or DoRA.
     static func chosen(_ configuration: AdapterConfiguration, isNew: Bool) throws(PEFTError) -> LoRAVariant? {
@@ -28,26 +36,18 @@ enum LoRAVariant: Sendable {
             throw PEFTError(.argument, "\((chosen + others).joined(separator: ", ")) do not go together; LoRA has one variant at a time")
         }
         if key == "alora_invocation_tokens" { return .activated(by: try invocation(configuration.values[key])) }
+        if key == "dylora_block_size" { return .dynamic(try configuration.positive(key)) }
+        if key == "use_qalora" {
+            guard try configuration.flag(key) else { return nil }
+            return .pooled(try configuration.positive("qalora_group_size"))
+        }
         let options = try configuration.values.object(key) ?? JSONObject()
         switch key {
         case "kasa_config": return .kasa
         case "use_bdlora": return .blockDiagonal(try BlockDiagonalNames(options))
-        case "velora_config":
-            let groups = try options.integer("num_groups") ?? 64
-            guard groups > 0 else { throw PEFTError(.argument, "velora_config: num_groups is \(groups); it must be positive") }
-            let start = try options.text("init_type") ?? "batch_average"
-            guard start == "random" else {
-                let isKnown = ["batch_average", "batch_average_once"].contains(start)
-                throw PEFTError(
-                    isKnown ? .unsupported : .argument,
-                    "velora_config: init_type '\(start)' is not in this version; 'random' is")
-            }
-            return .velora(groups: groups, scale: try options.float("scale") ?? 1)
-        default:
-            if isNew { throw PEFTError(.unsupported, "monteclora_config: this version loads, runs and merges such adapters, but makes no new ones") }
-            let samples = try options.integer("num_samples") ?? 8
-            guard 1...65536 ~= samples else { throw PEFTError(.argument, "monteclora_config: num_samples is \(samples)") }
-            return .monteCarlo(samples: samples)
+        case "velora_config": return .velora(try VeLoRASettings(options))
+        case "arrow_config": return .arrow(try ArrowRouting(options))
+        default: return .monteCarlo(try MonteCarloSettings(options))
         }
     }
 
@@ -58,6 +58,9 @@ enum LoRAVariant: Sendable {
         }
         return ids
     }
+
+    /// The adapter's own factors do nothing.
+    private var isRouted: Bool { if case .arrow = self { true } else { false } }
 
     func module(_ linear: Linear, key: String, rank: Int, scaling: Double, _ settings: LoRASettings, _ model: Model)
         throws(PEFTError) -> any AdapterModule
@@ -93,23 +96,28 @@ enum LoRAVariant: Sendable {
                 throw PEFTError(.argument, "alora_invocation_tokens: '\(linear.name)' cannot be adapted; layers of a language model below its head can")
             }
             form = .activated(tokens)
-        case .velora(let groups, let scale):
-            let width = (inputs + groups - 1) / groups
-            more = [try model.parameter(key + ".lora_velora_embed", [width], isTrainable: false)]
-            form = .compressed(more[0], groups: groups, scale: scale)
-        case .monteCarlo(let samples):
-            let sampler = key + ".lora_monteclora_sampler."
-            more = [
-                try model.parameter(sampler + "std_prior", [rank], isTrainable: false),
-                try model.parameter(sampler + "expert_weights_prior", [samples], isTrainable: false),
-                try model.parameter(sampler + "gaussian_var_prior", [rank, rank], isTrainable: false),
-                try model.parameter(sampler + "expert_weights", [samples], isTrainable: false),
-            ]
-            form = .sampled
+        case .velora(let settings):
+            let direction = try VeLoRADirection(linear, key: key, settings, model)
+            more = [direction.parameter]
+            form = .compressed(direction)
+        case .monteCarlo(let settings):
+            let sampler = try MonteCarloSampler(linear, key: key, rank: rank, settings, model)
+            more = sampler.parameters
+            form = .sampled(sampler)
+        case .pooled(let group):
+            guard inputs % group == 0 else {
+                throw PEFTError(.argument, "qalora_group_size is \(group); it must divide the inputs of '\(linear.name)', \(inputs)")
+            }
+            aShape[1] /= group
+            form = .pooled(try ColumnMap(model.engine, (0..<inputs).map { $0 / group }, of: aShape[1]), Float(aShape[1]) / Float(group))
+        case .dynamic(let size):
+            guard rank % size == 0 else { throw PEFTError(.argument, "dylora_block_size is \(size); it must divide r, which is \(rank) for '\(linear.name)'") }
+            form = .dynamic(size)
+        case .arrow: form = .routed
         }
         return VariantLoRA(
-            linear, a: try model.parameter(key + ".lora_A.weight", aShape), b: try model.parameter(key + ".lora_B.weight", bShape),
-            more, form, scaling: scaling, settings, model.engine)
+            linear, a: try model.parameter(key + ".lora_A.weight", aShape, isTrainable: !isRouted),
+            b: try model.parameter(key + ".lora_B.weight", bShape, isTrainable: !isRouted), more, form, scaling: scaling, settings, model.engine)
     }
 }
 
@@ -149,13 +157,16 @@ struct BlockDiagonalNames: Sendable {
 }
 
 /// One of the variants at one layer.
-private final class VariantLoRA: LinearBranch {
+final class VariantLoRA: LinearBranch {
     enum Form {
         case plain
         case diagonal(Parameter)
         case blocks(Int, BlockDiagonalNames.Side)
-        case compressed(Parameter, groups: Int, scale: Float)
-        case sampled
+        case compressed(VeLoRADirection)
+        case sampled(MonteCarloSampler)
+        case pooled(ColumnMap, Float)
+        case dynamic(Int)
+        case routed
         case activated([Int32])
     }
 
@@ -163,7 +174,7 @@ private final class VariantLoRA: LinearBranch {
     private let a: Parameter
     private let b: Parameter
     private let more: [Parameter]
-    private let form: Form
+    let form: Form
     private let factor: Double
     private let dropout: Float
     private let isRandom: Bool
@@ -193,10 +204,8 @@ private final class VariantLoRA: LinearBranch {
         case .diagonal(let diagonal):
             diagonal.value.fillNormal(1, &random)
             return ["weight": try truncated()]
-        case .compressed(let direction, _, _):
-            direction.value.fillNormal(1, &random)
-            let length = try direction.value.floats(engine).reduce(0) { $0 + $1 * $1 }.squareRoot()
-            engine.axpby(1 / max(length, 1e-12), try direction.value.converted(to: .f32, engine, .scratch), 0, into: direction.value)
+        case .compressed(let direction): direction.initialize(&random)
+        case .sampled(let sampler): sampler.initialize(&random)
         default: break
         }
         return [:]
@@ -214,6 +223,7 @@ private final class VariantLoRA: LinearBranch {
     }
 
     func fold(into weights: inout FoldedWeights, scale: Float) throws(PEFTError) {
+        if case .routed = form { throw PEFTError(.unsupported, "'\(linear.name)': arrow_config chooses adapters token by token, so no weights can hold it") }
         guard invocation == nil else { throw PEFTError(.unsupported, "'\(linear.name)': an adapter with alora_invocation_tokens does not act on all tokens, so no weights can hold it") }
         try weights.fold(hook(scale: scale, beside: [:]), target)
     }
@@ -230,15 +240,27 @@ private final class VariantLoRA: LinearBranch {
                 to: y, input: x, [.matrix(a), .diagonal(tape.variable(diagonal)), .matrix(b)], scale: scale, dropout: dropout)
         case .blocks(let count, .a): a = try tape.blockDiagonal(a, count)
         case .blocks(let count, .b): b = try tape.blockDiagonal(b, count)
-        case .compressed(let direction, let groups, let factor):
+        case .compressed(let direction):
             guard tape.isTraining, tape.isRecording else { break }
-            let h = try tape.linear(
-                try tape.dropout(x, dropout), a, rememberedAlong: direction.value, groups: groups, scale: factor)
+            let h = try direction.product(try tape.dropout(x, dropout), a, tape)
             return try tape.addProduct(to: y, input: h, [.matrix(b)], scale: scale)
-        case .sampled:
-            if tape.isTraining, tape.isRecording {
-                throw PEFTError(.unsupported, "'\(linear.name)': this version does not train monteclora_config")
+        case .sampled(let sampler):
+            if tape.isTraining { a = try sampler.drawn(a, tape) }
+        case .pooled(let map, let factor): a = try tape.scaled(try tape.gatherColumns(a, map), by: factor)
+        case .dynamic(let size):
+            guard tape.isTraining else { break }
+            let (rank, start) = (a.value.rows, Int(tape.random.below(UInt32(a.value.rows / size))) * size)
+            let parts = try tape.splitColumns(b, [start, size, rank - start - size].filter { $0 > 0 })
+            let block = try tape.rows(a, start..<start + size)
+            if start > 0 {
+                a = try tape.concatenateRows([Variable(try a.value.rows(0..<start)), block])
+                b = try tape.concatenateColumns([Variable(parts[0].value), parts[1]])
+            } else {
+                (a, b) = (block, parts[0])
             }
+            let used = Float(rank) / Float(start + size)
+            return try tape.addLowRank(to: y, input: x, a: a, b: b, scale: scale * used, dropout: dropout)
+        case .routed: return y
         }
         return try tape.addLowRank(to: y, input: x, a: a, b: b, scale: scale, dropout: dropout)
     }

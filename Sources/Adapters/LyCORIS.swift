@@ -12,11 +12,15 @@ struct LyCORISSettings: Sendable {
     /// Kernels of convolutions are factored by their axes (Tucker).
     let isEffective: Bool
     let dropout: LyCORISDropout
+    /// The magnitude of each output trains by itself (`DecomposedModule`).
+    let isDecomposed: Bool
 
+    /// PEFT's, and LyCORIS' `weight_decompose`.
     static let defaults: JSONObject = [
         "alpha": .integer(8), "alpha_pattern": .object([:]), "exclude_modules": .null, "init_weights": .bool(true), "layers_pattern": .null,
         "layers_to_transform": .null, "module_dropout": .number(0), "modules_to_save": .null, "r": .integer(8), "rank_dropout": .number(0),
         "rank_pattern": .object([:]), "target_modules": .null, "use_effective_conv2d": .bool(false),
+        "weight_decompose": .bool(false),
     ]
 
     init(_ configuration: AdapterConfiguration, scalesMask: Bool) throws(PEFTError) {
@@ -25,6 +29,7 @@ struct LyCORISSettings: Sendable {
         ranks = try PatternTable(configuration, "rank_pattern")
         alphas = try PatternTable(configuration, "alpha_pattern")
         isEffective = try configuration.flag("use_effective_conv2d")
+        isDecomposed = try configuration.flag("weight_decompose")
         dropout = LyCORISDropout(
             rows: try configuration.probability("rank_dropout"), scalesMask: scalesMask, module: try configuration.probability("module_dropout"))
     }
@@ -33,6 +38,11 @@ struct LyCORISSettings: Sendable {
         let names = targets.map(\.name)
         try ranks.check(names) { model.engine.warn($0) }
         try alphas.check(names) { model.engine.warn($0) }
+    }
+
+    /// What it is with the magnitude by itself, where that is asked for.
+    func module(_ module: any MatrixModule, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
+        isDecomposed ? try DecomposedModule(module, key: key, model) : module
     }
 
     /// Rank and α/r of one target.

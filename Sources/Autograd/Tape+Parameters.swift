@@ -7,7 +7,13 @@ extension Tape {
     package func cosine(_ x: Variable) throws(PEFTError) -> Variable { try mapped(x, { cosf($0) }, derivative: { -sinf($0) }) }
     package func sine(_ x: Variable) throws(PEFTError) -> Variable { try mapped(x, { sinf($0) }, derivative: { cosf($0) }) }
 
-    private func mapped(_ x: Variable, _ function: (Float) -> Float, derivative: @escaping (Float) -> Float) throws(PEFTError) -> Variable {
+    /// `ln σ(x)`
+    package func logSigmoid(_ x: Variable) throws(PEFTError) -> Variable {
+        try mapped(x, { min($0, 0) - log1pf(expf(-abs($0))) }, derivative: { 1 / (1 + expf($0)) })
+    }
+
+    /// A function of each value.
+    package func mapped(_ x: Variable, _ function: (Float) -> Float, derivative: @escaping (Float) -> Float) throws(PEFTError) -> Variable {
         let y = try Tensor(engine, x.shape, .f32)
         y.fill(from: x.value) { value, _ in function(value) }
         let output = result(y, of: x)

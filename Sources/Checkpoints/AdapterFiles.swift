@@ -4,7 +4,7 @@ package import Tensors
 /// An adapter as it is stored: PEFT's configuration and its tensors under their saved names, from a PEFT folder or an
 /// HDF5 file. Nothing is known here about methods or models.
 package struct AdapterFiles: Sendable {
-    /// Exactly the keys of `adapter_config.json`.
+    /// Exactly the keys of `adapter_config.json`; none: a file of other makers', whose tensors' names say all.
     package let config: JSONObject
     package let tensors: TensorSource
 
@@ -24,10 +24,11 @@ package struct AdapterFiles: Sendable {
         self.tensors = tensors
     }
 
-    /// Opens a PEFT folder, or an HDF5 file written by `writeHDF5` or by a trainer.
+    /// Opens a PEFT folder, a safetensors file without a configuration, or an HDF5 file written by `writeHDF5` or by a trainer.
     package static func open(path: String, budget: MemoryBudget) throws(PEFTError) -> AdapterFiles {
         switch try Files.kind(of: path) {
         case .folder: try openFolder(path, budget)
+        case .file where path.hasSuffix(".safetensors"): AdapterFiles(config: JSONObject(), tensors: try Safetensors.open(path: path, budget: budget))
         case .file: try AdapterFiles(CheckpointFile.read(path: path, budget: budget), origin: path)
         default: throw PEFTError(.notFound, "there is no adapter at '\(path)': neither a folder nor an HDF5 file")
         }

@@ -134,7 +134,7 @@ package final class Session: @unchecked Sendable {
         tokens = []
         logits = nil
         try model.lock.read { () throws(PEFTError) in
-            let (tape, adaptation) = (Tape(engine, model.generationPrecision), try adaptation())
+            let (tape, adaptation) = (Tape(engine, model.generationPrecision), try adaptation().of(task: options.task))
             let context = ForwardContext(
                 tape: tape, routing: .all(adaptation), batch: 1, length: 1, positions: try Tensor(engine, [Int32(0)], shape: [1]),
                 source: try source.behind(adaptation.prompt, task: options.task, tape))
@@ -164,8 +164,9 @@ package final class Session: @unchecked Sendable {
         dropAhead()
         let result: Tensor? = try model.lock.read { () throws(PEFTError) in
             // Asked for under the lock: no merge comes between this and the computation.
-            let adaptation = try adaptation()
-            if !guess.isEmpty { ahead = ReadAhead(adaptation, model.lock.generation) }
+            let chosen = try adaptation()
+            if !guess.isEmpty { ahead = ReadAhead(chosen, model.lock.generation) }
+            let adaptation = try chosen.of(task: options.task)
             if tokens.isEmpty {
                 cache.truncate(to: 0)
                 leading = 0

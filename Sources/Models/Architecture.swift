@@ -15,7 +15,7 @@ extension Architecture {
 
 /// The architectures there are: a new one is a new file and a line here.
 package enum Architectures {
-    package static let all: [any Architecture.Type] = [GatedDecoder.self, GPT2.self, BERT.self, DistilBERT.self, ViT.self, DINOv2.self, T5.self, Whisper.self, MultilayerPerceptron.self, ConvolutionalNetwork.self, HostGraph.self]
+    package static let all: [any Architecture.Type] = [GatedDecoder.self, GPT2.self, BERT.self, DistilBERT.self, ViT.self, DINOv2.self, T5.self, Whisper.self, MultilayerPerceptron.self, ConvolutionalNetwork.self, AttentionNetwork.self, HostGraph.self]
 
     package static var modelTypes: [String] { all.flatMap { $0.modelTypes } }
 

@@ -60,6 +60,8 @@ package final class ForwardContext {
     package internal(set) var recomputedBlocks: Int
     /// Which of the runs through the blocks this is, where it is not the block's own number (`BlockRun`).
     private(set) var runNumber: Int?
+    /// What the network beside the blocks began with, and what its own loss weighs (`ShadowPath`).
+    package internal(set) var shadowStart: (state: Variable, weight: Float)?
     /// What adapters do holds variables of this tape (see `Tape.recomputed`).
     var learnsBeside = false
 

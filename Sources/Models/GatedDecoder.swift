@@ -52,9 +52,14 @@ package final class GatedDecoder: Architecture {
 
     package func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {
         var x = try input.embedded(by: embedding, scale: embeddingScale, context)
+        let shadow = try context.shadow()
+        var state = try shadow?.start(x, input, context)
+        context.shadowStart = shadow.flatMap { shadow in state.map { ($0, shadow.lossWeight) } }
         for (number, run) in try context.runs(of: blocks.count).enumerated() {
             let block = blocks[run.block]
+            if let shadow, let state { x = try shadow.injected(into: x, state, block: run.block, context.tape) }
             x = try run.context.block(number, consume x) { (x, _, context) throws(PEFTError) in try block(x, context) }
+            if let shadow, let last = state { state = try shadow.updated(last, by: x, block: run.block, context.tape) }
         }
         return try norm(x, context)
     }

@@ -24,7 +24,7 @@ package final class KeyValueCache {
     /// `[allocated, width]` each.
     private var keys: [Tensor] = []
     private var values: [Tensor] = []
-    /// What the base model makes of the same tokens, where an adapter's router asks for it.
+    /// What another network makes of the same tokens: the base model, where an adapter's router asks for it, or an adapter's own.
     private var base: KeyValueCache?
     /// What layers made of the prompts beside their attention; kept until the sequence begins anew.
     private var gated: [Int: (owner: GatedPrompt, keys: Tensor, values: Tensor)] = [:]
@@ -83,12 +83,16 @@ package final class KeyValueCache {
         base?.truncate(to: newLength)
     }
 
-    /// The base model's cache beside this one.
+    /// The cache of another network that reads the same beside this one: nil: the base model itself.
     /// - Throws: `.state` where the tokens held were read without it.
-    func companion() throws(PEFTError) -> KeyValueCache {
-        if let base, base.length == length, base.capacity >= capacity { return base }
-        guard length == 0 else { throw PEFTError(.state, "X-LoRA begins with a conversation, and this one holds \(length) tokens that were read without it: start anew") }
-        let made = try KeyValueCache(engine, layerCount: layerCount, capacity: capacity, keyValueHeads: width / headSize, headSize: headSize, dtype: dtype)
+    func companion(_ shape: CacheShape? = nil) throws(PEFTError) -> KeyValueCache {
+        let (layers, size) = (shape?.layerCount ?? layerCount, shape?.headSize ?? headSize)
+        let heads = shape?.keyValueHeads ?? width / headSize
+        if let base, base.length == length, base.capacity >= capacity, base.layerCount == layers, base.width == heads * size { return base }
+        guard length == 0 else {
+            throw PEFTError(.state, "an adapter with a network of its own (X-LoRA, Shadow) begins with a conversation, and this one holds \(length) tokens that were read without it: start anew")
+        }
+        let made = try KeyValueCache(engine, layerCount: layers, capacity: capacity, keyValueHeads: heads, headSize: size, dtype: dtype)
         base = made
         return made
     }
@@ -135,6 +139,7 @@ package final class KeyValueCache {
             }
         }
         length -= count
+        if let base, base.headSize != headSize { self.base = nil }
         if let base, base.length == length + count { try base.shift(keeping: keep, dropping: count, rotary: rotary) }
     }
 

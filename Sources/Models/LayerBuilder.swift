@@ -20,10 +20,16 @@ package final class LayerBuilder {
         case optional
     }
 
+    /// Its tensors are made instead of read, all zeros.
+    private let makesTensors: Bool
+
     init(_ source: TensorSource, _ engine: Engine, newHead: NewHead? = nil) {
-        self.source = source
-        self.engine = engine
-        self.newHead = newHead
+        (self.source, self.engine, self.newHead, makesTensors) = (source, engine, newHead, false)
+    }
+
+    /// Of layers of an adapter's own.
+    package init(makingFor engine: Engine) throws(PEFTError) {
+        (source, self.engine, newHead, makesTensors) = (try TensorSource(origin: "a network that is made", []), engine, nil, true)
     }
 
     /// The file has this tensor.
@@ -142,6 +148,7 @@ package final class LayerBuilder {
     }
 
     private func matrix(_ name: String, _ shape: [Int]) throws(PEFTError) -> Tensor {
+        if makesTensors { return try .zeros(engine, shape, .f32, .adapters) }
         let tensor = try source.tensor(named: stored(name), shape: shape)
         guard tensor.dtype.isWeightFormat else { throw PEFTError(.unsupported, "\(source.origin): '\(name)' is \(tensor.dtype.name), which is no weight format") }
         return tensor

@@ -14,6 +14,8 @@ package import Tensors
 package protocol LayerHook: AnyObject, Sendable {
     /// The tokens it waits for: it acts from the last place on where they stand in a text; nil: always.
     var invocation: [Int32]? { get }
+    /// What it does to samples of a task, where it knows tasks (`Adaptation.taskCount`).
+    func of(task: Int) -> any LayerHook
     /// Changes the input of a linear layer (OFT, BOFT, HRA, (IA)³ on feed-forward).
     func input(_ x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable
     /// Adds a branch to the running output `y` (LoRA and its family). `x` is the layer's input; `y` is consumed.
@@ -29,6 +31,7 @@ package protocol LayerHook: AnyObject, Sendable {
 
 extension LayerHook {
     package var invocation: [Int32]? { nil }
+    package func of(task: Int) -> any LayerHook { self }
     package func branch(of layer: Linear) -> LowRankBranch? { nil }
     package func input(_ x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { x }
     package func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { y }
@@ -54,6 +57,8 @@ package struct Adaptation: Sendable {
     package var runs: [BlockRun]?
     /// What hooks wait for, each once.
     package var invocations: [[Int32]] = []
+    /// The tasks that hooks ask for, where some do: the fewest one of them has.
+    package var taskCount: Int?
     /// What adapters add to every loss.
     package var penalties: [any LossPenalty] = []
 
@@ -67,6 +72,8 @@ package struct Adaptation: Sendable {
 
     /// What acts where blocks add what they computed.
     package var joins: [BlockPlace: [any JoinHook]] = [:]
+    /// A small network that runs beside the blocks.
+    package var shadow: (any ShadowPath)?
     /// Weighs what acts token by token.
     package var router: (any TokenRouter)?
 
@@ -89,7 +96,7 @@ package protocol LossPenalty: AnyObject, Sendable {
 extension Adaptation {
     /// The same hooks and the same replacements everywhere.
     package func isSame(as other: Adaptation) -> Bool {
-        layers.count == other.layers.count && prompt === other.prompt && memory === other.memory && router === other.router
+        layers.count == other.layers.count && prompt === other.prompt && memory === other.memory && router === other.router && shadow === other.shadow
             && joins.count == other.joins.count && joins.allSatisfy { place, hooks in
                 let others = other.joins[place] ?? []
                 return hooks.count == others.count && zip(hooks, others).allSatisfy { $0 === $1 }

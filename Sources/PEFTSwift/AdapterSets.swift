@@ -74,6 +74,16 @@ public func peft_adapter_save(
     }
 }
 
+@_cdecl("peft_adapter_save_as") @implementation
+public func peft_adapter_save_as(
+    _ model: OpaquePointer?, _ name: UnsafePointer<CChar>?, _ path: UnsafePointer<CChar>?, _ options_json: UnsafePointer<CChar>?, _ error: UnsafeMutablePointer<peft_error>?
+) -> Int32 {
+    unsafe guarded(error) { () throws(PEFTError) -> Void in
+        let format = try AdapterFormat(unsafe try options(options_json, "options_json", allowing: nil))
+        unsafe try handles.model(model).adapters.save(try text(name, "name"), path: try text(path, "path"), as: format)
+    }
+}
+
 @_cdecl("peft_adapter_remove") @implementation
 public func peft_adapter_remove(_ model: OpaquePointer?, _ name: UnsafePointer<CChar>?, _ error: UnsafeMutablePointer<peft_error>?) -> Int32 {
     unsafe changing(model, error) { (object) throws(PEFTError) in unsafe try object.adapters.remove(try text(name, "name")) }

@@ -9,9 +9,10 @@ internal import Training
 final class TrainerObject: @unchecked Sendable {
     // Sendable: `use` lets one call at a time in; `Trainer.cancel` is made for any thread.
     let trainer: Trainer
+    let model: ModelObject
     let use = HandleUse()
 
-    init(_ trainer: Trainer) { self.trainer = trainer }
+    init(_ trainer: Trainer, _ model: ModelObject) { (self.trainer, self.model) = (trainer, model) }
 }
 
 extension HandleTable {
@@ -50,7 +51,7 @@ public func peft_trainer_create(
         let several = try json.strings("adapters")
         guard adapter == nil || several == nil else { throw PEFTError(.argument, "\"adapter\" and \"adapters\" exclude each other") }
         let made = try object.use.alone(.model) { () throws(PEFTError) in
-            TrainerObject(try Trainer(object.model, try Trainee(object.adapters, adapter ?? several), options))
+            TrainerObject(try Trainer(object.model, try Trainee(object.adapters, adapter ?? several), options), object)
         }
         return unsafe try handles.add(made, .trainer)
     }
@@ -87,7 +88,7 @@ private func run(
         if let rows = unsafe rows {
             batch.adapters = unsafe try names(rows.names, rows.count, "adapters").map { $0 == "__base__" ? nil : $0 }
         }
-        let result = try object.use.alone(.trainer) { () throws(PEFTError) in try object.trainer.step(batch) }
+        let result = try object.use.alone(.trainer) { () throws(PEFTError) in try object.trainer.step(batch, isTraining: object.model.isTraining) }
         unsafe try give(peft_step(result), to: step, "peft_step")
     }
 }

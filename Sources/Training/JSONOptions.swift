@@ -69,7 +69,7 @@ struct JSONOptions {
 }
 
 extension TrainerOptions {
-    /// The options as JSON: `{"optimizer", "lr", "betas", "eps", "weight_decay", "momentum", "lr_scheduler", "warmup_steps",
+    /// The options as JSON: `{"optimizer", "lr", "betas", "eps", "weight_decay", "momentum", "riemannian_reg", "lr_scheduler", "warmup_steps",
     /// "max_steps", "epochs", "gradient_accumulation_steps", "max_grad_norm", "loraplus_lr_ratio", "loraplus_lr_embedding",
     /// "loraplus_weight_decay", "lorafa", "gradient_checkpointing", "seed", "evaluation_steps", "early_stopping_patience",
     /// "dropout"}`. What is left out keeps its default.
@@ -94,6 +94,7 @@ extension TrainerOptions {
         optimizer.epsilon = try keys.number("eps") ?? optimizer.epsilon
         optimizer.weightDecay = try keys.number("weight_decay") ?? optimizer.weightDecay
         optimizer.momentum = try keys.number("momentum") ?? optimizer.momentum
+        optimizer.riemannianDamping = try keys.number("riemannian_reg")
         optimizer.loraPlusRatio = try keys.number("loraplus_lr_ratio")
         optimizer.loraPlusEmbeddingRate = try keys.number("loraplus_lr_embedding") ?? optimizer.loraPlusEmbeddingRate
         optimizer.loraPlusWeightDecay = try keys.number("loraplus_weight_decay") ?? optimizer.loraPlusWeightDecay
@@ -107,7 +108,8 @@ extension TrainerOptions {
         seed = try keys.seed("seed") ?? 0
         evaluationSteps = try keys.integer("evaluation_steps")
         patience = try keys.integer("early_stopping_patience")
-        usesDropout = try keys.flag("dropout") ?? true
+        followsMode = keys.value("dropout") == .string("mode")
+        usesDropout = followsMode ? true : try keys.flag("dropout") ?? true
         // PEFT's create_lorafa_optimizer takes r and lora_alpha; like PEFT's, ours uses each layer's own scaling.
         let loraFA = keys.value("lorafa")
         for key in otherKeys { _ = keys.value(key) }

@@ -111,39 +111,11 @@ final class LoRAFA: Optimizer {
                 gram[i * rank + j] = sum + (i == j ? 1e-8 : 0)
             }
         }
-        guard let inverse = LoRAFA.inverse(&gram, rank) else { throw PEFTError(.numeric, "lorafa: A·Aᵀ has values that are not finite") }
+        guard let inverse = inverse(ofPositive: &gram, rank) else { throw PEFTError(.numeric, "lorafa: A·Aᵀ has values that are not finite") }
         unsafe result.withMutableFloats { out in
             for index in 0..<rank * rank { unsafe out[index] = Float(inverse[index] / (scaling * scaling)) }
         }
         return result
-    }
-
-    /// Inverse of a symmetric positive definite matrix from its lower triangle, which is overwritten; nil when it is none.
-    private static func inverse(_ matrix: inout [Double], _ n: Int) -> [Double]? {
-        for j in 0..<n {
-            for k in 0..<j {
-                for i in j..<n { matrix[i * n + j] -= matrix[i * n + k] * matrix[j * n + k] }
-            }
-            let pivot = matrix[j * n + j]
-            guard pivot > 0, pivot.isFinite else { return nil }
-            for i in j..<n { matrix[i * n + j] /= pivot.squareRoot() }
-        }
-        var inverse = [Double](repeating: 0, count: n * n)
-        for column in 0..<n {
-            var x = [Double](repeating: 0, count: n)
-            for i in 0..<n {
-                var sum = i == column ? 1.0 : 0
-                for k in 0..<i { sum -= matrix[i * n + k] * x[k] }
-                x[i] = sum / matrix[i * n + i]
-            }
-            for i in stride(from: n - 1, through: 0, by: -1) {
-                var sum = x[i]
-                for k in i + 1..<n { sum -= matrix[k * n + i] * x[k] }
-                x[i] = sum / matrix[i * n + i]
-            }
-            for i in 0..<n { inverse[i * n + column] = x[i] }
-        }
-        return inverse
     }
 }
 

@@ -77,6 +77,7 @@ package enum ModelLoss {
     package static func input(_ given: Batch, _ model: Model, _ routing: Routing, _ tape: Tape, recomputedBlocks: Int = 0) throws(PEFTError) -> (
         input: ModelInput, context: ForwardContext, batch: Batch
     ) {
+        let routing = try routing.byTask(given.tasks, batch: given.rows, isEach: tape.isTraining)
         let lead = try LeadingRows(routing, batch: given.rows, tasks: given.tasks, ofDecoder: given.source != nil, tape)
         let batch = try lead.map { (lead) throws(PEFTError) in
             try given.behind(lead.counts, width: lead.count, isPredicted: model.task == .causalLM).learning(from: lead.labels, types: given.inputTypes)
@@ -174,6 +175,13 @@ package enum ModelLoss {
             let part = try headLoss(hidden, head, labels, divisor: divisor, gradientScale, of: input, model, context)
             sum = try sum.map { (sum) throws(PEFTError) in try sum.adding(part, weight: weight, tape) } ?? part.weighted(weight)
         }
+        if let shadow = context.shadowStart, model.task == .causalLM {
+            for (weight, labels) in groups where weight * shadow.weight != 0 {
+                let divisor = Float(max(counted, 1)) / (weight * shadow.weight)
+                let part = try headLoss(shadow.state, head, labels, divisor: divisor, gradientScale, of: input, model, context)
+                sum = try sum?.adding(part, weight: weight * shadow.weight, tape)
+            }
+        }
         guard let sum else { throw PEFTError(.internal, "a loss of nothing") }
         // The scale is in its gradients already.
         return (LossResult(sum: sum.sum, count: counted, variable: sum.variable), 1)
@@ -266,7 +274,12 @@ extension Model {
             var loss: Double?
             if batch.hasLabels {
                 let tape = Tape(engine, precision)
-                let result = try ModelLoss.withPenalties(try ModelLoss.headLoss(Variable(plain), batch, self, tape), routing, tape, factor: 1)
+                var result = try ModelLoss.withPenalties(try ModelLoss.headLoss(Variable(plain), batch, self, tape), routing, tape, factor: 1)
+                if let shadow = context.shadowStart, task == .causalLM {
+                    let own = try self.logits(Variable(shadow.state.value), of: input, context).value.converted(to: .f32, engine)
+                    result = try result.adding(try ModelLoss.headLoss(Variable(own), batch, self, tape).weighted(shadow.weight), weight: 1, tape)
+                    result = LossResult(sum: result.sum, count: result.count / 2, variable: result.variable)
+                }
                 loss = result.count == 0 ? .nan : result.sum / Double(result.count)
             }
             let states = hidden.value.dtype == .f32 ? hidden.value : try hidden.value.converted(to: .f32, engine)

@@ -22,6 +22,8 @@ package struct OptimizerOptions: Sendable, Equatable {
     package var weightDecay = 0.0
     /// SGD only.
     package var momentum = 0.0
+    /// Gradients of LoRA's pairs are preconditioned (`RiemannianPreconditioner`), with this on the diagonals; nil: they are not.
+    package var riemannianDamping: Double?
     /// LoRA+ (arXiv:2402.12354): learning rate of B over that of A; nil: one rate for all.
     package var loraPlusRatio: Double?
     /// Rate of LoRA factors of embeddings under LoRA+; peft.optimizers' default.
@@ -40,6 +42,10 @@ package struct OptimizerOptions: Sendable, Equatable {
         try OptimizerOptions.check(weightDecay, "weight_decay", weightDecay >= 0, "at least 0")
         try OptimizerOptions.check(momentum, "momentum", momentum >= 0 && momentum < 1, "in [0, 1)")
         if momentum != 0, rule != .sgd { throw PEFTError(.argument, "momentum \(momentum) belongs to the optimizer 'sgd', not '\(rule.rawValue)'") }
+        if let damping = riemannianDamping {
+            try OptimizerOptions.check(damping, "riemannian_reg", damping > 0, "above 0 (PEFT's default is 0.01)")
+            if rule == .loraFA { throw PEFTError(.argument, "riemannian_reg (both factors move) and 'lorafa' (A is fixed) exclude each other") }
+        }
         guard let ratio = loraPlusRatio else { return }
         try OptimizerOptions.check(ratio, "loraplus_lr_ratio", ratio > 0, "above 0")
         try OptimizerOptions.check(loraPlusEmbeddingRate, "loraplus_lr_embedding", loraPlusEmbeddingRate >= 0, "at least 0")

@@ -32,6 +32,7 @@ package final class Trainer {
     package let options: TrainerOptions
     package let trainee: Trainee
     let optimizer: any Optimizer
+    private let preconditioner: RiemannianPreconditioner?
     let gradients: GradientStore
     /// Optimizer steps so far.
     package internal(set) var step = 0
@@ -59,6 +60,9 @@ package final class Trainer {
         self.options = options
         self.trainee = trainee
         optimizer = try Trainer.makeOptimizer(trainee, options, model, model.engine)
+        preconditioner = try options.optimizer.riemannianDamping.map { (damping) throws(PEFTError) in
+            try RiemannianPreconditioner(trainee, damping: damping, model.engine)
+        }
         gradients = GradientStore(model.engine)
         random = RandomStream(seed: options.seed, purpose: "dropout")
         totalSteps = options.maxSteps
@@ -90,9 +94,10 @@ package final class Trainer {
 
     /// One micro-batch, forward and backward; after `accumulationSteps` of them an update.
     ///
+    /// - Parameter isTraining: the model's mode, where the options follow it (`TrainerOptions.followsMode`).
     /// - Throws: `.argument` for a batch that does not fit the model, `.numeric` when loss or gradients are not finite,
     ///   `.memory`. Adapter and optimizer are then as they were; micro-batches accumulated for the update are dropped.
-    package func step(_ batch: Batch) throws(PEFTError) -> StepResult {
+    package func step(_ batch: Batch, isTraining: Bool = true) throws(PEFTError) -> StepResult {
         let start = Clock.seconds
         try ModelLoss.check(batch, model)
         guard batch.hasLabels else { throw PEFTError(.argument, "training needs 'labels'") }
@@ -101,7 +106,7 @@ package final class Trainer {
         var result = StepResult(tokens: batch.tokenCount)
         let randomBefore = random
         do throws(PEFTError) {
-            result.loss = try accumulate(batch, recomputedBlocks)
+            result.loss = try accumulate(batch, recomputedBlocks, isTraining: options.followsMode ? isTraining : options.usesDropout)
             if microStep + 1 == options.accumulationSteps { try update(schedule, &result) }
         } catch {
             random = randomBefore
@@ -116,8 +121,8 @@ package final class Trainer {
     }
 
     /// Forward and backward under the read lock; returns the loss.
-    private func accumulate(_ batch: Batch, _ recomputedBlocks: Int) throws(PEFTError) -> Double {
-        let tape = Tape(model.engine, model.precision, gradients: gradients, isTraining: options.usesDropout, random: random)
+    private func accumulate(_ batch: Batch, _ recomputedBlocks: Int, isTraining: Bool) throws(PEFTError) -> Double {
+        let tape = Tape(model.engine, model.precision, gradients: gradients, isTraining: isTraining, random: random)
         let loss = try model.lock.read { () throws(PEFTError) in
             try Trainer.accumulate(model, trainee, batch, tape, accumulationSteps: options.accumulationSteps, recomputedBlocks)
         }
@@ -142,6 +147,7 @@ package final class Trainer {
         guard norm.isFinite else { throw PEFTError(.numeric, "the norm of the gradients is \(norm); nothing was changed by this step") }
         let factor = schedule.factor(step)
         let clip = GradientClipping.factor(norm: norm, maximum: options.maximumGradientNorm)
+        if let preconditioner { try model.lock.read { () throws(PEFTError) in try preconditioner.apply(to: gradients) } }
         model.lock.write {
             for companion in trainee.companions { companion.willStep(gradients) }
             optimizer.update(gradients, gradientScale: clip, rateFactor: factor)

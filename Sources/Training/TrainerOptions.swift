@@ -31,6 +31,8 @@ package struct TrainerOptions: Sendable, Equatable {
     package var patience: Int?
     /// Dropout is active.
     package var usesDropout = true
+    /// But in steps of a host's own as its model's mode says.
+    package var followsMode = false
 
     package init() {}
 
@@ -56,13 +58,14 @@ package struct TrainerOptions: Sendable, Equatable {
     var identity: [(name: String, value: String)] {
         // A run of constant rate may be made longer; elsewhere its length is part of every rate.
         let end = schedule.needsEnd ? [("max_steps", maxSteps.map { "\($0)" } ?? "null"), ("epochs", maxSteps == nil ? "\(epochs)" : "null")] : []
-        return end + [
+        let damping = optimizer.riemannianDamping.map { [("riemannian_reg", "\($0)")] } ?? []
+        return end + damping + [
             ("optimizer", optimizer.rule.rawValue), ("lr", "\(optimizer.learningRate)"), ("betas", "[\(optimizer.beta1), \(optimizer.beta2)]"),
             ("eps", "\(optimizer.epsilon)"), ("weight_decay", "\(optimizer.weightDecay)"), ("momentum", "\(optimizer.momentum)"),
             ("loraplus_lr_ratio", optimizer.loraPlusRatio.map { "\($0)" } ?? "null"),
             ("loraplus_lr_embedding", "\(optimizer.loraPlusEmbeddingRate)"), ("loraplus_weight_decay", "\(optimizer.loraPlusWeightDecay)"),
             ("lr_scheduler", schedule.rawValue), ("warmup_steps", "\(warmupSteps)"), ("gradient_accumulation_steps", "\(accumulationSteps)"),
-            ("max_grad_norm", maximumGradientNorm.map { "\($0)" } ?? "null"), ("seed", "\(seed)"), ("dropout", "\(usesDropout)"),
+            ("max_grad_norm", maximumGradientNorm.map { "\($0)" } ?? "null"), ("seed", "\(seed)"), ("dropout", followsMode ? "mode" : "\(usesDropout)"),
         ]
     }
 }

@@ -63,7 +63,7 @@ import Testing
             (["target_parameters": names("v_proj.weight"), "lora_dropout": .number(0.1)], .argument, "lora_dropout"),
             (["target_parameters": names("v_proj.weight"), "use_dora": .bool(true)], .argument, "use_dora"),
             (["target_parameters": names("v_proj.weight"), "target_modules": .array([]), "init_lora_weights": .string("pissa")], .argument, "init_lora_weights"),
-            (["use_qalora": .bool(true)], .unsupported, "use_qalora"),
+            (["megatron_config": .object(["tensor_model_parallel_size": .integer(2)])], .unsupported, "megatron_config"),
             (["target_modules": names("input_layernorm")], .unsupported, "RMSNorm"),
             (["modules_to_save": names("q_proj")], .notFound, "not found"),
             (["modules_to_save": names("proj")], .argument, "modules_to_save"),

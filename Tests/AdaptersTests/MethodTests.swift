@@ -96,7 +96,7 @@ import Testing
         let planner = tiny.engine.planner()
         let tape = Tape(planner, .f32, gradients: GradientStore(planner), isTraining: true)
         let ids = try Tensor(planner, [Int32](repeating: 0, count: 8), shape: [8])
-        let context = ForwardContext(tape: tape, routing: .all(try tiny.set.activeAdaptation()), batch: 2, length: 4, positions: ids)
+        let context = ForwardContext(tape: tape, routing: try Routing.all(try tiny.set.activeAdaptation()).byTask([1, 0], batch: 2, isEach: true), batch: 2, length: 4, positions: ids)
         let output = try tiny.model.logits(try tiny.model.hidden(.ids(ids), context), of: .ids(ids), context)
         try tape.backward(from: output, gradient: try Tensor(planner, output.shape))
     }

@@ -99,7 +99,7 @@ struct TinyModel {
 
     func logitsVariable(_ routing: Routing? = nil, tape: Tape) throws -> Variable {
         let ids: [Int32] = [1, 5, 9, 2, 20, 7, 7, 3]
-        let routing = try routing ?? .all(set.activeAdaptation())
+        let routing = try (routing ?? .all(set.activeAdaptation())).byTask([1, 0], batch: 2, isEach: tape.isTraining)
         let byToken = try routing.byToken(ids, batch: 2)
         let context = ForwardContext(
             tape: tape, routing: byToken ?? routing, isByToken: byToken != nil, batch: 2, length: 4,

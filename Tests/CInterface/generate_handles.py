@@ -19,7 +19,7 @@ ARGUMENTS = {
     ("peft_tensors_get", "name"): '"input_ids"', ("peft_tensors_get", "array"): "&array",
     ("peft_tensors_load", "path"): 'SCRATCH("arrays.safetensors")', ("peft_tensors_save", "path"): 'SCRATCH("saved.safetensors")',
     ("peft_adapter_load", "path"): 'SCRATCH("adapter")', ("peft_adapter_load", "name"): '"loaded"', ("peft_adapter_add", "name"): '"added"',
-    ("peft_adapter_save", "path"): 'SCRATCH("saved")', ("peft_adapter_rename", "new_name"): '"a"', ("peft_trainer_save", "path"): 'SCRATCH("saved.h5")',
+    ("peft_adapter_save", "path"): 'SCRATCH("saved")', ("peft_adapter_save_as", "path"): 'SCRATCH("saved")', ("peft_adapter_rename", "new_name"): '"a"', ("peft_trainer_save", "path"): 'SCRATCH("saved.h5")',
     ("peft_trainer_resume", "path"): 'SCRATCH("checkpoint.h5")', ("peft_dataset_open", "path"): 'MODEL_FILE("conversations.jsonl")',
     ("peft_pass_output", "y"): "&array", ("peft_layer_forward", "count"): "32", "y": "values", "layer": '"model.layers.0.self_attn.q_proj"', "x": "&input",
     "dx": "values", "dx_count": "32", "dy": "values", "dy_count": "32", "is_cleared": "0", ("peft_adapter_set_state", "state"): "live_state", ("peft_adapter_combine_files", "path"): 'SCRATCH("combined")',

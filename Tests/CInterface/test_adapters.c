@@ -203,13 +203,38 @@ TEST(files) {
   FAILS_NAMING(PEFT_ERROR_STATE, "file", peft_adapter_load(other, "file", SCRATCH("adapter"), 1, &error));
   FAILS(PEFT_ERROR_NOT_FOUND, peft_adapter_load(other, "b", SCRATCH("nowhere"), 1, &error));
   FAILS(PEFT_ERROR_NOT_FOUND, peft_adapter_load(other, "b", model_folder, 1, &error));
-  FAILS(PEFT_ERROR_FORMAT, peft_adapter_load(other, "b", MODEL_FILE("model.safetensors"), 1, &error));
+  FAILS_NAMING(PEFT_ERROR_MISMATCH, "lm_head.weight", peft_adapter_load(other, "b", MODEL_FILE("model.safetensors"), 1, &error));
   FAILS(PEFT_ERROR_ARGUMENT, peft_adapter_load(other, "b", NULL, 1, &error));
   FAILS(PEFT_ERROR_NOT_FOUND, peft_adapter_save(model, "b", SCRATCH("b"), &error));
   FAILS(PEFT_ERROR_ARGUMENT, peft_adapter_save(model, "a", NULL, &error));
   FAILS(PEFT_ERROR_IO, peft_adapter_save(model, "a", SCRATCH("adapter.h5/below"), &error));
   FAILS(PEFT_ERROR_IO, peft_adapter_save(model, "a", SCRATCH("adapter.h5/below.h5"), &error));
   peft_tensors_free(before), peft_tensors_free(batch), peft_model_free(model), peft_model_free(other), peft_context_free(context);
+}
+
+TEST(files_of_others) {
+  static const char *const formats[] = {"{\"format\": \"kohya\", \"prefix\": \"lora_te_\"}", "{\"format\": \"diffusers\"}"};
+  peft_context *context = open_context(1);
+  peft_model *model = open_model(context);
+  peft_tensors *batch = make_batch(context), *before, *after;
+  OK(peft_adapter_add(model, "a", lora, NULL, &error));
+  train_a_little(model, batch, 3);
+  before = run_forward(model, batch);
+  for (int i = 0; i < 2; i++) {
+    peft_model *other = open_model(context);
+    OK(peft_adapter_save_as(model, "a", SCRATCH("a.safetensors"), formats[i], &error));
+    OK(peft_adapter_load(other, "a", SCRATCH("a.safetensors"), 0, &error));
+    after = run_forward(other, batch);
+    CHECK(difference(before, after, "logits") == 0);
+    peft_tensors_free(after), peft_model_free(other);
+  }
+  OK(peft_adapter_save_as(model, "a", SCRATCH("plain"), NULL, &error));
+  FAILS_NAMING(PEFT_ERROR_ARGUMENT, "formt", peft_adapter_save_as(model, "a", SCRATCH("b"), "{\"formt\": \"kohya\"}", &error));
+  FAILS_NAMING(PEFT_ERROR_ARGUMENT, "'zip'", peft_adapter_save_as(model, "a", SCRATCH("b"), "{\"format\": \"zip\"}", &error));
+  FAILS_NAMING(PEFT_ERROR_ARGUMENT, "'te_'", peft_adapter_save_as(model, "a", SCRATCH("b"), "{\"format\": \"kohya\", \"prefix\": \"te_\"}", &error));
+  FAILS_NAMING(PEFT_ERROR_NOT_FOUND, "'b'", peft_adapter_save_as(model, "b", SCRATCH("b"), formats[0], &error));
+  FAILS(PEFT_ERROR_NOT_FOUND, peft_adapter_save_as(model, "a", SCRATCH("b"), "{\"initial\": \"nowhere\"}", &error));
+  peft_tensors_free(before), peft_tensors_free(batch), peft_model_free(model), peft_context_free(context);
 }
 
 TEST(merging) {
@@ -312,6 +337,7 @@ int main(int argc, char **argv) {
   RUN(removing_and_renaming);
   RUN(values);
   RUN(files);
+  RUN(files_of_others);
   RUN(merging);
   return finish();
 }

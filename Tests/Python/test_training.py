@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import peftswift
-from conftest import LORA
+from conftest import LORA, stir
 from peftswift import Context, Dataset, Model, PeftError
 
 LINES = ["the anvil sings at dawn", "iron remembers the hammer", "a good blade is a patient one", "the forge is never cold"]
@@ -333,3 +333,20 @@ def test_data_wider_than_the_model_is_an_error(talking):
     foreign = peftswift.Tokenizer.from_pretrained(str(__file__).rsplit("/", 2)[0] + "/Fixtures/Tokenizers/smollm.json")
     with pytest.raises(PeftError, match="96|vocabulary"):
         talking.trainer(lr=1e-3).run(Dataset.from_text(foreign, "some words of another vocabulary " * 9, max_length=32), progress=False)
+
+
+def test_steps_follow_the_models_mode(talking_folder):
+    """As in a loop of one's own in torch, dropout acts after ``train()``; asked for or not, it can be set too."""
+    ids = np.random.default_rng(0).integers(1, 90, (2, 8))
+
+    def first_loss(mode, **options):
+        model = Model.from_pretrained(talking_folder, dtype="float32")
+        model.add_adapter("default", {**LORA, "lora_dropout": 0.5}, seed=1)
+        stir(model)
+        model.train(mode)
+        return model.trainer(lr=1e-3, **options).step(input_ids=ids, labels=ids)
+
+    plain = first_loss(False)
+    assert first_loss(False, seed=5) == plain and first_loss(True, dropout=False) == plain
+    drawn = {first_loss(True, seed=5), first_loss(True, seed=6), first_loss(False, dropout=True, seed=7)}
+    assert len(drawn) == 3 and plain not in drawn

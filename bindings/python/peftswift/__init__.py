@@ -6,10 +6,10 @@
 
 from ._library import (Cancelled, Context, ContextFullError, PeftError, PeftIOError, PeftLookupError, PeftMemoryError, PeftValueError, Tensors,
                        decoded_json, lib)
-from .config import LoraConfig, PeftConfig, TaskType
+from .config import ArrowConfig, LoraConfig, PeftConfig, TaskType
 from .merging import combine_adapters, compare_adapters, prune_adapter, resize_adapter, scale_adapter
 from .model import Model, Output
-from .peft_model import PeftModel, get_peft_model
+from .peft_model import PeftModel, create_arrow_model, get_peft_model
 from .quantization import Quantized, quantize
 from .session import Session
 from .tokenizer import Tokenizer
@@ -28,6 +28,6 @@ def list_methods():
     return {method.pop("peft_type"): method for method in decoded_json("peft_adapter_list_methods")["methods"]}
 
 
-__all__ = ["Cancelled", "Context", "ContextFullError", "Dataset", "LoraConfig", "Model", "Output", "PeftConfig", "PeftError", "PeftIOError", "PeftLookupError",
-           "PeftMemoryError", "PeftModel", "PeftValueError", "Quantized", "Session", "TaskType", "Tensors", "Tokenizer", "Trainer", "combine_adapters", "compare_adapters", "features", "get_peft_model",
+__all__ = ["ArrowConfig", "Cancelled", "Context", "ContextFullError", "Dataset", "LoraConfig", "Model", "Output", "PeftConfig", "PeftError", "PeftIOError", "PeftLookupError",
+           "PeftMemoryError", "PeftModel", "PeftValueError", "Quantized", "Session", "TaskType", "Tensors", "Tokenizer", "Trainer", "combine_adapters", "compare_adapters", "create_arrow_model", "features", "get_peft_model",
            "list_methods", "prune_adapter", "quantize", "resize_adapter", "scale_adapter"]

@@ -94,6 +94,7 @@ FUNCTIONS = {
     "peft_adapter_add_calibrated": [HANDLE, TEXT, TEXT, TEXT, c.POINTER(c.c_void_p), I64],
     "peft_adapter_load": [HANDLE, TEXT, TEXT, I32],
     "peft_adapter_save": [HANDLE, TEXT, TEXT],
+    "peft_adapter_save_as": [HANDLE, TEXT, TEXT, TEXT],
     "peft_adapter_remove": [HANDLE, TEXT],
     "peft_adapter_rename": [HANDLE, TEXT, TEXT],
     "peft_adapter_set_active": [HANDLE, NAMES, FLOATS, I64],

@@ -59,6 +59,18 @@ class PeftConfig:
 
 
 @dataclass
+class ArrowConfig:
+    """How Arrow chooses among LoRA adapters (``create_arrow_model`` fills in the names); meanings and defaults are PEFT's."""
+
+    top_k: int = 3
+    router_temperature: float = 1.0
+    use_gks: bool = False
+    task_adapter_names: Optional[list] = None
+    gks_adapter_names: Optional[list] = None
+    rng_seed: Optional[int] = None
+
+
+@dataclass
 class LoraConfig(PeftConfig):
     """LoRA (Hu et al. 2021, arXiv:2106.09685) and its variants; meanings and defaults are PEFT's."""
 
@@ -93,7 +105,7 @@ class LoraConfig(PeftConfig):
     lora_bias: bool = False
     target_parameters: Optional[list] = None
     use_bdlora: Optional[dict] = None
-    arrow_config: Optional[dict] = None
+    arrow_config: Optional[Union[dict, ArrowConfig]] = None
     kasa_config: Optional[dict] = None
     ensure_weight_tying: bool = False
 

@@ -183,7 +183,7 @@ class Model(Handle):
         """Continues rows of token ids; returns prompt and new ids ``[rows, length]`` (encoder-decoders: the decoder's ids).
 
         eos_token_id None: never stop; "model": at the model's own ends. Rows that end early are filled up with the end token.
-        task_ids: of a multitask prompt, the task of each row.
+        task_ids: of a multitask prompt or POLY, the task of each row.
         """
         rows = np.atleast_2d(np.asarray(input_ids))
         writes_anew = bool(self.config.get("is_encoder_decoder"))
@@ -219,12 +219,21 @@ class Model(Handle):
         call("peft_adapter_add_calibrated", *arguments, handles, len(batches))
 
     def load_adapter(self, path, adapter_name="default", is_trainable=False):
-        """A PEFT folder (or an .h5 file of this library)."""
+        """A PEFT folder, an .h5 file of this library, or a .safetensors file of kohya's scripts, LyCORIS or diffusers."""
         call("peft_adapter_load", self, encoded(adapter_name), encoded_path(path), int(is_trainable))
 
-    def save_pretrained(self, path, adapter_name="default"):
-        """Writes a PEFT folder that HF PEFT opens (or one .h5 file)."""
-        call("peft_adapter_save", self, encoded(adapter_name), encoded_path(path))
+    def save_pretrained(self, path, adapter_name="default", format=None, prefix=None, path_initial_model_for_weight_conversion=None):
+        """Writes a PEFT folder that HF PEFT opens (or one .h5 file).
+
+        format: "kohya" or "diffusers": one .safetensors file under their names, with ``prefix`` in front of modules' ("lycoris_", "transformer").
+        path_initial_model_for_weight_conversion: the folder of the adapter as it began, to make plain LoRA of a PiSSA, OLoRA, CorDA or LoRA-GA.
+        """
+        options = {"format": format, "prefix": prefix, "initial": path_initial_model_for_weight_conversion and str(path_initial_model_for_weight_conversion)}
+        options = {key: value for key, value in options.items() if value is not None}
+        if options:
+            call("peft_adapter_save_as", self, encoded(adapter_name), encoded_path(path), encoded_json(options))
+        else:
+            call("peft_adapter_save", self, encoded(adapter_name), encoded_path(path))
 
     def delete_adapter(self, adapter_name):
         call("peft_adapter_remove", self, encoded(adapter_name))

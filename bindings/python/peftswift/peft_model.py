@@ -3,7 +3,7 @@
 from contextlib import contextmanager
 from pathlib import Path
 
-from .config import PeftConfig
+from .config import LoraConfig, PeftConfig
 from .model import Model
 
 
@@ -56,13 +56,13 @@ class PeftModel(Model):
         finally:
             self.enable_adapter_layers()
 
-    def save_pretrained(self, path, selected_adapters=None):
+    def save_pretrained(self, path, selected_adapters=None, path_initial_model_for_weight_conversion=None):
         """``default`` goes into the folder itself, every other adapter into a folder of its own inside, as PEFT does."""
         names = list(self.adapter_status()["adapters"])
         for name in selected_adapters or names:
             if name not in names:
                 raise ValueError(f"there is no adapter {name!r}; there are {', '.join(names) or 'none'}")
-            super().save_pretrained(path if name == "default" else Path(path) / name, name)
+            super().save_pretrained(path if name == "default" else Path(path) / name, name, path_initial_model_for_weight_conversion=path_initial_model_for_weight_conversion)
 
     def merge_and_unload(self):
         """The base model with the active adapters in its weights and without adapters."""
@@ -82,4 +82,26 @@ def get_peft_model(model, peft_config, adapter_name="default", seed=0):
     peft_model = PeftModel(model)
     peft_model.add_adapter(adapter_name, peft_config, seed=seed)
     peft_model.set_adapter(adapter_name)
+    return peft_model
+
+
+def create_arrow_model(base_model, task_specific_adapter_paths, arrow_config, general_adapter_paths=None):
+    """LoRA adapters as experts of which each token gets those it is most along (Arrow), the adapter "arrow_router" active.
+
+    general_adapter_paths: adapters of general knowledge, taken out of the experts where ``arrow_config.use_gks`` asks for it.
+    """
+    if not task_specific_adapter_paths:
+        raise ValueError("task_specific_adapter_paths is empty; at least one adapter is needed")
+    if arrow_config.use_gks and not general_adapter_paths:
+        raise ValueError("use_gks needs general_adapter_paths")
+    peft_model = PeftModel(base_model)
+    names = {"task": [], "gks": []}
+    for kind, paths in (("task", task_specific_adapter_paths), ("gks", general_adapter_paths if arrow_config.use_gks else ())):
+        for index, path in enumerate(paths):
+            peft_model.load_adapter(path, f"{kind}_{index}", is_trainable=False)
+            names[kind].append(f"{kind}_{index}")
+    arrow_config.task_adapter_names, arrow_config.gks_adapter_names = names["task"], names["gks"]
+    first = peft_model.adapter_config(names["task"][0])
+    peft_model.add_adapter("arrow_router", LoraConfig(r=first["r"], target_modules=first["target_modules"], arrow_config=arrow_config))
+    peft_model.set_adapter("arrow_router")
     return peft_model

@@ -45,8 +45,9 @@ class Trainer(Handle):
         if "betas" in options:
             options["betas"] = list(options["betas"])
         # As a bare torch optimizer: nothing happens to gradients and rates unless it is asked for. (The C interface's own
-        # defaults are those of transformers' Trainer: clipping at 1, a linear schedule.)
-        options = {"max_grad_norm": None, "lr_scheduler": "constant", **options}
+        # defaults are those of transformers' Trainer: clipping at 1, a linear schedule.) And as in a loop of one's own, dropout and
+        # noise act in ``step`` after ``model.train()``; ``run`` and ``advance`` always train.
+        options = {"max_grad_norm": None, "lr_scheduler": "constant", "dropout": "mode", **options}
         trainer = cls.make("peft_trainer_create", model, encoded_json(options))
         trainer.model, trainer.last_step = model, None
         return trainer

@@ -1,0 +1,227 @@
+"""What single methods do besides what all of them do (MethodTests.swift) and what PEFT's numbers say (Golden)."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from conftest import GOLDEN, LORA, stir
+from peftswift import Model, PeftError
+
+
+def case(name):
+    return GOLDEN / "cases" / name / "adapter"
+
+
+def loss_of(model, ids):
+    return model(input_ids=ids, labels=ids).loss
+
+
+# ---- AdaMSS
+
+
+def test_adamss_finds_the_groups_that_peft_left_out(model, ids, tmp_path):
+    """PEFT's file does not say which rows a group has: the same decomposition and k-means find them again."""
+    model.load_adapter(case("adamss"), "with")
+    model.set_adapter("with")
+    expected = model(input_ids=ids).logits
+    shutil.copytree(case("adamss"), tmp_path / "without")
+    (tmp_path / "without" / "adapter_derived.safetensors").unlink()
+    model.load_adapter(tmp_path / "without", "without")
+    model.set_adapter("without")
+    assert np.array_equal(model(input_ids=ids).logits, expected)
+
+
+def test_adamss_over_other_weights_is_refused(tmp_path, base_folder):
+    shutil.copytree(case("adamss"), tmp_path / "without")
+    (tmp_path / "without" / "adapter_derived.safetensors").unlink()
+    with pytest.raises(PeftError, match="adamss_rows"):
+        Model.from_pretrained(base_folder.parent / "mistral", dtype="float32").load_adapter(tmp_path / "without")
+
+
+def test_adamss_gives_groups_up(model, ids):
+    model.add_adapter("default", {"peft_type": "ADAMSS", "target_modules": ["q_proj", "v_proj"], "r": 6, "num_subspaces": 3, "use_asa": True,
+                                  "asa_target_subspaces": 4, "init_warmup": 1, "final_warmup": 5, "mask_interval": 2, "init_weights": None})
+    trainer, counts = model.trainer(lr=1e-2), []
+    for _ in range(7):
+        trainer.step(input_ids=ids, labels=ids)
+        counts.append(sum("adamss_A" in key for key in model.trainable_parameters()))
+    # After the steps that PEFT counts 2 and 4 (from 0): int(4 + 8·(3/4)³) = 7 and int(4 + 8·(1/4)³) = 4, of which the last does not stay.
+    assert counts == [12, 12, 6, 6, 3, 3, 3]
+    stopped = set(model.adapter_state_dict()) - set(model.trainable_parameters())
+    before = model.adapter_state_dict()
+    trainer.step(input_ids=ids, labels=ids)
+    after = model.adapter_state_dict()
+    assert all(np.array_equal(before[key], after[key]) == (key in stopped) for key in before)
+
+
+# ---- Poly
+
+
+def test_poly_asks_for_tasks(base_folder):
+    model = Model.from_pretrained(base_folder.parent / "t5", dtype="float32")
+    model.load_adapter(case("poly"))
+    ids = np.random.default_rng(0).integers(1, 90, (2, 5))
+    run = {"input_ids": ids, "decoder_input_ids": ids}
+    alone = [model(**run, task_ids=[task, task]).logits for task in (0, 2)]
+    mixed = model(**run, task_ids=[0, 2]).logits
+    assert np.allclose(mixed[0], alone[0][0], atol=1e-5) and np.allclose(mixed[1], alone[1][1], atol=1e-5)
+    assert np.abs(alone[0] - alone[1]).max() > 1e-3
+    with pytest.raises(PeftError, match="task_ids"):
+        model(**run)
+    with pytest.raises(PeftError, match="0 to 2"):
+        model(**run, task_ids=[0, 3])
+    answers = [model.generate(ids, max_new_tokens=6, task_ids=[task, task], eos_token_id=None) for task in (0, 2)]
+    both = model.generate(ids, max_new_tokens=6, task_ids=[0, 2], eos_token_id=None)
+    assert np.array_equal(both[0], answers[0][0]) and np.array_equal(both[1], answers[1][1])
+    with pytest.raises(PeftError, match="task"):
+        model.generate(ids, max_new_tokens=1)
+
+
+def test_poly_learns_which_skills_a_task_needs(model, ids):
+    model.add_adapter("default", {"peft_type": "POLY", "n_tasks": 2, "n_skills": 3, "r": 4, "target_modules": ["q_proj", "v_proj"]})
+    trainer = model.trainer(lr=3e-2)
+    first = trainer.step(input_ids=ids, labels=ids, task_ids=[0, 1])
+    for _ in range(10):
+        last = trainer.step(input_ids=ids, labels=ids, task_ids=[0, 1])
+    assert last < 0.9 * first
+    model.train()  # shares are drawn
+    drawn = {loss_of_task(model, ids) for _ in range(3)}
+    assert len(drawn) == 3
+
+
+def loss_of_task(model, ids):
+    return model(input_ids=ids, labels=ids, task_ids=[0, 1]).loss
+
+
+# ---- Shadow
+
+
+def test_shadow_generates_as_it_reads(talking):
+    """Token by token, with two caches, the logits are those of one pass over all."""
+    talking.add_adapter("default", {"peft_type": "SHADOW", "r": 4, "shadow_alpha": 0.5})
+    stir(talking)
+    ids = np.random.default_rng(3).integers(1, 90, (1, 9))
+    whole = talking(input_ids=ids).logits[0]
+    session = talking.session()
+    for position, token in enumerate(ids[0]):
+        session.append([int(token)])
+        assert np.abs(session.logits() - whole[position]).max() < 1e-3 * np.abs(whole).max(), position
+    talking.disable_adapter_layers()
+    assert np.abs(talking(input_ids=ids).logits[0] - whole).max() > 1e-2
+
+
+def test_shadow_variants(model, ids):
+    base = model(input_ids=ids).logits
+    for index, more in enumerate([{}, {"share_embeddings": False}, {"shadow_hidden_size": 16, "shadow_num_attention_heads": 2, "shadow_num_hidden_layers": 2},
+                                  {"target_modules": ["layers.1"], "update_hidden_size": 3}]):
+        name = str(index)
+        model.add_adapter(name, {"peft_type": "SHADOW", "shadow_dropout": 0.0, **more}, seed=index)
+        model.set_adapter(name)
+        assert np.array_equal(model(input_ids=ids).logits, base), "W_up is zero: nothing changes"
+        keys = model.adapter_state_dict(name)
+        assert any(".embed_tokens." in key for key in keys) == (index in (1, 2)) and any("shadow_projection" in key for key in keys) == (index == 2)
+        trainer = model.trainer(lr=1e-2)
+        losses = [trainer.step(input_ids=ids, labels=ids) for _ in range(8)]
+        assert losses[-1] < losses[0]
+        assert np.abs(model(input_ids=ids).logits - base).max() > 1e-3
+    with pytest.raises(PeftError, match="layers.9"):
+        model.add_adapter("x", {"peft_type": "SHADOW", "target_modules": ["layers.9"]})
+    with pytest.raises(PeftError, match="cannot hold|no weights"):
+        model.merge_adapter()
+    with pytest.raises(PeftError, match="each sample"):
+        model(input_ids=ids, adapter_names=["1", "__base__"])
+
+
+# ---- LoRA's forms
+
+
+def test_qalora_shifts_whole_blocks(base_folder, ids, tmp_path):
+    """Its change is the same for all inputs of a group: blocks of q4_1 hold it in their minimum, and merging loses next to nothing."""
+    lost = {}
+    for name, more in (("qalora", {"use_qalora": True, "qalora_group_size": 32}), ("lora", {})):
+        model = Model.from_pretrained(base_folder, dtype="float32", quantization={"scheme": "q4_1"})
+        model.add_adapter("default", {**LORA, "target_modules": ["down_proj", "q_proj"], **more})
+        stir(model)
+        hooked = model(input_ids=ids).logits
+        model.merge_adapter()
+        lost[name] = np.abs(model(input_ids=ids).logits - hooked).max() / np.abs(hooked).max()
+    assert lost["qalora"] < 0.01 and lost["qalora"] < lost["lora"] / 5, lost
+
+
+def test_velora_learns_its_directions(model, ids):
+    for start, moves in (("batch_average", True), ("batch_average_once", False), ("random", False)):
+        model.add_adapter(start, {**LORA, "velora_config": {"init_type": start, "num_groups": 4}})
+        model.set_adapter(start)
+        model.train()
+        trainer, seen = model.trainer(lr=1e-2), []
+        for seed in range(3):
+            batch = np.random.default_rng(seed).integers(1, 90, (2, 6))
+            trainer.step(input_ids=batch, labels=batch)
+            seen.append({k: v for k, v in model.adapter_state_dict(start).items() if k.endswith("velora_embed")})
+        for key in seen[0]:
+            assert np.linalg.norm(seen[0][key]) == pytest.approx(1, abs=1e-5)
+            assert np.array_equal(seen[1][key], seen[2][key]) == (not moves), (start, key)
+
+
+def test_montecarlo_trains(model, ids):
+    model.add_adapter("default", {**LORA, "monteclora_config": {"num_samples": 3, "sample_scaler": 0.02, "use_entropy": True}})
+    stir(model)
+    calm = loss_of(model, ids)
+    assert loss_of(model, ids) == calm
+    model.train()
+    drawn = [loss_of(model, ids) for _ in range(4)]
+    assert len(set(drawn)) == 4 and calm not in drawn
+    before, trainer = model.adapter_state_dict(), model.trainer(lr=1e-2)
+    trainer.step(input_ids=ids, labels=ids)
+    after = model.adapter_state_dict()
+    for ending in ("std_prior", "expert_weights_prior", "lora_A.weight", "lora_B.weight"):
+        assert all(not np.array_equal(before[k], after[k]) for k in before if k.endswith(ending)), ending
+
+
+def test_dylora_trains_a_block_at_a_time(model, ids):
+    model.add_adapter("default", {**LORA, "r": 6, "dylora_block_size": 2})
+    stir(model)
+    model.train()
+    trainer, seen = model.trainer(optimizer="sgd", lr=0.1), set()
+    key = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    for _ in range(12):
+        before = model.adapter_state_dict()
+        trainer.step(input_ids=ids, labels=ids)
+        after = model.adapter_state_dict()
+        rows = np.flatnonzero((before[key + "A.weight"] != after[key + "A.weight"]).any(1))
+        assert list(rows) == list(np.flatnonzero((before[key + "B.weight"] != after[key + "B.weight"]).any(0))) and list(rows) in ([0, 1], [2, 3], [4, 5])
+        seen.add(rows[0])
+    assert seen == {0, 2, 4}
+    assert "dylora_block_size" in model.adapter_config("default")
+
+
+def test_pvera_draws_where_the_model_trains(model, ids):
+    model.load_adapter(case("pvera"), is_trainable=True)
+    still = [model.gradients(input_ids=ids, labels=ids) for _ in range(2)]
+    assert all(np.array_equal(still[0][k], still[1][k]) for k in still[0])
+    model.train()
+    assert loss_of(model, ids) != loss_of(model, ids)
+
+
+# ---- Riemannian preconditioning
+
+
+def test_riemannian_step(model, ids):
+    model.add_adapter("default", LORA)
+    stir(model)
+    before, gradients = model.adapter_state_dict(), model.gradients(input_ids=ids, labels=ids)
+    model.trainer(optimizer="sgd", lr=0.5, riemannian_reg=0.01).step(input_ids=ids, labels=ids)
+    after = model.adapter_state_dict()
+    for key in (k for k in before if ".lora_A." in k):
+        other = key.replace("lora_A", "lora_B")
+        a, b, identity = before[key].astype(float), before[other].astype(float), np.eye(4)
+        steps = {key: np.linalg.pinv(b.T @ b + 0.01 * identity) @ gradients[key], other: gradients[other] @ np.linalg.pinv(a @ a.T + 0.01 * identity)}
+        for name, step in steps.items():
+            assert np.allclose(after[name] - before[name], -0.5 * step, rtol=1e-3, atol=1e-4 * np.abs(step).max()), name
+    with pytest.raises(PeftError, match="riemannian_reg"):
+        model.trainer(riemannian_reg=0)
+    model.add_adapter("norms", {"peft_type": "LN_TUNING"})
+    model.set_adapter("norms")
+    with pytest.raises(PeftError, match="lora_A"):
+        model.trainer(riemannian_reg=0.01)
