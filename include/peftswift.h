@@ -332,15 +332,21 @@ int32_t peft_model_tokenizer(peft_tokenizer **tokenizer, const peft_model *model
 
 /* Gives the weights of linear layers another format, in place, one layer after the other. `options_json`: {
  *   "scheme", "block_size", "double_quant"   as for peft_tensors_quantize
+ *   "llm_int8_threshold": 0                  of int8 (bitsandbytes: 6): products round activations to 8 bits, a scale for each
+ *                                            row, but for columns in which one reaches the threshold; 0: activations stay as
+ *                                            they are. Layers that are stored [in, out] do not round
+ *   "calibration_text": null                 a text (its first 2048 tokens) on which outputs are compared, for the report
  *   "skip": ["lm_head", …]                   modules that stay: their names or last parts, or one regular expression for
  *                                            the whole name (default: lm_head, score, classifier, qa_outputs)
  *   "rules": [{"modules": as skip, "scheme": … or null, "block_size", "double_quant"}, …]   the first that matches a module
  *                                            counts, null: it stays; the only way to reach embeddings }
  * The report (its three parameters may be NULL, 0, NULL: peft_model_describe has it too): {"layers": [{"name", "scheme",
- * "bytes_before", "bytes", "rms", "max" (of the weights' errors), "relative" (‖error‖/‖weights‖)}, …], "bytes_before",
- * "bytes"}. `progress` may be NULL. Memory: the new weights; the old ones until all are made.
+ * "bytes_before", "bytes", "rms", "max" (of the weights' errors), "relative" (‖error‖/‖weights‖), "output" (with a
+ * calibration_text, of linear layers: ‖error of the outputs‖/‖outputs‖ on what the model as it was gives the layer)}, …],
+ * "bytes_before", "bytes"}. `progress` may be NULL. Memory: old and new weights of one layer at a time.
  * Errors: PEFT_ERROR_STATE when the model has adapters; PEFT_ERROR_ARGUMENT naming a layer whose rows are not whole
- * blocks of the format; PEFT_ERROR_NUMERIC; PEFT_ERROR_CANCELLED. Nothing has changed then. */
+ * blocks of the format; PEFT_ERROR_NUMERIC: nothing has changed then. PEFT_ERROR_CANCELLED, PEFT_ERROR_MEMORY: the layers
+ * that were done keep their new format; the model is whole, and the same call goes on. */
 int32_t peft_model_quantize(char *report, size_t capacity, size_t *needed, peft_model *model, const char *options_json,
                             peft_progress_fn progress, void *user_data, peft_error *error);
 
@@ -348,11 +354,13 @@ int32_t peft_model_quantize(char *report, size_t capacity, size_t *needed, peft_
  * the tokenizer's files where the model came with them.
  * `options_json`: {"dtype": "float32"|"bfloat16"|"float16"} (default: as stored; linear layers of nf4, fp4 and int8 as
  * bitsandbytes writes them, other quantised formats as float32).
- * A path that ends in ".gguf": one GGUF file, of a model that was opened from one. "dtype" is then a GGUF type for all matrices
+ * A path that ends in ".gguf": one GGUF file, of a model that was opened from one, or from a folder (llama, mistral, qwen2,
+ * qwen3, with a BPE tokenizer that such files have a name for). "dtype" is then a GGUF type for all matrices
  * ("q8_0", "q4_K", "f16" …), or "Q4_K_M" or "Q5_K_M" (llama.cpp's mixes: more bits for the head, and for values and the way
  * down in some layers); rows that are not whole blocks get what llama.cpp takes instead (q4_K: q5_0, q6_K: q8_0 …).
  * Default: as stored.
- * Errors: PEFT_ERROR_IO; what was there before is then still there. */
+ * Errors: PEFT_ERROR_IO; PEFT_ERROR_UNSUPPORTED naming what a GGUF file cannot say of the model or its tokenizer; what was there
+ * before is then still there. */
 int32_t peft_model_export(const peft_model *model, const char *folder, const char *options_json, peft_error *error);
 
 /* ------------------------------------------------------------------------------------------------ adapters of a model */
@@ -363,6 +371,8 @@ int32_t peft_model_export(const peft_model *model, const char *folder, const cha
 /* Adds an adapter with fresh weights. `config_json` is the text of PEFT's adapter_config.json ({"peft_type": "LORA",
  * "r": 8, …}): the same keys, defaults and rules for matching target modules; keys that are not known are warned of in
  * the log. The first adapter becomes active; later ones do not. `options_json`: {"seed": 0, "trainable": true}.
+ * Beyond PEFT's: "init_lora_weights": "qpissa" with "loftq_config": {"loftq_bits": 4 (nf4) or 8 (int8), "loftq_iter": 1} puts
+ * the principal part of a weight into the adapter and quantises the rest in the base (QPiSSA; more turns fit both anew).
  * Errors: PEFT_ERROR_ARGUMENT, also for a configuration that matches no module; PEFT_ERROR_UNSUPPORTED naming the
  * method or option; PEFT_ERROR_STATE when there is an adapter of that name. */
 int32_t peft_adapter_add(peft_model *model, const char *name, const char *config_json, const char *options_json,
@@ -691,6 +701,8 @@ typedef int32_t (*peft_texts_fn)(void *user_data, int64_t index, const char *tex
  *   "task_id": null (of a multitask prompt or POLY: the task the text is of)
  *   "prompt_lookup_num_tokens": 0 (to 7: so many tokens are guessed from what followed the same words earlier, and read with
  *                               the one before them; the text is the same, sooner where it repeats itself)
+ *   "kv_cache_type": "f32"|"bf16"|"q8_0" (how keys and values are kept; default: as the model computes. q8_0, 32 values in 34
+ *                    bytes, is about half of bf16, and read as it is; a head whose size is no multiple of 32 is filled up)
  *   "on_full": "stop"|"shift" (drop the oldest tokens after the first "keep"), "keep": 4
  *   "adapters": [names] ([]: the base model; default: those active in the model, followed as they change) }
  * Errors: PEFT_ERROR_UNSUPPORTED for a model that does not generate; PEFT_ERROR_NOT_FOUND for an adapter. */
@@ -733,7 +745,7 @@ int32_t peft_sessions_next(int32_t *tokens, peft_session *const *sessions, int64
  * NULL: all 1. An adapter that is removed from the model later is PEFT_ERROR_NOT_FOUND at the next token. */
 int32_t peft_session_set_adapters(peft_session *session, const char *const *names, const float *weights, int64_t count,
                                   peft_error *error);
-/* New options, the keys of peft_session_create but "context_length" and "adapters"; those left out stay. */
+/* New options, the keys of peft_session_create but "context_length", "kv_cache_type" and "adapters"; those left out stay. */
 int32_t peft_session_configure(peft_session *session, const char *options_json, peft_error *error);
 /* Forgets all tokens but the first `keep` (0: an encoder-decoder's source too). */
 int32_t peft_session_rewind(peft_session *session, int64_t keep, peft_error *error);
@@ -742,7 +754,7 @@ int32_t peft_session_fork(peft_session **copy, const peft_session *session, peft
 /* The logits of the next token: "logits", f32 [vocabulary]. Errors: PEFT_ERROR_STATE before anything was read. */
 int32_t peft_session_logits(peft_tensors **logits, const peft_session *session, peft_error *error);
 /* JSON: {"tokens", "context_length", "generated", "prompt_tokens_per_second", "tokens_per_second", "cache_bytes",
- * "adapters": [{"name", "weight"}], "follows_model"}. */
+ * "kv_cache_type", "adapters": [{"name", "weight"}], "follows_model"}. */
 int32_t peft_session_describe(char *buffer, size_t capacity, size_t *needed, const peft_session *session,
                               peft_error *error);
 /* The ids the session holds: two-call form counted in ids. */

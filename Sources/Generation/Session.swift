@@ -49,7 +49,7 @@ package final class Session: @unchecked Sendable {
         self.tokenizer = tokenizer
         self.options = options
         self.adaptation = adaptation
-        cache = try model.makeCache(capacity: contextLength, runs: try adaptation().runs?.count)
+        cache = try model.makeCache(capacity: contextLength, runs: try adaptation().runs?.count, format: options.cacheFormat)
         sampler = Sampler(options.sampling)
     }
 
@@ -80,6 +80,7 @@ package final class Session: @unchecked Sendable {
     package func cancel() { isCancelled.store(true, ordering: .releasing) }
 
     package var cacheBytes: Int { cache.byteCount }
+    package var cacheType: String { cache.format.rawValue }
 
     /// Logits of the next token.
     /// - Throws: `.state` before anything was read.

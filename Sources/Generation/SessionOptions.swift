@@ -1,3 +1,4 @@
+package import Models
 package import Platform
 
 /// What happens when the context is full.
@@ -24,12 +25,15 @@ package struct SessionOptions: Sendable {
     package var task: Int?
     /// Tokens guessed from the text itself and read ahead (`PromptLookup`); 0: none.
     package var promptLookupTokens = 0
+    /// How keys and values are kept; nil: as the model computes.
+    package var cacheFormat: CacheFormat?
 
     package init() {}
 
     /// The keys of the JSON form.
     package static let keys: Set<String> = [
         "context_length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "on_full", "keep", "ignore_eos", "task_id", "prompt_lookup_num_tokens", "suppress_tokens",
+        "kv_cache_type",
     ]
 
     /// These options with what `json` says; keys that are not of sampling are ignored (the caller knows them).
@@ -63,6 +67,12 @@ package struct SessionOptions: Sendable {
         if let name = try json.text("on_full") {
             guard let choice = FullContext(rawValue: name) else { throw PEFTError(.argument, "on_full is \"\(name)\"; \"stop\" and \"shift\" are accepted") }
             options.onFull = choice
+        }
+        if let name = try json.text("kv_cache_type") {
+            guard let format = CacheFormat(rawValue: name) else {
+                throw PEFTError(.argument, "kv_cache_type is \"\(name)\"; \(CacheFormat.allCases.map { "\"\($0.rawValue)\"" }.joined(separator: ", ")) are accepted")
+            }
+            options.cacheFormat = format
         }
         if let length = options.contextLength, length < 1 { throw PEFTError(.argument, "context_length is \(length); it must be at least 1") }
         try options.sampling.validate()

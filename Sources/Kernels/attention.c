@@ -145,15 +145,15 @@ INLINE void NAME(forward_block_as)(int pairs, const pk_attention *op, int64_t b,
 
     uint8_t *values = (uint8_t *)pieces->values + first * n * element;
     if (!pieces->ready[j]) {
-      const int64_t v_at = b * op->v_batch + first * op->v_token + kv * n;
-      const rows_view v = operand_rows(pairs, op->act, op->v, v_at, op->v_token, count, n, pieces->rows);
-      /* `rows` is free as scratch here: pairs are never widened */
-      transpose_elements(pairs, v.rows, v.row_bytes, count, n, (uint32_t *)pieces->rows, values, BLOCK);
+      const int64_t v_at = b * op->v_batch + first * op->v_token + kv * pk_kv_stride(op);
+      const rows_view v = operand_rows(pairs, op->kv, op->v, v_at, op->v_token, count, n, pieces->rows);
+      /* in pairs the half of `rows` that no copy of bf16 takes is free as scratch */
+      transpose_elements(pairs, v.rows, v.row_bytes, count, n, (uint32_t *)pieces->rows + BLOCK * n / 2, values, BLOCK);
       pieces->ready[j] = 1;
     }
 
-    const int64_t k_at = b * op->k_batch + first * op->k_token + kv * n;
-    const rows_view k = operand_rows(pairs, op->act, op->k, k_at, op->k_token, count, n, pieces->rows);
+    const int64_t k_at = b * op->k_batch + first * op->k_token + kv * pk_kv_stride(op);
+    const rows_view k = operand_rows(pairs, op->kv, op->k, k_at, op->k_token, count, n, pieces->rows);
     const uint8_t *mask = op->key_mask ? op->key_mask + b * op->k_len + first : NULL;
     const pk_quarters quarters = pk_quarters_of(&queries, sees, first, count);
     if (sees == PK_EVERYTHING) {

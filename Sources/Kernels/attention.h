@@ -23,6 +23,9 @@ static inline int pk_uses_pairs(const pk_attention *op) {
   return op->level >= PK_LEVEL_AVX512_BF16 && op->act == PK_BF16 && op->head_dim % 2 == 0;
 }
 
+/* Values from one head of k and v to the next. */
+static inline int64_t pk_kv_stride(const pk_attention *op) { return op->kv == PK_Q8_0 ? pk_round_up(op->head_dim, 32) : op->head_dim; }
+
 /* The biases of head h as seen by query `first`: key k takes the value at −k, the queries after `first` those that follow. */
 static inline const float *pk_bias_of(const pk_attention *op, int64_t h, int64_t first) {
   return op->distance_bias ? op->distance_bias + h * op->bias_head + first + op->q_offset : NULL;

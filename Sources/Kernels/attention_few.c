@@ -33,7 +33,7 @@ void pk_attention_few(const pk_attention *op, int32_t part, int32_t parts, void 
 
 typedef struct pk_few_pieces {
   float *weights; /* [FEW_HEADS][padded k_len] scores, then P */
-  float *rows;    /* [BLOCK][head_dim] widened keys */
+  float *rows;    /* [BLOCK][head_dim] keys, where they are no operands as they lie */
   float *queries; /* [FEW_HEADS][head_dim] widened queries */
 } pk_few_pieces;
 
@@ -109,7 +109,7 @@ INLINE float NAME(weigh)(const pk_attention *op, int64_t b, pk_range keys, const
 }
 
 /* out[head] = Σ_k weights[head][k] · V[k] / total[head], for `vectors` vectors of values from d on. */
-INLINE void NAME(weighted_sum)(const pk_attention *op, int heads, int vectors, const float *weights, int64_t ld, int64_t v_at, int64_t keys,
+INLINE void NAME(weighted_sum)(int32_t type, const pk_attention *op, int heads, int vectors, const float *weights, int64_t ld, int64_t v_at, int64_t keys,
                                int64_t d, int64_t lanes, const float *total, int64_t o_at) {
   vf sums[FEW_HEADS][4];
   for (int h = 0; h < heads; h++) {
@@ -117,7 +117,7 @@ INLINE void NAME(weighted_sum)(const pk_attention *op, int heads, int vectors, c
   }
   for (int64_t k = 0; k < keys; k++) {
     vf values[4];
-    for (int v = 0; v < vectors; v++) values[v] = vload(op->act, op->v, v_at + k * op->v_token + d + v * WIDTH, lanes);
+    for (int v = 0; v < vectors; v++) values[v] = load_cached(type, op->v, v_at + k * op->v_token + d + v * WIDTH, lanes);
     for (int h = 0; h < heads; h++) {
       for (int v = 0; v < vectors; v++) sums[h][v] += weights[h * ld + k] * values[v];
     }
@@ -128,15 +128,16 @@ INLINE void NAME(weighted_sum)(const pk_attention *op, int heads, int vectors, c
   }
 }
 
-INLINE void NAME(few_heads_as)(int pairs, const pk_attention *op, int64_t b, int64_t t, int64_t h, int64_t count, pk_few_pieces *pieces) {
+/* type: of k and v. */
+INLINE void NAME(few_heads_as)(int pairs, int32_t type, const pk_attention *op, int64_t b, int64_t t, int64_t h, int64_t count, pk_few_pieces *pieces) {
   const int64_t n = op->head_dim, words = pairs ? n / 2 : n, kv = h / (op->heads / op->kv_heads), ld = pk_blocks(op->k_len) * BLOCK;
   const pk_range keys = pk_visible(op, b, t);
   const int64_t q_at = b * op->q_batch + t * op->q_token + h * n, o_at = b * op->o_batch + t * op->o_token + h * n;
   const rows_view q = operand_rows(pairs, op->act, op->q, q_at, n, count, n, pieces->queries); /* heads are neighbours */
 
   for (int64_t k = keys.begin; k < keys.end; k += WIDTH) {
-    const int64_t use = pk_min(WIDTH, keys.end - k), k_at = b * op->k_batch + k * op->k_token + kv * n;
-    const rows_view rows = operand_rows(pairs, op->act, op->k, k_at, op->k_token, use, n, pieces->rows);
+    const int64_t use = pk_min(WIDTH, keys.end - k), k_at = b * op->k_batch + k * op->k_token + kv * pk_kv_stride(op);
+    const rows_view rows = operand_rows(pairs, type, op->k, k_at, op->k_token, use, n, pieces->rows);
     for (int64_t i = 0; i < count; i++) {
       const void *query = (const uint8_t *)q.rows + i * q.row_bytes;
       float *at = pieces->weights + i * ld + (k - keys.begin);
@@ -155,7 +156,7 @@ INLINE void NAME(few_heads_as)(int pairs, const pk_attention *op, int64_t b, int
     if (op->lse) op->lse[(b * op->heads + h + i) * op->q_len + t] = total[i] != 0 ? top + logf(total[i]) : -INFINITY;
   }
 
-  const int64_t v_at = b * op->v_batch + keys.begin * op->v_token + kv * n, visible = keys.end - keys.begin;
+  const int64_t v_at = b * op->v_batch + keys.begin * op->v_token + kv * pk_kv_stride(op), visible = keys.end - keys.begin;
   for (int64_t d = 0; d < n;) {
     const int wide = n - d >= 4 * WIDTH;
     const int64_t lanes = wide ? WIDTH : pk_min(WIDTH, n - d);
@@ -163,13 +164,13 @@ INLINE void NAME(few_heads_as)(int pairs, const pk_attention *op, int64_t b, int
       const int three = count - i >= 3;
       const float *weights = pieces->weights + i * ld;
       if (wide && three) {
-        NAME(weighted_sum)(op, 3, 4, weights, ld, v_at, visible, d, WIDTH, total + i, o_at + i * n);
+        NAME(weighted_sum)(type, op, 3, 4, weights, ld, v_at, visible, d, WIDTH, total + i, o_at + i * n);
       } else if (wide) {
-        NAME(weighted_sum)(op, 1, 4, weights, ld, v_at, visible, d, WIDTH, total + i, o_at + i * n);
+        NAME(weighted_sum)(type, op, 1, 4, weights, ld, v_at, visible, d, WIDTH, total + i, o_at + i * n);
       } else if (three) {
-        NAME(weighted_sum)(op, 3, 1, weights, ld, v_at, visible, d, lanes, total + i, o_at + i * n);
+        NAME(weighted_sum)(type, op, 3, 1, weights, ld, v_at, visible, d, lanes, total + i, o_at + i * n);
       } else {
-        NAME(weighted_sum)(op, 1, 1, weights, ld, v_at, visible, d, lanes, total + i, o_at + i * n);
+        NAME(weighted_sum)(type, op, 1, 1, weights, ld, v_at, visible, d, lanes, total + i, o_at + i * n);
       }
       i += three ? 3 : 1;
     }
@@ -180,11 +181,13 @@ INLINE void NAME(few_heads_as)(int pairs, const pk_attention *op, int64_t b, int
 static void NAME(few_heads)(const pk_attention *op, int64_t b, int64_t t, int64_t h, int64_t count, pk_few_pieces *pieces) {
 #if LEVEL == 3
   if (pk_uses_pairs(op)) {
-    NAME(few_heads_as)(1, op, b, t, h, count, pieces);
+    if (op->kv == PK_Q8_0) NAME(few_heads_as)(1, PK_Q8_0, op, b, t, h, count, pieces);
+    else NAME(few_heads_as)(1, op->kv, op, b, t, h, count, pieces);
     return;
   }
 #endif
-  NAME(few_heads_as)(0, op, b, t, h, count, pieces);
+  if (op->kv == PK_Q8_0) NAME(few_heads_as)(0, PK_Q8_0, op, b, t, h, count, pieces);
+  else NAME(few_heads_as)(0, op->kv, op, b, t, h, count, pieces);
 }
 
 #endif

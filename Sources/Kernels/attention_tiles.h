@@ -132,7 +132,22 @@ static inline void panel_of_rows(int pairs, const void *rows, int64_t row_bytes,
   }
 }
 
-/* Rows of one head as operands: the tensor itself, or an f32 copy when bf16 must be widened. */
+/* Values i … i + n − 1 of k or v; a vector never crosses the border of a block, which is filled up with zeros. */
+#define load_cached NAME(load_cached)
+INLINE vf load_cached(int32_t type, const void *p, int64_t i, int64_t n) {
+  if (type != PK_Q8_0) return vload(type, p, i, n);
+  typedef int8_t bytes __attribute__((ext_vector_type(WIDTH)));
+  const uint8_t *block = (const uint8_t *)p + i / 32 * 34;
+  bytes q;
+  memcpy(&q, block + 2 + i % 32, sizeof q);
+#if LEVEL >= 1
+  return __builtin_convertvector(q, vf) * _cvtsh_ss(pk_load16(block));
+#else
+  return __builtin_convertvector(q, vf) * pk_f16_to_f32(pk_load16(block));
+#endif
+}
+
+/* Rows of one head as operands: the tensor itself, or a copy in f32 (bf16 in pairs) where it has another type. */
 #define rows_view NAME(rows_view)
 typedef struct rows_view {
   const void *rows;
@@ -140,14 +155,15 @@ typedef struct rows_view {
 } rows_view;
 
 #define operand_rows NAME(operand_rows)
-INLINE rows_view operand_rows(int pairs, int32_t act, const void *tensor, int64_t element, int64_t token, int64_t count, int64_t head_dim,
+INLINE rows_view operand_rows(int pairs, int32_t type, const void *tensor, int64_t element, int64_t token, int64_t count, int64_t head_dim,
                               float *copy) {
-  if (act == PK_F32) return (rows_view){(const float *)tensor + element, 4 * token};
-  if (pairs) return (rows_view){(const uint16_t *)tensor + element, 2 * token};
+  const int32_t wanted = pairs ? PK_BF16 : PK_F32;
+  const int64_t bytes = pairs ? 2 : 4;
+  if (type == wanted) return (rows_view){(const uint8_t *)tensor + element * bytes, token * bytes};
   for (int64_t r = 0; r < count; r++) {
-    FOR_VECTORS(d, n, 0, head_dim) vstore(PK_F32, copy + r * head_dim, d, n, vload(act, tensor, element + r * token + d, n));
+    FOR_VECTORS(d, n, 0, head_dim) vstore(wanted, copy, r * head_dim + d, n, load_cached(type, tensor, element + r * token + d, n));
   }
-  return (rows_view){copy, 4 * head_dim};
+  return (rows_view){copy, bytes * head_dim};
 }
 
 /* Stores sums[d][query] (f32, row length BLOCK), each query times scale[query], as rows of a tensor. rows: scratch [BLOCK][whole blocks]. */

@@ -3,6 +3,23 @@ internal import Kernels
 package import Platform
 package import Tensors
 
+/// How a cache keeps keys and values. Of q8_0 a head is a row of blocks of 32 values, the last filled up with zeros; attention reads
+/// the blocks as they are.
+package enum CacheFormat: String, Sendable, CaseIterable {
+    case f32, bf16, q8_0
+
+    var dtype: DType {
+        switch self {
+        case .f32: .f32
+        case .bf16: .bf16
+        case .q8_0: .q8_0
+        }
+    }
+    var block: Int { dtype.blockValues }
+    /// Of a head.
+    func columns(_ headSize: Int) -> Int { (headSize + block - 1) / block * block }
+}
+
 /// The keys (already rotated) and values of one sequence, per layer; memory of category `.cache`, taken as the sequence
 /// grows. One computation at a time.
 package final class KeyValueCache {
@@ -10,10 +27,11 @@ package final class KeyValueCache {
     /// Most tokens it may hold.
     package let capacity: Int
     package let layerCount: Int
-    /// Key-value heads · head size: the columns of keys and of values.
-    package let width: Int
     package let headSize: Int
-    /// f32 or bf16.
+    package let headCount: Int
+    /// How keys and values are kept.
+    package let format: CacheFormat
+    /// Of activations: what `append` takes.
     package let dtype: DType
     /// Tokens held.
     package private(set) var length = 0
@@ -21,7 +39,7 @@ package final class KeyValueCache {
     private var written = 0
     /// Tokens there is memory for.
     private var allocated = 0
-    /// `[allocated, width]` each.
+    /// `[allocated, format.columns]` each.
     private var keys: [Tensor] = []
     private var values: [Tensor] = []
     /// What another network makes of the same tokens: the base model, where an adapter's router asks for it, or an adapter's own.
@@ -32,16 +50,28 @@ package final class KeyValueCache {
     private var sources: [Int: (keys: Tensor, values: Tensor)] = [:]
 
     /// - Throws: `.argument` for sizes that cannot be.
-    package init(_ engine: Engine, layerCount: Int, capacity: Int, keyValueHeads: Int, headSize: Int, dtype: DType) throws(PEFTError) {
+    package init(_ engine: Engine, layerCount: Int, capacity: Int, keyValueHeads: Int, headSize: Int, dtype: DType, format: CacheFormat? = nil) throws(PEFTError) {
         guard layerCount > 0, capacity > 0, keyValueHeads > 0, headSize > 0, capacity <= Int(Int32.max) else {
             throw PEFTError(.argument, "a cache of \(capacity) tokens × \(layerCount) layers × \(keyValueHeads) heads of \(headSize)")
         }
         self.engine = engine
         self.layerCount = layerCount
         self.capacity = capacity
-        self.width = try checkedProduct(keyValueHeads, headSize, of: "cache row")
+        _ = try checkedProduct(keyValueHeads, headSize + CacheFormat.q8_0.block, of: "cache row")
         self.headSize = headSize
+        self.headCount = keyValueHeads
         self.dtype = dtype
+        self.format = format ?? (dtype == .bf16 ? .bf16 : .f32)
+    }
+
+    /// Key-value heads · head size: the columns of keys and of values.
+    package var width: Int { headCount * headSize }  // Safe: checked when it was made.
+    /// The same as they are kept.
+    private var columns: Int { headCount * format.columns(headSize) }
+
+    /// An empty one of the same kind.
+    private func another(capacity: Int) throws(PEFTError) -> KeyValueCache {
+        try KeyValueCache(engine, layerCount: layerCount, capacity: capacity, keyValueHeads: headCount, headSize: headSize, dtype: dtype, format: format)
     }
 
     /// Writes `k`, `v` `[n, width]` of `layer` behind the tokens held and returns all rows, old and new, as views. The new
@@ -57,8 +87,8 @@ package final class KeyValueCache {
         }
         try reserve(end)
         written = end
-        copyRows(k, 0..<k.rows, into: keys[layer], at: length)
-        copyRows(v, 0..<v.rows, into: values[layer], at: length)
+        write(k, into: keys[layer], at: length)
+        write(v, into: values[layer], at: length)
         return (try keys[layer].rows(0..<end), try values[layer].rows(0..<end))
     }
 
@@ -87,12 +117,12 @@ package final class KeyValueCache {
     /// - Throws: `.state` where the tokens held were read without it.
     func companion(_ shape: CacheShape? = nil) throws(PEFTError) -> KeyValueCache {
         let (layers, size) = (shape?.layerCount ?? layerCount, shape?.headSize ?? headSize)
-        let heads = shape?.keyValueHeads ?? width / headSize
+        let heads = shape?.keyValueHeads ?? headCount
         if let base, base.length == length, base.capacity >= capacity, base.layerCount == layers, base.width == heads * size { return base }
         guard length == 0 else {
             throw PEFTError(.state, "an adapter with a network of its own (X-LoRA, Shadow) begins with a conversation, and this one holds \(length) tokens that were read without it: start anew")
         }
-        let made = try KeyValueCache(engine, layerCount: layers, capacity: capacity, keyValueHeads: heads, headSize: size, dtype: dtype)
+        let made = try KeyValueCache(engine, layerCount: layers, capacity: capacity, keyValueHeads: heads, headSize: size, dtype: dtype, format: format)
         base = made
         return made
     }
@@ -105,8 +135,7 @@ package final class KeyValueCache {
 
     /// An independent copy that may hold `capacity` tokens (fork, or growing a full context).
     package func copy(capacity: Int? = nil) throws(PEFTError) -> KeyValueCache {
-        let copy = try KeyValueCache(
-            engine, layerCount: layerCount, capacity: max(capacity ?? self.capacity, length), keyValueHeads: width / headSize, headSize: headSize, dtype: dtype)
+        let copy = try another(capacity: max(capacity ?? self.capacity, length))
         try copy.reserve(length)
         for layer in 0..<(length > 0 ? layerCount : 0) {
             copyRows(keys[layer], 0..<length, into: copy.keys[layer], at: 0)
@@ -119,7 +148,7 @@ package final class KeyValueCache {
     }
 
     /// Drops `count` tokens after the first `keep` and moves the rest up. Keys carry their position as a rotation, and
-    /// rotations add up: each moved key is rotated back by `count` positions.
+    /// rotations add up: each moved key is rotated back by `count` positions. Keys in blocks are rounded anew.
     package func shift(keeping keep: Int, dropping count: Int, rotary: RotaryTable) throws(PEFTError) {
         guard keep >= 0, count > 0, keep <= length, count <= length - keep else {
             throw PEFTError(.argument, "dropping \(count) tokens after the first \(keep) of a cache that holds \(length)")
@@ -127,16 +156,25 @@ package final class KeyValueCache {
         let from = keep + count..<length
         let (cosines, sines) = try rotary.table(positions: count + 1)
         let positions = try Tensor(engine, [Int32](repeating: Int32(clamping: count), count: from.count), shape: [from.count], .scratch)
+        let decoded = format == .q8_0 ? try Tensor(engine, [from.count, columns], .f32, .scratch) : nil
         for layer in 0..<layerCount {
             copyRows(keys[layer], from, into: keys[layer], at: keep)
             copyRows(values[layer], from, into: values[layer], at: keep)
-            let moved = try keys[layer].rows(keep..<keep + from.count)
+            let rows = try keys[layer].rows(keep..<keep + from.count), moved = decoded ?? rows
+            engine.parallel(engine.shares(moved.count)) { part, parts in
+                if moved.dtype != rows.dtype {
+                    unsafe pk_decode(
+                        engine.level, rows.dtype.rawValue, rows.pointer, Int64(rows.rowBytes), Int64(rows.rows), Int64(columns),
+                        moved.pointer.assumingMemoryBound(to: Float.self), part, parts)
+                }
+            }
             engine.parallel(engine.shares(moved.count)) { part, parts in
                 unsafe pk_rope(
-                    engine.level, dtype.rawValue, moved.pointer, moved.pointer, cosines.pointer.assumingMemoryBound(to: Float.self),
+                    engine.level, moved.dtype.rawValue, moved.pointer, moved.pointer, cosines.pointer.assumingMemoryBound(to: Float.self),
                     sines.pointer.assumingMemoryBound(to: Float.self), positions.pointer.assumingMemoryBound(to: Int32.self), Int64(from.count),
-                    Int64(width / headSize), Int64(headSize), Int64(rotary.dimension), Int64(width), Int64(width), 0, 1, part, parts)
+                    Int64(headCount), Int64(columns / headCount), Int64(rotary.dimension), Int64(columns), Int64(columns), 0, 1, part, parts)
             }
+            if decoded != nil { write(moved, into: keys[layer], at: keep) }
         }
         length -= count
         if let base, base.headSize != headSize { self.base = nil }
@@ -157,9 +195,9 @@ package final class KeyValueCache {
         guard k.columns == width, k.shape == v.shape, k.dtype == dtype, v.dtype == dtype else {
             throw PEFTError(.internal, "source of layer \(layer): keys \(k.dtype.name) \(k.shape), values \(v.dtype.name) \(v.shape), width \(width)")
         }
-        let copies = (keys: try Tensor(engine, k.shape, dtype, .cache), values: try Tensor(engine, v.shape, dtype, .cache))
-        copyRows(k, 0..<k.rows, into: copies.keys, at: 0)
-        copyRows(v, 0..<v.rows, into: copies.values, at: 0)
+        let copies = (keys: try Tensor(engine, [k.rows, columns], format.dtype, .cache), values: try Tensor(engine, [v.rows, columns], format.dtype, .cache))
+        write(k, into: copies.keys, at: 0)
+        write(v, into: copies.values, at: 0)
         sources[layer] = copies
     }
 
@@ -170,12 +208,26 @@ package final class KeyValueCache {
         var grown: [[Tensor]] = [[], []]
         for (kind, present) in [keys, values].enumerated() {
             for layer in 0..<layerCount {
-                let tensor = try Tensor(engine, [size, width], dtype, .cache)
+                let tensor = try Tensor(engine, [size, columns], format.dtype, .cache)
                 if layer < present.count { copyRows(present[layer], 0..<allocated, into: tensor, at: 0) }
                 grown[kind].append(tensor)
             }
         }
         (keys, values, allocated) = (grown[0], grown[1], size)
+    }
+
+    /// Writes f32 or bf16 rows, of `headSize` a head or as they are kept, in the format of `target`.
+    private func write(_ source: Tensor, into target: Tensor, at row: Int) {
+        guard source.storage.isReal, target.storage.isReal, row >= 0, row + source.rows <= target.rows, source.rows > 0 else { return }
+        let to = unsafe target.pointer + row * target.rowBytes
+        engine.parallel(engine.shares(source.count)) { part, parts in
+            if target.dtype == .q8_0 {
+                unsafe pk_cache_rows(
+                    engine.level, source.dtype.rawValue, source.pointer, to, Int64(source.rows), Int64(headCount), Int64(source.columns / headCount), part, parts)
+            } else {
+                unsafe pk_convert(engine.level, source.pointer, source.dtype.rawValue, to, target.dtype.rawValue, source.count, part, parts)
+            }
+        }
     }
 
     /// Ranges may overlap.

@@ -74,11 +74,13 @@ package final class Model: Sendable {
     }
 
     /// An empty cache for one sequence.
-    /// - Parameter runs: through the network's blocks, where adapters have more of them run than there are.
+    /// - Parameters:
+    ///   - runs: through the network's blocks, where adapters have more of them run than there are.
+    ///   - format: nil: as activations are.
     /// - Throws: `.unsupported` when the network has none.
-    package func makeCache(capacity: Int, runs: Int? = nil) throws(PEFTError) -> KeyValueCache {
+    package func makeCache(capacity: Int, runs: Int? = nil, format: CacheFormat? = nil) throws(PEFTError) -> KeyValueCache {
         guard let shape = network.cacheShape else { throw PEFTError(.unsupported, "a \(architecture) model does not generate") }
         return try KeyValueCache(
-            engine, layerCount: runs ?? shape.layerCount, capacity: capacity, keyValueHeads: shape.keyValueHeads, headSize: shape.headSize, dtype: generationPrecision.activation)
+            engine, layerCount: runs ?? shape.layerCount, capacity: capacity, keyValueHeads: shape.keyValueHeads, headSize: shape.headSize, dtype: generationPrecision.activation, format: format)
     }
 }

@@ -243,7 +243,7 @@ public func peft_session_set_adapters(
 @_cdecl("peft_session_configure") @implementation
 public func peft_session_configure(_ session: OpaquePointer?, _ options_json: UnsafePointer<CChar>?, _ error: UnsafeMutablePointer<peft_error>?) -> Int32 {
     unsafe changing(session, error) { (object) throws(PEFTError) in
-        let json = unsafe try options(options_json, "options_json", allowing: SessionOptions.keys.subtracting(["context_length"]))
+        let json = unsafe try options(options_json, "options_json", allowing: SessionOptions.keys.subtracting(["context_length", "kv_cache_type"]))
         object.session.configure(try object.session.options.updated(from: json))
         return PEFT_OK
     }
@@ -296,6 +296,7 @@ public func peft_session_describe(
                 "tokens": .integer(Int64(session.tokens.count)), "context_length": .integer(Int64(session.contextLength)),
                 "generated": .integer(Int64(statistics.tokensGenerated)), "prompt_tokens_per_second": speed(statistics.tokensRead, statistics.secondsReading),
                 "tokens_per_second": speed(statistics.tokensGenerated, statistics.secondsGenerating), "cache_bytes": .integer(Int64(session.cacheBytes)),
+                "kv_cache_type": .string(session.cacheType),
                 "adapters": own ?? object.model.adapters.status()["active"] ?? .array([]), "follows_model": .bool(own == nil),
             ]
             return JSONValue.object(description).text()

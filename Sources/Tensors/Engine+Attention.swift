@@ -87,12 +87,13 @@ package struct AttentionOperand {
         self.init(tensor, tokenStride: tensor.columns, batchStride: length * tensor.columns)
     }
 
-    fileprivate var pointer: UnsafeMutableRawPointer { unsafe tensor.pointer + start * tensor.dtype.blockBytes }
+    fileprivate var pointer: UnsafeMutableRawPointer { unsafe tensor.pointer + start / tensor.dtype.blockValues * tensor.dtype.blockBytes }
 
-    /// The last value read lies inside the tensor.
-    fileprivate func fits(batch: Int, length: Int, width: Int) -> Bool {
+    /// The last value read lies inside the tensor, and heads begin with a block.
+    fileprivate func fits(batch: Int, length: Int, heads: Int, headDim: Int) -> Bool {
         guard batch > 0, length > 0 else { return true }
-        guard start >= 0, tokenStride >= width, batchStride >= 0 else { return false }
+        let block = tensor.dtype.blockValues, width = heads * ((headDim + block - 1) / block * block)
+        guard [start, tokenStride, batchStride].allSatisfy({ $0 % block == 0 }), start >= 0, tokenStride >= width, batchStride >= 0 else { return false }
         return start + (batch - 1) * batchStride + (length - 1) * tokenStride + width <= tensor.count
     }
 }
@@ -101,6 +102,7 @@ extension Engine {
     /// Softmax(scale·q·kᵀ, masked)·v for operands with strides: what a session calls on its cache, without a tape.
     ///
     /// - Parameters:
+    ///   - k: f32, bf16 or q8_0, like `v`, whatever `q` and `out` are; of q8_0 heads are whole blocks.
     ///   - keyMask: u8 `[batch, keyLength]`, 0 = never seen.
     ///   - firstKey: i32 `[batch, queryLength]`.
     ///   - logSums: f32 `[batch, heads, queryLength]`, receives the log-sum-exp of each row of scores (the backward pass
@@ -124,6 +126,7 @@ extension Engine {
             AttentionOperand(q, length: queries), AttentionOperand(k, length: keys), AttentionOperand(v, length: keys), AttentionOperand(out, length: queries), shape,
             keyMask, firstKey, bias, logSums)
         guard shape.batch > 0, queries > 0 else { return }
+        guard k.dtype == q.dtype else { throw PEFTError(.internal, "the derivative of attention over \(k.dtype.name) keys") }
         unsafe op.d_out = unsafe UnsafeRawPointer(dOut.pointer)
         unsafe (op.d_q, op.d_k, op.d_v) = unsafe (dQ.pointer, dK.pointer, dV.pointer)
         unsafe try runAttention(&op, shape, phases: 2) { op, phase, part, parts, shared, each in
@@ -171,12 +174,11 @@ extension Engine {
         _ q: AttentionOperand, _ k: AttentionOperand, _ v: AttentionOperand, _ out: AttentionOperand, _ shape: AttentionShape, _ keyMask: Tensor?,
         _ firstKey: Tensor?, _ bias: DistanceBias?, _ logSums: Tensor?
     ) throws(PEFTError) -> pk_attention {
-        let (width, keyWidth) = (shape.heads * shape.headDim, shape.keyValueHeads * shape.headDim)
-        let dtype = q.tensor.dtype
+        let (dtype, kept) = (q.tensor.dtype, k.tensor.dtype)
         guard shape.keyValueHeads > 0, shape.heads % shape.keyValueHeads == 0, dtype == .f32 || dtype == .bf16,
-            [k, v, out].allSatisfy({ $0.tensor.dtype == dtype }), q.fits(batch: shape.batch, length: shape.queryLength, width: width),
-            out.fits(batch: shape.batch, length: shape.queryLength, width: width), k.fits(batch: shape.batch, length: shape.keyLength, width: keyWidth),
-            v.fits(batch: shape.batch, length: shape.keyLength, width: keyWidth),
+            out.tensor.dtype == dtype, v.tensor.dtype == kept, kept == .f32 || kept == .bf16 || kept == .q8_0,
+            [q, out].allSatisfy({ $0.fits(batch: shape.batch, length: shape.queryLength, heads: shape.heads, headDim: shape.headDim) }),
+            [k, v].allSatisfy({ $0.fits(batch: shape.batch, length: shape.keyLength, heads: shape.keyValueHeads, headDim: shape.headDim) }),
             keyMask.map({ $0.byteCount == shape.batch * shape.keyLength && $0.dtype.blockBytes == 1 }) ?? true,
             firstKey.map({ $0.dtype == .i32 && $0.count == shape.batch * shape.queryLength }) ?? true, bias?.fits(shape) ?? true
         else {
@@ -186,7 +188,7 @@ extension Engine {
             )
         }
         var op = unsafe pk_attention()
-        unsafe (op.level, op.act) = (level, dtype.rawValue)
+        unsafe (op.level, op.act, op.kv) = (level, dtype.rawValue, kept.rawValue)
         unsafe (op.batch, op.q_len, op.k_len) = (Int64(shape.batch), Int64(shape.queryLength), Int64(shape.keyLength))
         unsafe (op.heads, op.kv_heads, op.head_dim) = (Int64(shape.heads), Int64(shape.keyValueHeads), Int64(shape.headDim))
         unsafe (op.q_token, op.q_batch) = (Int64(q.tokenStride), Int64(q.batchStride))

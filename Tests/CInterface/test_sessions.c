@@ -129,7 +129,8 @@ TEST(wrong_options_are_named) {
   static const struct { const char *options, *part; } wrong[] = {
       {"{\"temprature\": 1}", "temprature"}, {"{\"temperature\": -1}", "temperature"}, {"{\"top_p\": 0}", "top_p"}, {"{\"top_k\": -1}", "top_k"},
       {"{\"context_length\": 65}", "64"}, {"{\"context_length\": 0}", "context_length"}, {"{\"on_full\": \"panic\"}", "panic"}, {"{\"stop\": 5}", "stop"},
-      {"{\"repetition_penalty\": 0}", "repetition_penalty"}, {"{\"adapters\": {}}", "adapters"}, {"5", "number"}, {"", "empty"}};
+      {"{\"repetition_penalty\": 0}", "repetition_penalty"}, {"{\"adapters\": {}}", "adapters"}, {"5", "number"}, {"", "empty"},
+      {"{\"kv_cache_type\": \"q4_0\"}", "q8_0"}, {"{\"kv_cache_type\": 8}", "kv_cache_type"}};
   for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
     const int32_t code = peft_session_create(&session, model, wrong[i].options, &error);
     if (!CHECK(code == PEFT_ERROR_ARGUMENT && session == NULL && (i == 10 || strstr(error.message, wrong[i].part)))) printf("    for %s\n", wrong[i].options);
@@ -140,6 +141,31 @@ TEST(wrong_options_are_named) {
   FAILS_NAMING(PEFT_ERROR_ARGUMENT, "top_p", peft_session_configure(session, "{\"top_p\": 7}", &error));
   OK(peft_session_configure(session, NULL, &error));
   peft_session_free(session), peft_model_free(model), peft_context_free(context);
+}
+
+/* Keys and values in blocks: other bits, nearly the same logits, the memory that the format says. */
+TEST(keys_and_values_of_eight_bits) {
+  peft_context *context = open_context(2);
+  peft_model *model = open_model(context);
+  peft_session *plain = open_session(model, "{\"kv_cache_type\": \"f32\"}"), *small = open_session(model, "{\"kv_cache_type\": \"q8_0\"}"), *copy = NULL;
+  peft_tensors *expected = NULL, *got = NULL;
+  const int32_t ids[9] = {1, 2, 3, 4, 5, 6, 7, 8, 9};
+  for (int i = 0; i < 9; i++) OK(peft_session_append(small, ids + i, 1, &error)); /* one by one, and at once */
+  OK(peft_session_append(plain, ids, 9, &error));
+  OK(peft_session_logits(&expected, plain, &error));
+  OK(peft_session_fork(&copy, small, &error));
+  OK(peft_session_logits(&got, copy, &error));
+  int64_t count;
+  const float *x = floats(expected, "logits", &count), *y = floats(got, "logits", &count);
+  double most = 0, largest = 0;
+  for (int64_t i = 0; x && y && i < count; i++) most = fmax(most, fabs(x[i] - y[i])), largest = fmax(largest, fabs(x[i]));
+  CHECK(most > 0 && most < 0.03 * largest);
+  char text[2048];
+  OK(peft_session_describe(text, sizeof text, NULL, copy, &error));
+  CHECK(strstr(text, "\"kv_cache_type\": \"q8_0\"") != NULL);
+  FAILS_NAMING(PEFT_ERROR_ARGUMENT, "kv_cache_type", peft_session_configure(small, "{\"kv_cache_type\": \"f32\"}", &error));
+  peft_tensors_free(expected), peft_tensors_free(got);
+  peft_session_free(plain), peft_session_free(small), peft_session_free(copy), peft_model_free(model), peft_context_free(context);
 }
 
 /* A stop string that the model is bound to write: of its greedy text. */
@@ -334,6 +360,7 @@ int main(int argc, char **argv) {
   RUN(text_and_chat);
   RUN(limits);
   RUN(wrong_options_are_named);
+  RUN(keys_and_values_of_eight_bits);
   RUN(stop_strings_and_the_end);
   RUN(callbacks_stop_look_and_do_not_touch);
   RUN(another_thread_cancels);

@@ -6,6 +6,8 @@ import Testing
 struct Attention {
     var batch = 1, queries = 1, keys = 1, heads = 1, keyValueHeads = 1, headDim = 8
     var type = PK_F32
+    /// Of keys and values; nil: `type`.
+    var cached: Int32?
     var isCausal = true
     var window = 0
     var softcap: Float = 0
@@ -24,7 +26,7 @@ struct Attention {
     }
 
     var description: String {
-        "\(name(type)) batch \(batch) queries \(queries) keys \(keys) heads \(heads)/\(keyValueHeads) × \(headDim) causal \(isCausal) window \(window) cap \(softcap) mask \(masked ?? 0) packed \(isPacked) biased \(isBiased)"
+        "\(name(type)) over \(name(cached ?? type)) batch \(batch) queries \(queries) keys \(keys) heads \(heads)/\(keyValueHeads) × \(headDim) causal \(isCausal) window \(window) cap \(softcap) mask \(masked ?? 0) packed \(isPacked) biased \(isBiased)"
     }
 
     private var offset: Int { keys - queries }
@@ -43,14 +45,25 @@ struct Attention {
     func inputs() -> Inputs {
         var random = Random(UInt64(queries * 131 + keys * 7 + headDim))
         func tensor(_ count: Int) -> [Float] { Buffer(type, random.values(count, scale: 1.5)).values }
+        func kept(_ count: Int) -> [Float] {
+            let values = random.values(count, scale: 1.5)
+            let stored = Buffer(cached ?? type, stored(values)).values
+            return (0..<count).map { stored[$0 / headDim * storedHead + $0 % headDim] }
+        }
         var inputs = Inputs(
-            q: tensor(batch * queries * qWidth), k: tensor(batch * keys * kWidth), v: tensor(batch * keys * kWidth), dOut: tensor(batch * queries * qWidth))
+            q: tensor(batch * queries * qWidth), k: kept(batch * keys * kWidth), v: kept(batch * keys * kWidth), dOut: tensor(batch * queries * qWidth))
         if let masked { inputs.mask = (0..<batch * keys).map { _ in (random.value() + 1) / 2 < masked ? 0 : 1 } }
         if isPacked {
             inputs.firstKey = (0..<batch * queries).map { index in Int32((index % queries + max(offset, 0)) / 50 * 50) }
         }
         if isBiased { inputs.bias = random.values(heads * biasWidth, scale: 2) }
         return inputs
+    }
+
+    /// Values of a head of k and v as they are kept: whole blocks.
+    private var storedHead: Int { cached == PK_Q8_0 ? (headDim + 31) / 32 * 32 : headDim }
+    private func stored(_ values: [Float]) -> [Float] {
+        stride(from: 0, to: values.count, by: headDim).flatMap { values[$0..<$0 + headDim] + [Float](repeating: 0, count: storedHead - headDim) }
     }
 
     private var biasWidth: Int { keys + queries + offset + 64 }
@@ -140,10 +153,10 @@ struct Attention {
         }
 
         var op = pk_attention()
-        (op.level, op.act) = (level, type)
+        (op.level, op.act, op.kv) = (level, type, cached ?? type)
         (op.batch, op.q_len, op.k_len) = (Int64(batch), Int64(queries), Int64(keys))
         (op.heads, op.kv_heads, op.head_dim) = (Int64(heads), Int64(keyValueHeads), Int64(headDim))
-        let (qToken, kToken) = (Int64(qWidth + gap), Int64(kWidth + gap))
+        let (qToken, kToken) = (Int64(qWidth + gap), Int64(keyValueHeads * storedHead + (cached == nil ? gap : 0)))
         (op.q_token, op.q_batch, op.o_token, op.o_batch) = (qToken, qToken * Int64(queries), qToken, qToken * Int64(queries))
         (op.k_token, op.k_batch, op.v_token, op.v_batch) = (kToken, kToken * Int64(keys), kToken, kToken * Int64(keys))
         (op.scale, op.softcap, op.causal) = (scale, softcap, isCausal ? 1 : 0)
@@ -154,8 +167,13 @@ struct Attention {
         (op.out, op.d_q, op.d_k, op.d_v) = (place(noQ.bytes), place(noQ.bytes), place(noK.bytes), place(noK.bytes))
         op.lse = place(noSums.bytes)?.floats
         op.q = UnsafeRawPointer(place(padded(inputs.q, qWidth).bytes))
-        op.k = UnsafeRawPointer(place(padded(inputs.k, kWidth).bytes))
-        op.v = UnsafeRawPointer(place(padded(inputs.v, kWidth).bytes))
+        if let cached {
+            op.k = UnsafeRawPointer(place(Buffer(cached, stored(inputs.k)).bytes))
+            op.v = UnsafeRawPointer(place(Buffer(cached, stored(inputs.v)).bytes))
+        } else {
+            op.k = UnsafeRawPointer(place(padded(inputs.k, kWidth).bytes))
+            op.v = UnsafeRawPointer(place(padded(inputs.v, kWidth).bytes))
+        }
         op.d_out = UnsafeRawPointer(place(padded(inputs.dOut, qWidth).bytes))
         if let mask = inputs.mask { op.key_mask = placed(mask) }
         if let first = inputs.firstKey { op.first_key = placed(first) }
@@ -190,20 +208,22 @@ struct Attention {
     func check(tolerance: Double = 4e-6, sourceLocation: SourceLocation = #_sourceLocation) {
         let inputs = inputs(), expected = expected(inputs)
         for level in levels {
-            let whole = run(inputs, level: level, parts: 1)
-            let pieces: [(String, [Double], [Double])] = [
+            let whole = run(inputs, level: level, parts: 1, backward: cached == nil)
+            let all: [(String, [Double], [Double])] = [
                 ("out", whole.result.out, expected.out), ("dQ", whole.result.dQ, expected.dQ), ("dK", whole.result.dK, expected.dK), ("dV", whole.result.dV, expected.dV),
             ]
-            for (what, actual, expected) in pieces {
+            for (what, actual, expected) in all.prefix(cached == nil ? 4 : 1) {
                 let largest = expected.reduce(1) { max($0, abs($1)) }
                 expectClose(
                     actual.map(Float.init), expected, type, relative: 1e-5, absolute: (type == PK_BF16 ? 0.012 : tolerance) * largest, "level \(level), \(description), \(what)",
                     sourceLocation: sourceLocation)
             }
+            // Where pairs of bf16 are multiplied, keys of another type are rounded on the way.
+            let isRounded = type == PK_BF16 && (cached ?? type) != type
             expectClose(
-                whole.result.logSums.map(Float.init), expected.logSums, relative: 1e-5, absolute: 1e-5, "level \(level), \(description), log sums", sourceLocation: sourceLocation)
+                whole.result.logSums.map(Float.init), expected.logSums, relative: 1e-5, absolute: isRounded ? 0.012 : 1e-5, "level \(level), \(description), log sums", sourceLocation: sourceLocation)
             for parts: Int32 in [2, 3, 7] {
-                #expect(run(inputs, level: level, parts: parts).bytes == whole.bytes, "level \(level), \(description), \(parts) parts", sourceLocation: sourceLocation)
+                #expect(run(inputs, level: level, parts: parts, backward: cached == nil).bytes == whole.bytes, "level \(level), \(description), \(parts) parts", sourceLocation: sourceLocation)
             }
         }
     }

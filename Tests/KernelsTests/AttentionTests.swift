@@ -74,6 +74,39 @@ import Testing
         }
     }
 
+    @Test("keys and values of another type than the queries: blocks of q8_0, bf16, f32", arguments: activationTypes, [PK_Q8_0, PK_BF16, PK_F32])
+    func cachedTypes(_ type: Int32, _ cached: Int32) {
+        for (index, (queries, keys)) in [(1, 1), (1, 17), (3, 100), (8, 65), (9, 64), (70, 150), (1, 700)].enumerated() {
+            for headDim in [1, 8, 20, 33, 64, 80] {
+                var attention = Attention(batch: 1 + index % 2, queries: queries, keys: keys, heads: 6, keyValueHeads: 2, headDim: headDim, type: type, cached: cached)
+                if index == 2 { attention.masked = 0.4 }
+                if index == 5 { attention.window = 50 }
+                attention.check()
+            }
+        }
+    }
+
+    @Test("rows go into a cache as the format's encoder has them, heads filled up", arguments: activationTypes, [1, 20, 32, 33, 64])
+    func cacheRows(_ type: Int32, _ headDim: Int) {
+        var random = Random(UInt64(headDim))
+        let rows = 5, heads = 3, x = Buffer(type, random.values(rows * heads * headDim, scale: 2)), stored = (headDim + 31) / 32 * 32
+        let filled = stride(from: 0, to: x.values.count, by: headDim).flatMap { x.values[$0..<$0 + headDim] + [Float](repeating: 0, count: stored - headDim) }
+        let expected = Buffer(PK_Q8_0, filled).bytes
+        for level in levels {
+            for parts: Int32 in [1, 4] {
+                var made = [UInt8](repeating: 0xee, count: expected.count)
+                made.withUnsafeMutableBytes { to in
+                    x.bytes.withUnsafeBytes { from in
+                        for part in 0..<parts {
+                            pk_cache_rows(level, type, from.baseAddress, to.baseAddress, Int64(rows), Int64(heads), Int64(headDim), part, parts)
+                        }
+                    }
+                }
+                #expect(made == expected, "level \(level), \(parts) parts")
+            }
+        }
+    }
+
     @Test("a query's result does not depend on the queries beside it", arguments: activationTypes)
     func queriesAreIndependent(_ type: Int32) {
         // Inference of a chunk of a prompt: the first queries of a longer pass.

@@ -126,7 +126,7 @@ def test_fork_and_rewind(model, ids):
         session.rewind(-1)
 
 
-@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.5, "seed": 3}, {"repetition_penalty": 1.1}])
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.5, "seed": 3}, {"repetition_penalty": 1.1}, {"kv_cache_type": "q8_0"}])
 def test_prompt_lookup_changes_nothing(model, ids, sampling):
     """Guessed tokens are the same text and the same bits of logits, adapters that change in between included."""
     options = dict(context_length=60, ignore_eos=True, **sampling)
@@ -271,3 +271,59 @@ def test_tasks_of_a_multitask_prompt(model, ids):
     assert out[0, ids.shape[1]] == both[0, -1].argmax() and out[1, ids.shape[1]] == both[1, -1].argmax()
     with pytest.raises(PeftError, match="task_ids"):
         model(input_ids=ids)
+
+
+@pytest.mark.parametrize("kind, error", [("f32", 2e-5), ("bf16", 2e-2), ("q8_0", 3e-2)])
+def test_keys_and_values_of_other_types(model, ids, kind, error):
+    """Logits stay near the uncached ones; forks, rewinding, prefixes and steps of several sessions work on what is kept."""
+    session = model.session(context_length=60, ignore_eos=True, kv_cache_type=kind)
+    assert session.describe()["kv_cache_type"] == kind
+    for part in (ids[0][:5], ids[0][5:6], ids[0][6:]):
+        session.append(part)
+    expected = model(input_ids=ids[:1]).logits[0, -1]
+    difference = np.abs(session.logits() - expected).max() / np.abs(expected).max()
+    assert difference < error and (kind == "f32") == (difference < 2e-5)
+    fork, logits = session.fork(), session.logits()
+    assert fork.describe()["kv_cache_type"] == kind and np.array_equal(fork.logits(), logits)
+    first = list(session.tokens(8))
+    session.rewind(len(ids[0]))
+    assert np.array_equal(session.logits(), logits) or kind != "q8_0" and np.allclose(session.logits(), logits, atol=1e-5)
+    assert list(session.tokens(8)) == first == list(fork.tokens(8))
+    alone = [model.session(context_length=60, ignore_eos=True, kv_cache_type=k).append(ids[0]) for k in (kind, "f32")]
+    together = [model.session(context_length=60, ignore_eos=True, kv_cache_type=k).append(ids[0]) for k in (kind, "f32")]
+    for _ in range(4):
+        type(session).step(together)
+    assert [s.token_ids()[len(ids[0]):] for s in together] == [list(s.tokens(4)) for s in alone]
+    model.add_adapter("p", PREFIX)
+    prefixed = model.session(context_length=60, kv_cache_type=kind, adapters=["p"]).append(ids[0])
+    model.set_adapter("p")
+    expected = model(input_ids=ids[:1]).logits[0, -1]
+    model.delete_adapter("p")
+    assert np.abs(prefixed.logits() - expected).max() < error * np.abs(expected).max()
+
+
+def test_the_memory_of_keys_and_values(model, ids):
+    """64 tokens are allocated at first; a head of q8_0 is whole blocks of 34 bytes."""
+    config = model.config
+    head = config["hidden_size"] // config["num_attention_heads"]
+    heads = 2 * 64 * config["num_hidden_layers"] * config["num_key_value_heads"]
+    for kind, bytes_of_head in (("f32", 4 * head), ("bf16", 2 * head), ("q8_0", -(-head // 32) * 34)):
+        assert model.session(context_length=64, kv_cache_type=kind).append(ids[0]).describe()["cache_bytes"] == heads * bytes_of_head
+
+
+def test_a_full_context_of_q8_0_moves_up(model, ids):
+    """Keys are turned back in f32 and rounded anew: the logits stay near those of f32 keys."""
+    logits = []
+    for kind in ("f32", "q8_0"):
+        session = model.session(context_length=16, ignore_eos=True, on_full="shift", keep=2, kv_cache_type=kind).append(ids[0])
+        session.append(ids[1][:8])
+        logits.append(session.logits())
+    assert 0 < np.abs(logits[0] - logits[1]).max() < 3e-2 * np.abs(logits[0]).max()
+
+
+@pytest.mark.parametrize("bad", ["q4_0", "int8", "", 8, True, ["q8_0"]])
+def test_types_of_keys_and_values_that_there_are_not(model, bad):
+    with pytest.raises(ValueError, match="kv_cache_type"):
+        model.session(kv_cache_type=bad)
+    with pytest.raises(ValueError, match="kv_cache_type"):
+        model.session().configure(kv_cache_type="q8_0")

@@ -83,6 +83,8 @@ const pk_format *const *pk_formats(int32_t *count);
 
 /* Rows of a matrix to f32 at a level (a share of the rows; of a single row, divided at block borders). */
 void pk_decode(int32_t level, int32_t type, const void *w, int64_t row_bytes, int64_t rows, int64_t k, float *values, int32_t part, int32_t parts);
+/* The other way round: f32 rows in any format but the coded ones; the same bytes at every level. */
+void pk_encode(int32_t level, int32_t type, const float *values, int64_t rows, int64_t k, void *w, int64_t row_bytes, int32_t part, int32_t parts);
 /* Copy between activation/plain types (f32, bf16, f16), round to nearest even. */
 void pk_convert(int32_t level, const void *from, int32_t from_type, void *to, int32_t to_type, size_t count, int32_t part, int32_t parts);
 
@@ -151,16 +153,24 @@ int32_t pk_matmul_joins(const pk_matmul *op);
 /* How many parts are worth running (1 for tiny products). */
 int32_t pk_matmul_parts(const pk_matmul *op, int32_t threads);
 
+/* ---- matmul_int8.c: Y = X · Wᵀ of int8 rows with activations of eight bits beside outlier columns (LLM.int8); mode PK_NT ---- */
+
+/* As the two above; three phases with a barrier between them, each divided by itself. k is at most 2¹⁷. */
+void pk_matmul_int8_scratch(const pk_matmul *op, size_t *shared, size_t *each);
+void pk_matmul_int8_run(const pk_matmul *op, float threshold, int32_t phase, int32_t part, int32_t parts, void *shared, void *each);
+
 /* out[row] = Σ_k W[row,k]² for rows of W in any format, over `rows` rows of `k` values (DoRA's norms). */
 void pk_row_sumsq(int32_t level, int32_t w_type, const void *w, int64_t w_row_bytes, int64_t rows, int64_t k, float *out, int32_t part, int32_t parts);
 
 /* ---- attention*.c: exact attention without an N×N matrix ---- */
 
 typedef struct pk_attention {
-  int32_t level, act;               /* act: type of q k v out and of the gradients */
+  int32_t level, act;               /* act: type of q and out, and of the gradients */
+  int32_t kv;                       /* type of k and v: f32, bf16 or (forward only) q8_0, where each head is whole blocks, the last filled up with zeros */
   int64_t batch, q_len, k_len;
   int64_t heads, kv_heads, head_dim; /* kv_heads divides heads */
-  /* element strides of token and batch; a head's values are contiguous: element (b,t,h,d) = p[b·batch + t·token + h·head_dim + d] */
+  /* element strides of token and batch; a head's values are contiguous: element (b,t,h,d) = p[b·batch + t·token + h·head_dim + d]
+   * (q8_0: head_dim in whole blocks) */
   int64_t q_token, q_batch, k_token, k_batch, v_token, v_batch, o_token, o_batch;
   const void *q, *k, *v;
   void *out;        /* forward: written; backward: read */
@@ -184,6 +194,8 @@ typedef struct pk_attention {
 /* Bytes of scratch (64-byte aligned) for the forward or the backward kernel: `each` per part; `shared` once per backward,
  * written in phase 0 and read in phase 1 (partial d_k, d_v in f32; 0 forward). Depends on shapes, act and level, not on the pointers. */
 void pk_attention_scratch(const pk_attention *op, int32_t backward, size_t *each, size_t *shared);
+/* Rows of heads (f32 or bf16, contiguous) as q8_0, each head in whole blocks. */
+void pk_cache_rows(int32_t level, int32_t from, const void *x, void *q8_0, int64_t rows, int64_t heads, int64_t head_dim, int32_t part, int32_t parts);
 /* A row that sees no key at all yields zeros, lse −∞ and zero gradients. */
 void pk_attention_forward(const pk_attention *op, int32_t part, int32_t parts, void *each);
 /* Phase 0: d_q, and partial sums of d_k, d_v for fixed chunks of queries; phase 1: their sums. The caller puts a barrier between them. */

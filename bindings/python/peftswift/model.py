@@ -113,7 +113,8 @@ class Model(Handle):
     def quantize(self, scheme=None, progress=None, **options):
         """Gives linear layers another weight format, in place; returns what each lost (peft_model_quantize).
 
-        options: block_size, double_quant, skip=[names] (default: output heads), rules=[{"modules": [names] or pattern, "scheme": …}].
+        options: block_size, double_quant, llm_int8_threshold (int8: activations in 8 bits but for outlier columns), calibration_text (a
+        text on which outputs are compared), skip=[names] (default: output heads), rules=[{"modules": [names] or pattern, "scheme": …}].
         progress: ``progress(done, total)`` in bytes; what it returns true for, it cancels.
         """
         with watched(progress) as callback:
@@ -122,7 +123,8 @@ class Model(Handle):
 
     def export(self, folder, dtype=None):
         """Writes a Hugging Face folder of the model as it is now, merged adapters included (nf4, fp4 and int8 as bitsandbytes
-        writes them unless a dtype is given); or, of a model from GGUF, a file that ends in ".gguf" (dtype: a GGUF type, "Q4_K_M" …)."""
+        writes them unless a dtype is given); or a file that ends in ".gguf", of a model from GGUF or a folder of the families that
+        GGUF files have here (dtype: a GGUF type, "Q4_K_M" …)."""
         call("peft_model_export", self, encoded_path(folder), encoded_json({"dtype": dtype} if dtype else {}))
 
     # ---- running
@@ -176,7 +178,7 @@ class Model(Handle):
         return loss.value, gradients
 
     def session(self, **options):
-        """A conversation with a KV cache of its own (options: peft_session_create)."""
+        """A conversation with a KV cache of its own (options: peft_session_create; kv_cache_type="q8_0" halves it)."""
         return Session.create(self, **options)
 
     def generate(self, input_ids, max_new_tokens=20, do_sample=False, eos_token_id="model", temperature=1.0, seed=0, task_ids=None, **options):
