@@ -95,6 +95,7 @@ pk_encode_fn *pk_encoder(int32_t level, int32_t type) {
   pk_encode_fn *encoder = NULL;
   if (level >= PK_LEVEL_AVX512) encoder = pk_encoder_avx512(type);
   if (!encoder && level >= PK_LEVEL_AVX2) encoder = pk_encoder_avx2(type);
+  if (!encoder) encoder = pk_encoder_k(level, type);
   const pk_format *format = pk_format_of(type);
   return encoder ? encoder : format ? format->encode : NULL;
 }
@@ -110,6 +111,13 @@ void pk_decode(int32_t level, int32_t type, const void *w, int64_t row_bytes, in
   }
   const pk_range share = pk_share(rows, 1, part, parts);
   for (int64_t row = share.begin; row < share.end; row++) decode((const uint8_t *)w + row * row_bytes, 0, k, values + row * k);
+}
+
+void pk_encode(int32_t level, int32_t type, const float *values, int64_t rows, int64_t k, void *w, int64_t row_bytes, int32_t part, int32_t parts) {
+  pk_encode_fn *encode = pk_encoder(level, type);
+  if (!encode) return;
+  const pk_range share = pk_share(rows, 1, part, parts);
+  for (int64_t row = share.begin; row < share.end; row++) encode(values + row * k, (uint8_t *)w + row * row_bytes, (size_t)k);
 }
 
 void pk_convert(int32_t level, const void *from, int32_t from_type, void *to, int32_t to_type, size_t count, int32_t part, int32_t parts) {

@@ -28,9 +28,10 @@ pk_decode_fn *pk_decoder_avx512(int32_t type);
 /* formats_bf16.c: the same values rounded to bf16 (level AVX512_BF16). */
 pk_decode_fn *pk_decoder_bf16(int32_t type);
 
-/* The same for the encoders of plain types. */
+/* The same for the encoders of plain types, and of the K formats (formats_encode_k.c). */
 pk_encode_fn *pk_encoder_avx2(int32_t type);
 pk_encode_fn *pk_encoder_avx512(int32_t type);
+pk_encode_fn *pk_encoder_k(int32_t level, int32_t type);
 
 /* The fastest decoder to f32 / encoder of a type at a level (NULL: unknown type). */
 pk_decode_fn *pk_decoder(int32_t level, int32_t type);

@@ -75,6 +75,30 @@ import Testing
         }
     }
 
+    @Test("the search of the K formats makes the same bytes at every level, those of the plain loops it was once written in", arguments: [
+        (PK_Q2_K, 0x2c33bfd1f0122e61), (PK_Q3_K, 0xbb8ad61ef6f8594c), (PK_Q4_K, 0xb15fa8db57aff099), (PK_Q5_K, 0xabf7272091146dd0), (PK_Q6_K, 0x0b1d440ec5564f43),
+    ] as [(Int32, UInt64)])
+    func searches(_ type: Int32, _ hash: UInt64) {
+        var state: UInt64 = 1
+        let values = (0..<256 * 64).map { index in
+            state = state &* 6_364_136_223_846_793_005 &+ 1_442_695_040_888_963_407
+            return Float(Int32(truncatingIfNeeded: state >> 32)) * 0x1p-31 / Float(1 + index % 7) * Float(index / 256 % 5)
+        }
+        var special = values
+        for (index, value) in [Float.nan, .infinity, -.infinity, .greatestFiniteMagnitude, .leastNonzeroMagnitude, 1e30, -0.0].enumerated() {
+            for place in 0...index { special[2048 + 512 * index + 37 * place] = value }
+        }
+        let expected = Buffer(type, special).bytes, size = Buffer(type, values).bytes.count
+        #expect(Buffer(type, values).bytes.reduce(14_695_981_039_346_656_037) { ($0 ^ UInt64($1)) &* 1_099_511_628_211 } == hash)
+        for level in levels {
+            for parts: Int32 in [1, 3] {
+                var made = [UInt8](repeating: 0xEE, count: size)
+                inParts(parts) { pk_encode(level, type, special, 4, 256 * 16, &made, Int64(size / 4), $0, $1) }
+                #expect(made == expected, "level \(level), \(parts) parts")
+            }
+        }
+    }
+
     @Test("conversions between plain types, at every level", arguments: levels)
     func conversions(_ level: Int32) {
         var values: [Float] = [0, -0.0, .infinity, -.infinity, .nan, 65504, 65519, 65520, 1e-8, 6e-8, 6.1e-5, 0x1p-130, 3.4e38, 1 + 0x1p-8, 1 + 0x1.8p-7]
