@@ -109,7 +109,7 @@ package final class Linear: Layer, @unchecked Sendable {
     /// all of it, or there are too many rows.
     private func fewRowProduct(_ x: Variable, _ context: ForwardContext) -> FewRowProduct? {
         let (tape, rows) = (context.tape, x.value.rows)
-        guard tape.isInference, groups == 1, !isTransposed, weight.shape.count == 2, tape.engine.joinsProducts(rows: rows) else { return nil }
+        guard tape.isInference, groups == 1, !isTransposed, weight.shape.count == 2, !weight.roundsActivations, tape.engine.joinsProducts(rows: rows) else { return nil }
         var found: [LowRankBranch] = []
         func collect(_ adaptation: LayerAdaptation?, _ rows: Range<Int>?) -> Bool {
             guard let adaptation else { return true }

@@ -85,13 +85,14 @@ extension OpenedModel {
         guard formats.count == 1 else {
             throw PEFTError(.unsupported, "weights are \(formats.map(\.name).sorted().joined(separator: " and ")); a folder of bitsandbytes has one of them")
         }
+        let threshold = model.parameters.reduce(Float(0)) { max($0, $1.tensor.dtype == .int8 ? $1.tensor.scaling.outlierThreshold : 0) }
         let doubled = model.parameters.contains { $0.tensor.dtype == format && $0.tensor.scaling.isDouble }
         let skipped = model.layers.filter { layer in layer is Linear && layer.tensor("weight")?.dtype != format }
         configuration["quantization_config"] = .object([
             "quant_method": .string("bitsandbytes"), "load_in_4bit": .bool(format != .int8), "load_in_8bit": .bool(format == .int8),
             "bnb_4bit_quant_type": .string(format == .int8 ? "fp4" : format.name), "bnb_4bit_use_double_quant": .bool(doubled),
             "bnb_4bit_compute_dtype": .string(names[widest] ?? "float32"), "bnb_4bit_quant_storage": .string("uint8"),
-            "llm_int8_skip_modules": .array(skipped.map { .string($0.name) }), "llm_int8_threshold": .number(6),
+            "llm_int8_skip_modules": .array(skipped.map { .string($0.name) }), "llm_int8_threshold": .number(threshold > 0 ? Double(threshold) : 6),
             "llm_int8_has_fp16_weight": .bool(false), "llm_int8_enable_fp32_cpu_offload": .bool(false),
         ])
         return configuration

@@ -37,6 +37,11 @@ package struct FewRowProduct {
     }
 }
 
+extension Tensor {
+    /// Forward products with it are those of LLM.int8 (sums of wider rows might not fit 32 bits).
+    package var roundsActivations: Bool { dtype == .int8 && scaling.outlierThreshold > 0 && columns <= 1 << 17 }
+}
+
 extension Engine {
     /// Whether forward products of so many rows take branches with them, and each other.
     package func joinsProducts(rows: Int) -> Bool {
@@ -68,6 +73,7 @@ extension Engine {
         _ mode: ProductMode, _ x: Tensor, _ w: Tensor, into y: Tensor, compute: Compute, alpha: Float = 1, bias: Tensor? = nil, accumulate: Bool = false
     ) throws(PEFTError) {
         guard let op = unsafe try operation(mode, x, w, into: y, compute: compute, alpha: alpha, bias: bias, accumulate: accumulate) else { return }
+        if mode == .forward, w.roundsActivations { return try unsafe run(op, threshold: w.scaling.outlierThreshold) }
         try unsafe run([op])
     }
 
@@ -126,6 +132,19 @@ extension Engine {
         unsafe op.alpha = alpha
         unsafe op.accumulate = accumulate ? 1 : 0
         return unsafe op
+    }
+
+    /// The product of int8 rows beside outlier columns.
+    private func run(_ op: pk_matmul, threshold: Float) throws(PEFTError) {
+        var (shared, each, op) = unsafe (0, 0, op)
+        unsafe pk_matmul_int8_scratch(&op, &shared, &each)
+        let parts = Int(unsafe pk_matmul_parts(&op, Int32(pool.threadCount)))
+        let step = (each + MemoryBudget.alignment - 1) & ~(MemoryBudget.alignment - 1)
+        let scratch = try Storage(byteCount: ((shared + 63) & ~63) + step * parts, budget: budget, category: .scratch)
+        let own = unsafe scratch.base + ((shared + 63) & ~63)
+        for phase: Int32 in 0...2 {
+            parallel(parts) { part, parts in unsafe pk_matmul_int8_run(&op, threshold, phase, part, parts, scratch.base, own + step * Int(part)) }
+        }
     }
 
     /// One after the other in each part; only a single one may have a phase 0.

@@ -66,6 +66,11 @@ package struct Tensor: Sendable {
         return Tensor(unchecked: storage, offset: offset, dtype: dtype, shape: shape, scaling: scaling)
     }
 
+    /// The same int8 rows, multiplied in another way.
+    package func multiplied(_ scaling: BlockScaling) -> Tensor {
+        dtype == .int8 ? Tensor(unchecked: storage, offset: offset, dtype: dtype, shape: shape, scaling: scaling) : self
+    }
+
     /// Rows `range` of the matrix `[rows, columns]` that the tensor folds into, without copying.
     package func rows(_ range: Range<Int>) throws(PEFTError) -> Tensor {
         guard range.lowerBound >= 0, range.upperBound <= rows else {
