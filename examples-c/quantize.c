@@ -3,7 +3,8 @@
  *     quantize --model model.gguf --out small.gguf --type Q4_K_M --text book.txt
  *     quantize --model folder --out four-bits --type nf4 --double          (a folder that transformers opens with bitsandbytes)
  *
- * --text: a text whose perplexity is measured before and after. A GGUF file is written of a model that came from one. */
+ * --text: a text whose perplexity is measured before and after, and (of a folder) what it costs each layer's outputs on its
+ * beginning. */
 #include <math.h>
 #include <peftswift.h>
 #include <stdio.h>
@@ -50,13 +51,13 @@ static double perplexity(peft_model *model, const char *text, int length, peft_e
   return result < 0 ? -1 : exp(sum / (count > 0 ? count : 1));
 }
 
-/* What the report says of the layers that lost most. */
-static void print_worst(const char *report) {
+/* What the report says of the layers that lost most, by `key`. */
+static void print_worst(const char *report, const char *key, const char *what) {
   enum { most = 5 };
   struct { const char *name; double loss; } worst[most] = {{NULL, 0}};
   for (const char *at = report; (at = strstr(at, "{\"name\": \"")) != NULL;) {
-    const char *relative = strstr(at, "\"relative\": ");
-    double loss = relative ? strtod(relative + 12, NULL) : 0;
+    const char *value = strstr(at, key);
+    double loss = value ? strtod(value + strlen(key), NULL) : 0;
     const char *name = at + 10;
     for (int i = 0; i < most; i++) { /* the smaller one moves down */
       if (worst[i].name && loss <= worst[i].loss) continue;
@@ -68,21 +69,40 @@ static void print_worst(const char *report) {
     }
     at += 10;
   }
-  printf("most lost, as a share of the weights:\n");
+  printf("most lost, as a share of the %s:\n", what);
   for (int i = 0; i < most && worst[i].name; i++) printf("  %.*s  %.4f\n", (int)strcspn(worst[i].name, "\""), worst[i].name, worst[i].loss);
 }
 
+/* The beginning of a file as a JSON string, or "null". */
+static void quote(char *to, size_t room, const char *path) {
+  FILE *file = path ? fopen(path, "rb") : NULL;
+  size_t used = (size_t)snprintf(to, room, "%s", file ? "\"" : "null");
+  if (!file) return;
+  for (int c; used + 10 < room && (c = fgetc(file)) != EOF;) {
+    const int is_plain = c >= 32 && c < 127 && c != '"' && c != '\\';
+    used += (size_t)snprintf(to + used, room - used, is_plain ? "%c" : c < 128 ? "\\u%04x" : " ", (unsigned)c); /* ASCII is enough to measure on */
+  }
+  snprintf(to + used, room - used, "\"");
+  fclose(file);
+}
+
 /* In place, by a scheme for all linear layers; says what it cost. */
-static int32_t quantize(peft_model *model, const char *type, int block, int doubled, peft_error *error) {
-  char options[256], size[64] = "";
+static int32_t quantize(peft_model *model, const char *type, int block, int doubled, const char *text, peft_error *error) {
+  static char options[1 << 15], sample[1 << 14];
+  char size[64] = "";
   const int is_coded = strcmp(type, "nf4") == 0 || strcmp(type, "fp4") == 0;
   if (block > 0) snprintf(size, sizeof size, ", \"block_size\": %d", block);
-  snprintf(options, sizeof options, "{\"scheme\": \"%.40s\"%s%s}", type, size, doubled || is_coded ? doubled ? ", \"double_quant\": true" : ", \"double_quant\": false" : "");
+  quote(sample, sizeof sample, text);
+  snprintf(options, sizeof options, "{\"scheme\": \"%.40s\"%s%s, \"calibration_text\": %s}", type, size,
+           doubled || is_coded ? doubled ? ", \"double_quant\": true" : ", \"double_quant\": false" : "", sample);
   enum { room = 1 << 20 };
   char *report = malloc(room);
   size_t needed = 0;
   int32_t result = peft_model_quantize(report, report ? room : 0, &needed, model, options, NULL, NULL, error);
-  if (result >= 0 && report && needed < room) print_worst(report);
+  if (result >= 0 && report && needed < room) {
+    print_worst(report, "\"relative\": ", "weights");
+    if (text) print_worst(report, "\"output\": ", "outputs");
+  }
   free(report);
   return result;
 }
@@ -117,7 +137,7 @@ int main(int argc, char **argv) {
   int32_t result = peft_context_create(&context, NULL, &error);
   if (result >= 0) result = peft_model_open(&model, context, model_path, NULL, &error);
   if (result >= 0 && text && (before = perplexity(model, text, length, &error)) < 0) result = -1;
-  if (result >= 0 && !is_gguf) result = quantize(model, type, block, doubled, &error);
+  if (result >= 0 && !is_gguf) result = quantize(model, type, block, doubled, text, &error);
   snprintf(dtype, sizeof dtype, "{\"dtype\": \"%.40s\"}", type);
   if (result >= 0) result = peft_model_export(model, out, is_gguf ? dtype : NULL, &error);
   if (result >= 0 && text) {

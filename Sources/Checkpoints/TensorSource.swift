@@ -43,7 +43,8 @@ package final class TensorSource: Sendable {
     package let names: [String]
     /// The file's text metadata (safetensors `__metadata__`); empty for other formats.
     package let metadata: [String: String]
-    private let tensors: [String: Tensor]
+    private let held: Mutex<[String: Tensor]>
+    private var tensors: [String: Tensor] { held.withLock { $0 } }
     private let taken = Mutex<Set<String>>([])
 
     /// - Throws: `.format` when a name appears twice.
@@ -58,8 +59,11 @@ package final class TensorSource: Sendable {
         self.origin = origin
         self.metadata = metadata
         self.names = named.map(\.name)
-        self.tensors = tensors
+        held = Mutex(tensors)
     }
+
+    /// Lets go of all tensors, whoever took them; their names stay.
+    package func release() { held.withLock { $0 = [:] } }
 
     package func contains(_ name: String) -> Bool { tensors[name] != nil }
 

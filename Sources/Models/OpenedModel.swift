@@ -53,11 +53,12 @@ extension OpenedModel {
         case .file: return try open(try GGUF(path: path, budget: engine.budget), path, engine, settings)
         case .folder:
             let folder = try ModelFolder(path: path, budget: engine.budget)
-            try report(0, folder.tensors, settings)
+            let total = bytes(of: folder.tensors)
+            try report(0, of: total, folder.tensors, settings)
             let tensors = try QuantizedFolder.restored(folder.tensors, folder.config, engine)
             let model = try make(ModelConfiguration(folder.config, origin: path), tensors, engine, settings)
             let tokenizer = try Tokenizer(folder: path)
-            try report(1, folder.tensors, settings)
+            try report(1, of: total, folder.tensors, settings)
             let preprocessing = try folder.existing("preprocessor_config.json").map { (path) throws(PEFTError) in try Files.jsonObject(at: path) }
             return OpenedModel(model: model, tokenizer: tokenizer, path: path, preprocessing: preprocessing)
         default: throw PEFTError(.notFound, "there is no model at '\(path)': neither a GGUF file nor a folder")
@@ -73,12 +74,13 @@ extension OpenedModel {
     }
 
     private static func open(_ gguf: GGUF, _ path: String, _ engine: Engine, _ settings: OpenSettings) throws(PEFTError) -> OpenedModel {
-        try report(0, gguf.tensors, settings)
+        let total = bytes(of: gguf.tensors)
+        try report(0, of: total, gguf.tensors, settings)
         let converted = try GGUFModel(gguf, engine)
         let model = try make(converted.configuration, converted.tensors, engine, settings)
         let tokenizer = try Tokenizer(gguf)
         gguf.dropPages()
-        try report(1, gguf.tensors, settings)
+        try report(1, of: total, gguf.tensors, settings)
         return OpenedModel(model: model, tokenizer: tokenizer, path: path)
     }
 
@@ -92,17 +94,18 @@ extension OpenedModel {
         return OpenedModel(model: model, tokenizer: nil, path: "")
     }
 
-    private static func report(_ part: Int64, _ tensors: TensorSource, _ settings: OpenSettings) throws(PEFTError) {
+    private static func bytes(of tensors: TensorSource) -> Int64 { tensors.all.reduce(0) { $0 + Int64($1.tensor.byteCount) } }
+
+    private static func report(_ part: Int64, of total: Int64, _ tensors: TensorSource, _ settings: OpenSettings) throws(PEFTError) {
         guard let progress = settings.progress else { return }
-        let total = tensors.all.reduce(Int64(0)) { $0 + Int64($1.tensor.byteCount) }
         guard progress(part * total, total) else { throw PEFTError(.cancelled, "opening \(tensors.origin) was cancelled") }
     }
 
     private static func make(
-        _ configuration: ModelConfiguration, _ tensors: TensorSource, _ engine: Engine, _ settings: OpenSettings
+        _ configuration: ModelConfiguration, _ given: TensorSource, _ engine: Engine, _ settings: OpenSettings
     ) throws(PEFTError) -> Model {
         let architecture = try Architectures.named(configuration.modelType, origin: configuration.origin)
-        let tensors = try TensorSource(origin: tensors.origin, tensors.all.map { NamedTensor(architecture.moduleName($0.name), $0.tensor) })
+        let tensors = try TensorSource(origin: given.origin, given.all.map { NamedTensor(architecture.moduleName($0.name), $0.tensor) })
         let newHead = try settings.newHead.map { (options) throws(PEFTError) in try NewHead(options, configuration) }
         let configuration = newHead?.configuration ?? configuration
         let builder = LayerBuilder(tensors, engine, newHead: newHead)
@@ -115,14 +118,22 @@ extension OpenedModel {
         }
         let unused = tensors.unusedNames
         if !unused.isEmpty { engine.warn("\(tensors.origin): \(unused.count) tensors are not used: \(TensorSource.list(unused))") }
-        let changed = try settings.quantization?.changes(for: builder.layers, engine, followsCPU: settings.followsCPU, settings.progress)
-        for (layer, weight) in changed?.changes ?? [] { try layer.setTensor("weight", weight) }
+        var report: JSONObject?
+        if let rules = settings.quantization {
+            guard rules.calibrationText == nil else { throw PEFTError(.argument, "calibration_text is for quantising a model that is open") }
+            // The layers have their tensors: an old one goes as soon as its layer has another.
+            given.release()
+            tensors.release()
+            report = try rules.apply(to: builder.layers, engine, followsCPU: settings.followsCPU, settings.progress) { (layer, weight) throws(PEFTError) in
+                try layer.setTensor("weight", weight)
+            }
+        }
         let precisions = precisions(settings.compute, builder.layers, engine)
         let model = Model(
             engine: engine, precision: precisions.training, generationPrecision: precisions.generation, configuration: configuration.json,
             architecture: configuration.modelType, layers: builder.layers, network: network, unusedTensors: unused,
             newLayers: builder.newLayers, followsCPU: settings.followsCPU)
-        model.quantization.withLock { $0 = changed?.report }
+        model.quantization.withLock { $0 = report }
         return model
     }
 

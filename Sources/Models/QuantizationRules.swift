@@ -16,8 +16,10 @@ package struct QuantizationRules: Sendable {
     private let format: WeightFormat?
     private let skip: ModuleSelection
     private let rules: [Rule]
+    /// What outputs are compared on.
+    package let calibrationText: String?
 
-    package static let keys = WeightFormat.keys + ["skip", "rules"]
+    package static let keys = WeightFormat.keys + ["skip", "rules", "calibration_text"]
     private static let heads = ["lm_head", "score", "classifier", "qa_outputs"]
 
     package init(_ options: JSONObject) throws(PEFTError) {
@@ -34,6 +36,7 @@ package struct QuantizationRules: Sendable {
         guard format != nil || !rules.isEmpty else {
             throw PEFTError(.argument, "quantization has neither a \"scheme\" nor \"rules\"")
         }
+        calibrationText = try options.text("calibration_text")
         let skipped = options["skip"] ?? .null
         skip = try ModuleSelection(skipped.isNull ? .array(QuantizationRules.heads.map { .string($0) }) : skipped, "skip")
     }
@@ -51,37 +54,50 @@ package struct QuantizationRules: Sendable {
         return format
     }
 
-    /// New weights for layers, one after the other; nothing of them has changed yet.
-    /// - Returns: the report, as `peft_model_quantize` gives it.
-    /// - Throws: `.argument` naming a layer whose rows do not fit the format; `.numeric` naming one with NaN; `.cancelled`.
-    package func changes(
-        for layers: [any Layer], _ engine: Engine, followsCPU: Bool, _ progress: LoadProgress?
-    ) throws(PEFTError) -> (changes: [(layer: any Layer, weight: Tensor)], report: JSONObject) {
-        var chosen: [(layer: any Layer, before: Tensor, format: WeightFormat)] = []
+    /// Layers that change, with what their weights become.
+    func chosen(of layers: [any Layer]) throws(PEFTError) -> [(layer: any Layer, format: WeightFormat)] {
+        var chosen: [(layer: any Layer, format: WeightFormat)] = []
         for layer in layers {
             guard let format = try format(for: layer), let before = layer.tensor("weight"), format != WeightFormat(of: before) else { continue }
-            chosen.append((layer, before, format))
+            chosen.append((layer, format))
         }
-        let total = chosen.reduce(Int64(0)) { $0 + Int64($1.before.byteCount) }
-        var (changes, lines, done, after): ([(layer: any Layer, weight: Tensor)], [JSONValue], Int64, Int) = ([], [], 0, 0)
-        let short = chosen.filter { $0.format.dtype.isCoded && $0.format.scaling.following(followsCPU).sharesFirst(columns: $0.before.columns) }
+        return chosen
+    }
+
+    /// Gives layers new weights, one after the other: of old and new ones together those of one layer are held. What cannot be is
+    /// found before the first of them changes.
+    ///
+    /// - Parameters:
+    ///   - outputErrors: what is known of a layer's outputs, for the report.
+    ///   - replace: gives a layer its new weight.
+    /// - Returns: the report, as `peft_model_quantize` gives it.
+    /// - Throws: `.argument` naming a layer whose rows do not fit the format; `.numeric` naming one with values that are not finite in
+    ///   it: nothing has changed. `.cancelled`, `.memory`: layers that were done stay so.
+    package func apply(
+        to layers: [any Layer], _ engine: Engine, followsCPU: Bool, outputErrors: [String: Double] = [:], _ progress: LoadProgress?,
+        replace: (_ layer: any Layer, _ weight: Tensor) throws(PEFTError) -> Void
+    ) throws(PEFTError) -> JSONObject {
+        let chosen = try chosen(of: layers)
+        var (total, short): (Int64, [any Layer]) = (0, [])
+        for (layer, format) in chosen {
+            guard let before = layer.tensor("weight") else { continue }
+            try QuantizationRules.check(layer, before, format, engine, followsCPU)
+            total += Int64(before.byteCount)
+            if format.dtype.isCoded, format.scaling.following(followsCPU).sharesFirst(columns: before.columns) { short.append(layer) }
+        }
         if let first = short.first {
             engine.warn(
-                "\(short.count) layers, such as '\(first.layer.name)', have rows shorter than a block, which all get the first block's scale, as bitsandbytes reads them on a processor; a block_size of \(first.before.columns) or less, or bitsandbytes_cpu false, keeps more of them"
+                "\(short.count) layers, such as '\(first.name)', have rows shorter than a block, which all get the first block's scale, as bitsandbytes reads them on a processor; a block_size of \(first.tensor("weight")?.columns ?? 0) or less, or bitsandbytes_cpu false, keeps more of them"
             )
         }
-        for (layer, before, format) in chosen {
-            if let progress, !progress(done, total) { throw PEFTError(.cancelled, "quantising was cancelled at '\(layer.name)'; nothing has changed") }
-            let stored: Tensor, loss: EncodingReport
-            do throws(PEFTError) {
-                stored = try before.encoded(as: format.dtype, scaling: format.scaling.following(followsCPU), engine)
-                loss = try EncodingReport(of: before, stored: stored, engine)
-            } catch {
-                guard error.kind == .format else { throw error.within("'\(layer.name)'") }
-                throw PEFTError(.argument, "'\(layer.name)' \(before.shape) cannot be \(format.dtype.name), whose blocks have \(format.dtype.blockValues) values; skip it or give it a rule of its own")
+        var (lines, done, after): ([JSONValue], Int64, Int) = ([], 0, 0)
+        for (number, (layer, format)) in chosen.enumerated() {
+            if let progress, !progress(done, total) {
+                throw PEFTError(.cancelled, "quantising was cancelled at '\(layer.name)'; \(number) of \(chosen.count) layers have their new format")
             }
-            guard loss.maximum.isFinite else { throw PEFTError(.numeric, "'\(layer.name)' has values that are not finite in \(format.dtype.name)") }
-            changes.append((layer, stored))
+            guard let before = layer.tensor("weight") else { continue }
+            let (stored, loss) = try QuantizationRules.encode(layer, before, format, engine, followsCPU)
+            try replace(layer, stored)
             after += stored.byteCount
             done += Int64(before.byteCount)
             var line: JSONObject = ["name": .string(layer.name)]
@@ -91,19 +107,44 @@ package struct QuantizationRules: Sendable {
             line["rms"] = .number(loss.rootMeanSquare)
             line["max"] = .number(loss.maximum)
             line["relative"] = .number(loss.relative)
+            if let error = outputErrors[layer.name] { line["output"] = .number(error) }
             lines.append(.object(line))
         }
-        if let progress, !progress(total, total) { throw PEFTError(.cancelled, "quantising was cancelled; nothing has changed") }
-        return (changes, ["layers": .array(lines), "bytes_before": .integer(total), "bytes": .integer(Int64(after))])
+        _ = progress?(total, total)
+        return ["layers": .array(lines), "bytes_before": .integer(total), "bytes": .integer(Int64(after))]
+    }
+
+    /// Magnitudes below this fit every format.
+    private static let safe: Float = 256
+
+    private static func check(_ layer: any Layer, _ before: Tensor, _ format: WeightFormat, _ engine: Engine, _ followsCPU: Bool) throws(PEFTError) {
+        guard before.columns % format.dtype.blockValues == 0 else {
+            throw PEFTError(.argument, "'\(layer.name)' \(before.shape) cannot be \(format.dtype.name), whose blocks have \(format.dtype.blockValues) values; skip it or give it a rule of its own")
+        }
+        if try before.largestMagnitude(engine) > safe { _ = try encode(layer, before, format, engine, followsCPU) }
+    }
+
+    private static func encode(
+        _ layer: any Layer, _ before: Tensor, _ format: WeightFormat, _ engine: Engine, _ followsCPU: Bool
+    ) throws(PEFTError) -> (stored: Tensor, loss: EncodingReport) {
+        let stored: Tensor, loss: EncodingReport
+        do throws(PEFTError) {
+            stored = try before.encoded(as: format.dtype, scaling: format.scaling.following(followsCPU), engine)
+            loss = try EncodingReport(of: before, stored: stored, engine)
+        } catch { throw error.within("'\(layer.name)'") }
+        guard loss.maximum.isFinite else { throw PEFTError(.numeric, "'\(layer.name)' has values that are not finite in \(format.dtype.name)") }
+        return (stored, loss)
     }
 }
 
 extension Model {
-    /// Gives weights other formats, in place. The caller sees to it that no adapter is there, which was made for those that were.
-    package func quantize(_ rules: QuantizationRules, progress: LoadProgress? = nil) throws(PEFTError) -> JSONObject {
-        let (changes, report) = try rules.changes(for: layers, engine, followsCPU: followsCPU, progress)
-        try lock.write { () throws(PEFTError) in
-            for (layer, weight) in changes { try layer.setTensor("weight", weight) }
+    /// Gives weights other formats, in place, layer by layer. The caller sees to it that no adapter is there, which was made for those
+    /// that were.
+    /// - Parameter ids: a text on which outputs are compared first; empty: none.
+    package func quantize(_ rules: QuantizationRules, comparingOn ids: [Int32] = [], progress: LoadProgress? = nil) throws(PEFTError) -> JSONObject {
+        let errors = ids.isEmpty ? [:] : try outputErrors(try rules.chosen(of: layers), on: ids)
+        let report = try rules.apply(to: layers, engine, followsCPU: followsCPU, outputErrors: errors, progress) { (layer, weight) throws(PEFTError) in
+            try lock.write { () throws(PEFTError) in try layer.setTensor("weight", weight) }
         }
         quantization.withLock { $0 = report }
         return report

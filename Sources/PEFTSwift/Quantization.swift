@@ -5,6 +5,7 @@ internal import Models
 internal import Platform
 internal import Quantization
 internal import Tensors
+internal import Tokenizers
 
 @_cdecl("peft_model_quantize") @implementation
 public func peft_model_quantize(
@@ -19,7 +20,12 @@ public func peft_model_quantize(
                 throw PEFTError(.state, "the model has adapters, which were made for the weights as they are: quantise first, then add or load them")
             }
             let notify: LoadProgress? = unsafe progress.map { function in { done, total in object.use.lending { unsafe function(user_data, done, total) == 0 } } }
-            return try object.model.quantize(rules, progress: notify)
+            let ids = try rules.calibrationText.map { (text) throws(PEFTError) -> [Int32] in
+                guard let tokenizer = object.opened.tokenizer else { throw PEFTError(.state, "the model came without a tokenizer, so there is no calibration_text for it") }
+                return try tokenizer.encode(text, addSpecialTokens: true)
+            }
+            if let ids, ids.count < 2 { throw PEFTError(.argument, "the calibration_text has \(ids.count) tokens; two or more are needed") }
+            return try object.model.quantize(rules, comparingOn: ids ?? [], progress: notify)
         }
         return JSONValue.object(made).text()
     }

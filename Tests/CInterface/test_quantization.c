@@ -81,9 +81,10 @@ TEST(models) {
   int calls = 0;
   FAILS(PEFT_ERROR_CANCELLED, peft_model_quantize(NULL, 0, NULL, model, "{\"scheme\": \"nf4\"}", stop, &calls, &error));
   CHECK(calls == 2);
-  after = run_forward(model, batch);
-  CHECK(difference(before, after, "logits") == 0);
-  peft_tensors_free(after);
+  after = run_forward(model, batch); /* one layer has its new format */
+  CHECK(difference(before, after, "logits") > 0);
+  peft_tensors_free(after), peft_model_free(model);
+  model = open_model(context);
   FAILS_NAMING(PEFT_ERROR_ARGUMENT, "q_proj", peft_model_quantize(NULL, 0, NULL, model, "{\"scheme\": \"q6_K\"}", NULL, NULL, &error));
   FAILS_NAMING(PEFT_ERROR_ARGUMENT, "schema", peft_model_quantize(NULL, 0, NULL, model, "{\"schema\": \"nf4\"}", NULL, NULL, &error));
   FAILS(PEFT_ERROR_ARGUMENT, peft_model_quantize(NULL, 0, NULL, model, NULL, NULL, NULL, &error));
@@ -95,7 +96,7 @@ TEST(models) {
   char report[8192];
   size_t needed;
   OK(peft_model_quantize(report, sizeof report, &needed, model, "{\"scheme\": \"fp4\", \"block_size\": 32, \"double_quant\": true, \"skip\": []}", NULL, NULL, &error));
-  CHECK(needed < sizeof report && has(report, "\"lm_head\"") && has(report, "\"rms\"") && has(report, "\"scheme\": \"fp4\""));
+  CHECK(needed < sizeof report && has(report, "\"lm_head\"") && has(report, "\"rms\"") && has(report, "\"scheme\": \"fp4\"") && !has(report, "\"output\""));
   after = run_forward(model, batch);
   CHECK(difference(before, after, "logits") > 0);
   OK(peft_adapter_add(model, "a", lora, NULL, &error));
@@ -112,10 +113,30 @@ TEST(models) {
   peft_model_free(model), peft_model_free(again), peft_context_free(context);
 }
 
+/* What outputs lose on a text, and products that round activations beside outlier columns. */
+TEST(outputs_and_outliers) {
+  peft_context *context = open_context(2);
+  peft_model *model = open_model(context);
+  peft_tensors *batch = make_batch(context), *plain, *rounded;
+  char report[8192];
+  FAILS_NAMING(PEFT_ERROR_ARGUMENT, "calibration_text", peft_model_quantize(NULL, 0, NULL, model, "{\"scheme\": \"int8\", \"calibration_text\": \"\"}", NULL, NULL, &error));
+  FAILS_NAMING(PEFT_ERROR_ARGUMENT, "llm_int8_threshold", peft_model_quantize(NULL, 0, NULL, model, "{\"scheme\": \"q8_0\", \"llm_int8_threshold\": 6}", NULL, NULL, &error));
+  FAILS_NAMING(PEFT_ERROR_ARGUMENT, "-6", peft_model_quantize(NULL, 0, NULL, model, "{\"scheme\": \"int8\", \"llm_int8_threshold\": -6}", NULL, NULL, &error));
+  OK(peft_model_quantize(report, sizeof report, NULL, model, "{\"scheme\": \"int8\", \"calibration_text\": \"a hammer and a nail\"}", NULL, NULL, &error));
+  CHECK(has(report, "\"output\": 0.0"));
+  plain = run_forward(model, batch);
+  OK(peft_model_quantize(report, sizeof report, NULL, model, "{\"scheme\": \"int8\", \"llm_int8_threshold\": 6}", NULL, NULL, &error));
+  CHECK(has(report, "\"llm_int8_threshold\": 6") && has(report, "\"max\": 0.0,"));
+  rounded = run_forward(model, batch);
+  CHECK(difference(plain, rounded, "logits") > 0);
+  peft_tensors_free(plain), peft_tensors_free(rounded), peft_tensors_free(batch), peft_model_free(model), peft_context_free(context);
+}
+
 int main(int argc, char **argv) {
   start(argc, argv);
   RUN(arrays);
   RUN(parts_that_do_not_fit);
   RUN(models);
+  RUN(outputs_and_outliers);
   return finish();
 }

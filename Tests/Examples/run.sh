@@ -61,11 +61,11 @@ check "merge with an adapter that is not there" 1 "not found: .*nowhere" "$build
 check "what was not merged leaves nothing" 1 "" test -e never
 check "merge explains itself" 2 "usage: merge" "$build/merge" learned
 
-check "quantize into a folder" 0 "q_proj|saved to four" "$build/quantize" --model model --out four --type nf4 --block 32 --double --text long.txt --length 64
+check "quantize into a folder" 0 "outputs:|saved to four" "$build/quantize" --model model --out four --type nf4 --block 32 --double --text long.txt --length 64
 check "quantize's folder" 0 '"bnb_4bit_use_double_quant": true' cat four/config.json
 check "quantize's folder answers" 0 "." "$build/minimal" four "Once"
 check "quantize names a type that is none" 1 "nf5" "$build/quantize" --model model --out never --type nf5
-check "quantize writes GGUF of GGUF only" 1 "unsupported: .*GGUF" "$build/quantize" --model model --out never.gguf --type Q4_K_M
+check "quantize writes GGUF of tokenizers that it has a name for" 1 "unsupported: .*pre-tokenizer" "$build/quantize" --model model --out never.gguf --type Q4_K_M
 check "what was not quantised leaves nothing" 1 "" test -e never
 check "quantize explains itself" 2 "usage: quantize" "$build/quantize" --model model
 check "control adapts" 0 "after 100 updates: (4[5-9][0-9]|500)" "$build/control"

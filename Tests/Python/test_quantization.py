@@ -10,6 +10,7 @@ import pytest
 import peftswift
 from conftest import GOLDEN, LORA
 from peftswift import Model, PeftError, quantize
+from peftswift._library import LEVELS
 
 FOLDERS = Path(__file__).parent / "fixtures_bitsandbytes"
 KINDS = ["nf4", "fp4_double", "int8"]
@@ -104,7 +105,7 @@ def test_wrong_options_change_nothing(base_folder, options, words):
 def test_in_place_only_without_adapters_and_cancelled(base_folder):
     model = Model.from_pretrained(base_folder)
     with pytest.raises(peftswift.Cancelled):
-        model.quantize("int8", progress=lambda done, total: done > 0)
+        model.quantize("int8", progress=lambda done, total: True)
     assert model.describe()["formats"] == {"f32": 21}
     model.add_adapter("default", LORA)
     with pytest.raises(PeftError, match="adapters"):
@@ -253,3 +254,159 @@ def test_large_blocks_keep_their_scales(options):
     default, exact, cpu = (Model.from_pretrained(GOLDEN / "bases" / "llama", quantization=quantization, **more).describe()["quantization"]["layers"][0]["relative"]
                            for more in ({}, {"bitsandbytes_cpu": False}, {"bitsandbytes_cpu": True}))
     assert default == exact < cpu
+
+
+# ---- LLM.int8: activations of eight bits beside outlier columns
+
+def llm_int8(x, codes, scales, threshold):
+    """bitsandbytes' formula (backends/default/ops.py) in numpy, f32."""
+    outliers = np.abs(x) >= threshold
+    small = np.where(outliers, 0, x)
+    stats = np.abs(small).max(1)
+    rounded = np.round(small * (127 / np.where(stats > 0, stats, 1))[:, None].astype(np.float32)).astype(np.int32)
+    columns = outliers.any(0)
+    rounded[:, columns] = 0
+    whole = rounded @ codes.astype(np.int32).T
+    y = whole * (stats[:, None].astype(np.float64) * scales[None] / 127**2)
+    return y + x[:, columns].astype(np.float64) @ (codes[:, columns] * scales[:, None] / 127).T
+
+
+@pytest.mark.parametrize("rows, inputs, outputs", [(1, 64, 48), (7, 33, 5), (40, 130, 65), (3, 1, 1)])
+@pytest.mark.parametrize("threshold", [6.0, 1.0, 1e9])
+def test_outlier_columns(rows, inputs, outputs, threshold):
+    weight, bias = RNG.normal(size=(outputs, inputs)).astype(np.float32), RNG.normal(size=outputs).astype(np.float32)
+    x = RNG.normal(size=(rows, inputs)).astype(np.float32)
+    x[:, :: 7] *= 12
+    graph = {"model_type": "graph", "layers": [{"name": "up", "kind": "Linear"}]}
+    parts = quantize(weight, "int8")
+    want = llm_int8(x, parts.data, parts.absmax, np.float32(threshold)) + bias
+    for level in LEVELS:
+        results = []
+        for threads in (1, 3):
+            context = peftswift.Context(threads=threads, level=level)
+            model = Model.from_arrays(graph, {"up.weight": weight, "up.bias": bias}, context=context)
+            model.quantize("int8", llm_int8_threshold=threshold)
+            assert model.describe()["quantization"]["layers"][0]["llm_int8_threshold"] == threshold
+            results.append(np.array(model.layer("up")(x)))
+        assert np.array_equal(*results), level
+        assert np.allclose(results[0], want, rtol=1e-5, atol=1e-5 * np.abs(want).max()), level
+    exact = x @ parts.dequantize().T + bias
+    assert inputs == 1 or 1e-4 < np.abs(results[0] - exact).max() / np.abs(exact).max() < 0.05 or threshold == 1.0
+    # Backwards the weights count as they are: dX = dY·W, as MatMul8bitLt has it.
+    model.add_adapter("default", {"peft_type": "LORA", "r": 2, "target_modules": ["up"]})
+    y, step = model.layer("up").forward(x, model.trainer(lr=0.1))
+    assert np.array_equal(y, results[0])
+    dy = RNG.normal(size=y.shape).astype(np.float32)
+    assert np.allclose(step.backward(dy), dy @ parts.dequantize(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["one", "many"])
+def test_outlier_columns_of_bitsandbytes(name):
+    """fixtures_bitsandbytes/make_llm_int8.py: its own functions, forwards and backwards (which round to f16 on the way)."""
+    given = np.load(FOLDERS / "llm_int8.npz")
+    weight, bias, x, dy = (given[f"{name}.{key}"] for key in ("weight", "bias", "x", "dy"))
+    model = Model.from_arrays({"model_type": "graph", "layers": [{"name": "up", "kind": "Linear"}]}, {"up.weight": weight, "up.bias": bias})
+    for threshold in (6, 2):
+        model.quantize("int8", llm_int8_threshold=threshold)
+        want = given[f"{name}.{threshold}.y"]
+        assert np.abs(model.layer("up")(x) - want).max() < 2e-4 * np.abs(want).max(), threshold
+    model.add_adapter("default", {"peft_type": "LORA", "r": 2, "target_modules": ["up"]})
+    _, step = model.layer("up").forward(x, model.trainer(lr=0.1))
+    want = given[f"{name}.dx"]
+    assert np.abs(step.backward(dy) - want).max() < 2e-3 * np.abs(want).max()
+
+
+def test_a_folder_of_eight_bits_with_a_threshold(tmp_path):
+    """The codes stay as the folder has them, and go into the next one; sessions see the same products."""
+    ids = np.load(FOLDERS / "int8" / "expected.npz")["ids"]
+    model = Model.from_pretrained(FOLDERS / "int8", dtype="float32", quantization={"scheme": "int8", "llm_int8_threshold": 4.0})
+    assert all(layer["rms"] == 0 and layer["llm_int8_threshold"] == 4 for layer in model.describe()["quantization"]["layers"])
+    logits = model(input_ids=ids).logits
+    plain = Model.from_pretrained(FOLDERS / "int8", dtype="float32")(input_ids=ids).logits
+    assert 0 < np.abs(logits - plain).max() < 0.03 * np.abs(plain).max()
+    session = model.session(context_length=16).append(ids[0])
+    assert np.abs(session.logits() - logits[0, -1]).max() < 1e-4 * np.abs(logits).max()
+    model.export(tmp_path / "again")
+    again = tensors(tmp_path / "again")
+    assert all(np.array_equal(array, again[name]) for name, array in tensors(FOLDERS / "int8").items())
+    assert json.loads((tmp_path / "again" / "config.json").read_text())["quantization_config"]["llm_int8_threshold"] == 4
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"scheme": "int8", "llm_int8_threshold": -1}, "-1"), ({"scheme": "int8", "llm_int8_threshold": "six"}, "llm_int8_threshold"), ({"scheme": "nf4", "llm_int8_threshold": 6}, "nf4"),
+    ({"scheme": "int8", "llm_int8_threshold": 6, "block_size": 64}, "block_size"),
+])
+def test_thresholds_that_cannot_be(base_folder, options, words):
+    with pytest.raises((PeftError, ValueError), match=words):
+        Model.from_pretrained(base_folder).quantize(**options)
+
+
+def test_nan_stays_visible():
+    model = Model.from_arrays({"model_type": "graph", "layers": [{"name": "up", "kind": "Linear"}]}, {"up.weight": np.ones((4, 32), np.float32)})
+    model.quantize("int8", llm_int8_threshold=6.0)
+    x = np.ones((3, 32), np.float32)
+    x[1, 5] = np.nan
+    assert np.isnan(model.layer("up")(x)).all(1).tolist() == [False, True, False]
+
+
+# ---- what outputs lose, and memory
+
+@pytest.mark.parametrize("scheme, most", [("q8_0", 0.02), ("nf4", 0.3), ("int8", 0.03)])
+def test_output_errors_on_a_text(talking, scheme, most):
+    """Against products in numpy of what a graph of the same layer sees."""
+    text = "the smith of the village makes a hammer of iron " * 4
+    report = talking.quantize(scheme, calibration_text=text, **({"block_size": 32} if scheme == "nf4" else {}))
+    assert len(report["layers"]) == 14 and all(0 < layer["output"] < most for layer in report["layers"])
+    assert np.corrcoef([layer["output"] for layer in report["layers"]], [layer["relative"] for layer in report["layers"]])[0, 1] > -1
+
+
+def test_the_output_error_of_the_first_layer(base_folder, talking):
+    """q_proj of layer 0 sees the normed embedding: computed here in numpy."""
+    text = "the smith of the village makes a hammer of iron"
+    ids = np.array(talking.tokenizer.encode(text))
+    state = {name: np.array(value, np.float64) for name, value in talking.state_dict().items() if "layers.1" not in name}
+    x = state["model.embed_tokens.weight"][ids]
+    x = x / np.sqrt((x**2).mean(1, keepdims=True) + talking.config["rms_norm_eps"]) * state["model.layers.0.input_layernorm.weight"]
+    before = state["model.layers.0.self_attn.q_proj.weight"]
+    line = talking.quantize("q4_0", calibration_text=text)["layers"][0]
+    after = np.array(talking.get_parameter("model.layers.0.self_attn.q_proj.weight"), np.float64)
+    assert line["name"].endswith("layers.0.self_attn.q_proj")
+    assert np.isclose(line["output"], np.linalg.norm(x @ (after - before).T) / np.linalg.norm(x @ before.T), rtol=1e-3)
+
+
+def test_calibration_texts_that_cannot_be(base_folder, talking):
+    with pytest.raises(PeftError, match="calibration_text"):
+        Model.from_pretrained(base_folder, quantization={"scheme": "int8", "calibration_text": "abc"})
+    for text in ("", "a"):
+        with pytest.raises((PeftError, ValueError), match="calibration_text"):
+            talking.quantize("int8", calibration_text=text)
+    with pytest.raises((PeftError, ValueError), match="calibration_text"):
+        talking.quantize("int8", calibration_text=3)
+    assert talking.describe()["quantization"] is None
+
+
+def test_one_layer_at_a_time():
+    """Quantising needs room for one new layer and what is decoded of one, not for all new weights beside all old ones."""
+    size, count = 512, 12
+    layers = [{"name": f"l{i}", "kind": "Linear"} for i in range(count)]
+    weights = {f"l{i}.weight": (RNG.normal(size=(size, size)) / size**0.5).astype(np.float32) for i in range(count)}
+    held, one = 2 * size * size * count, 4 * size * size
+    context = peftswift.Context(threads=1, memory_budget=held + 3 * one + one // 2)
+    model = Model.from_arrays({"model_type": "graph", "layers": layers}, weights, context=context)
+    model.quantize("bf16")  # from here on the weights are the context's own
+    context.trim()
+    assert context.memory()["categories"]["weights"]["live"] == held
+    model.quantize("q8_0")
+    memory = context.memory()["categories"]["weights"]
+    assert memory["live"] < 1.1 * size * size // 32 * 34 * count and memory["peak"] < held + one
+
+
+def test_cancelled_between_layers_goes_on(base_folder, ids):
+    model, whole = Model.from_pretrained(base_folder, dtype="float32"), Model.from_pretrained(base_folder, dtype="float32", quantization={"scheme": "q8_0"})
+    with pytest.raises(peftswift.Cancelled, match="14"):
+        model.quantize("q8_0", progress=lambda done, total: done > total / 2)
+    formats = model.describe()["formats"]
+    assert 0 < formats["q8_0"] < 14 and model.describe()["quantization"] is None
+    assert np.isfinite(model(input_ids=ids).logits).all()
+    model.quantize("q8_0")
+    assert np.array_equal(model(input_ids=ids).logits, whole(input_ids=ids).logits)
