@@ -39,7 +39,8 @@ enum LoRAStart: Sendable, Equatable {
         case .bool(true): self = .standard
         case .bool(false): self = .random
         case .string(let name) where name.lowercased() == "lora_ga" && isNew: self = .gradient(try GradientStart(configuration))
-        case .string(let name) where name.lowercased() == "loftq": self = .quantized(try QuantizedStart(configuration))
+        case .string(let name) where name.lowercased() == "loftq": self = .quantized(try QuantizedStart(configuration, isPrincipal: false))
+        case .string(let name) where name.lowercased() == "qpissa": self = .quantized(try QuantizedStart(configuration, isPrincipal: true))
         case .string(let name) where name.lowercased() == "corda" && !isNew:
             // As in PEFT: what the start took out of the base came from data, which no file has.
             throw PEFTError(.unsupported, "an adapter that began by 'corda' changed the base weights, and its file does not say how: begin it anew with its calibration batches, then set its state")
@@ -66,7 +67,7 @@ enum LoRAStart: Sendable, Equatable {
             else {
                 throw PEFTError(
                     .argument,
-                    "there is no initialisation init_lora_weights '\(name)'; there are true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, mica, loftq, lora_ga, corda, eva"
+                    "there is no initialisation init_lora_weights '\(name)'; there are true, false, gaussian, orthogonal, pissa, pissa_niter_N, qpissa, olora, mica, loftq, lora_ga, corda, eva"
                 )
             }
             self = .pissa(iterations: iterations)
@@ -117,7 +118,7 @@ extension LinearLoRA {
             return try residual()
         case .gradient, .covariance: return try residual()  // A and B are set already, by `calibrate`
         case .quantized(let start):
-            try checkRank("loftq")
+            try checkRank(start.isPrincipal ? "qpissa" : "loftq")
             return try begin(beside: start)
         case .mica:
             try checkRank("mica")
