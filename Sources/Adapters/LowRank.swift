@@ -55,6 +55,14 @@ package enum RankChoice: Sendable {
 extension Decompositions {
     /// `U·S·Vh` of a change without its smaller directions: b = U·S, a = Vh, as PEFT divides them.
     package func lowRank(_ matrix: WeightChange.Matrix, _ choice: RankChoice) throws(PEFTError) -> LowRank {
+        if case .dense(let whole) = matrix, case .fixed(let rank) = choice, let (u, s, vh) = try leadingDirections(whole, count: rank) {
+            let values = try s.floats(engine).prefix(rank), square = whole.squaredNorm
+            let b = try u.converted(to: .f32, engine, .scratch)
+            unsafe b.withMutableFloats { b in
+                for index in b.indices { unsafe b[index] *= values[index % rank] }
+            }
+            return LowRank(b: b, a: vh, square: square, lost: max(square - values.reduce(0.0) { $0 + Double($1) * Double($1) }, 0))
+        }
         let (u, s, vh) = try directions(of: matrix)
         let values = try s.floats(engine)
         let rank = max(choice.count(values), 1)

@@ -1,6 +1,7 @@
 """Combining, converting, extracting: against the formulas written with numpy, layer by layer."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -191,3 +192,67 @@ def test_extract(two, ids):
     assert report["error"] < 1e-3 and report["left_out"] == []
     base.set_adapter("x")
     assert np.abs(base(input_ids=ids).logits - two(input_ids=ids).logits).max() < 1e-3
+
+
+@pytest.mark.parametrize("kind, weights, options", [
+    ("task_arithmetic", [0.7, 0.5], {}), ("ties_svd", [1.0, 1.0], {"density": 0.4}), ("magnitude_prune_svd", [0.7, 0.5], {"density": 0.4}),
+    ("breadcrumbs", [0.7, 0.5], {"density": 0.6, "gamma": 0.1}), ("breadcrumbs_ties", [1.0, 1.0], {"density": 0.6, "gamma": 0.1}), ("slerp", [3.0, 1.0], {}),
+])
+def test_what_mergekit_makes_of_the_same(kind, weights, options):
+    """fixtures_mergekit/make.py: changes of whole weights, merged by mergekit's own functions."""
+    given = np.load(Path(__file__).parent / "fixtures_mergekit" / "merged.npz")
+    model = Model.from_arrays({"model_type": "graph", "layers": [{"name": "up", "kind": "Linear"}]}, {"up.weight": np.zeros((24, 40), np.float32)})
+    for i in (1, 2):
+        model.add_adapter(f"{i}", {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": ["up"]})
+        keys = list(model.adapter_state_dict(f"{i}"))
+        model.load_adapter_state_dict(f"{i}", {key: given[f"a{i}" if "lora_A" in key else f"b{i}"] for key in keys})
+    model.add_weighted_adapter(["1", "2"], weights, "both", kind, svd_energy=1.0, **options)
+    model.set_adapter("both")
+    made = model.layer("up")(np.eye(40, dtype=np.float32)).T
+    assert np.abs(made - given[kind]).max() < 2e-5 * np.abs(given[kind]).max()
+
+
+@pytest.mark.parametrize("kind, options", [("svd", {}), ("ties_svd", {"density": 0.5}), ("dare_ties_svd", {"density": 0.5}), ("breadcrumbs", {"density": 0.9})])
+def test_one_layer_in_memory(kind, options):
+    """Of changes of whole weights those of one layer are there at a time; of all layers only the new factors stay."""
+    size, count = 256, 24
+    random = np.random.default_rng(3)
+    weights = {f"l{i}.weight": np.zeros((size, size), np.float32) for i in range(count)}
+    context = peftswift.Context(threads=2)
+    model = Model.from_arrays({"model_type": "graph", "layers": [{"name": f"l{i}", "kind": "Linear"} for i in range(count)]}, weights, context=context)
+    for name in "ab":
+        model.add_adapter(name, {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": "l\\d+"})
+        stir(model, name, int(random.integers(100)))
+    context.trim()
+    before = context.memory()["live"]
+    model.add_weighted_adapter(["a", "b"], [1.0, 0.5], "c", kind, **options)
+    factors = 4 * 2 * size * 4 * count
+    assert context.memory()["peak"] - before < 3 * factors + 16 * 4 * size * size
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (192, 640), (640, 192), (300, 301)])
+@pytest.mark.parametrize("kind, options", [("ties_svd", {"density": 0.5}), ("magnitude_prune_svd", {"density": 0.3}), ("magnitude_prune_svd", {"density": 1.0}), ("breadcrumbs", {"density": 0.8})])
+def test_the_short_way_to_the_largest_directions(shape, kind, options):
+    """Whole changes that are cut to rank 8: block Lanczos against numpy's singular values in f64."""
+    random = np.random.default_rng(sum(shape))
+    model = Model.from_arrays({"model_type": "graph", "layers": [{"name": "up", "kind": "Linear"}]}, {"up.weight": np.zeros(shape, np.float32)})
+    for name in "ab":
+        model.add_adapter(name, {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "target_modules": ["up"]})
+        state = model.adapter_state_dict(name)
+        model.load_adapter_state_dict(name, {key: (random.normal(size=value.shape) * 0.7 ** np.arange(8)[:, None if "lora_A" in key else slice(None)]).astype(np.float32)
+                                             if "lora_A" in key else random.normal(size=value.shape).astype(np.float32) for key, value in state.items()})
+    rows = np.eye(shape[1], dtype=np.float32)
+    report = model.add_weighted_adapter(["a", "b"], [1.0, 1.0], "whole", kind, svd_energy=1.0, **options)
+    model.set_adapter("whole")
+    whole = np.array(model.layer("up")(rows).T, np.float64)
+    assert report["error"] < 1e-3
+    u, s, vh = np.linalg.svd(whole, full_matrices=False)
+    best = (u[:, :8] * s[:8]) @ vh[:8]
+    report = model.add_weighted_adapter(["a", "b"], [1.0, 1.0], "cut", kind, **options)
+    model.set_adapter("cut")
+    made = np.array(model.layer("up")(rows).T, np.float64)
+    assert np.isclose(report["error"], np.sqrt((s[8:] ** 2).sum() / (s**2).sum()), rtol=1e-4)
+    # No approximation of that rank is nearer, up to rounding; and where the ninth value is apart it is the same one.
+    assert np.linalg.norm(made - whole) < (1 + 1e-5) * np.linalg.norm(best - whole)
+    gap = (s[7] ** 2 - s[8] ** 2) / s[0] ** 2
+    assert np.linalg.norm(made - best) < 1e-5 / gap * s[7] + 1e-4 * s[0]
