@@ -6,7 +6,7 @@
 
 The text is the beginning of Northanger Abbey in windows of 512 tokens. Formats whose blocks do not fit a layer's rows (K formats: 256 values;
 SmolLM2's rows have 576) go through a GGUF file, where such rows get what llama.cpp takes instead. `--speed`: encoding beside bitsandbytes
-(needs torch and bitsandbytes).
+(needs torch and bitsandbytes). `--cache`: keys and values of sessions in each of their types.
 """
 import argparse
 import os
@@ -44,9 +44,12 @@ def main():
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--only", default="")
     parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--cache", action="store_true")
     options = parser.parse_args()
     if options.speed:
         return speed()
+    if options.cache:
+        return cache()
     only = [name for name in options.only.split(",") if name]
     context = peftswift.Context()
     model = peftswift.Model.from_pretrained(MODEL, dtype="float32", context=context)
@@ -67,6 +70,33 @@ def main():
                 continue
             source.export(Path(folder) / "model.gguf", dtype=mix)
             line(f"{mix} (GGUF)", peftswift.Model.from_pretrained(Path(folder) / "model.gguf", dtype="float32", context=context), ids)
+
+
+def cache():
+    """Perplexity of 128 tokens behind 512 that were read at once, in four places; how long greedy text stays that of f32 keys; bytes; speed at 1536 tokens."""
+    model = peftswift.Model.from_pretrained(MODEL, dtype="float32")
+    text = (CACHE / "austen-northangerabbey.txt").read_text()[:200000]
+    ids = model.tokenizer.encode(text)
+    starts, plain = [0, 9000, 18000, 27000], []
+    print("| keys and values | bytes a token | perplexity | greedy tokens as f32's, of 128 | tok/s behind 1536 |\n|---|---|---|---|---|")
+    for kind in ("f32", "bf16", "q8_0"):
+        losses, same = [], []
+        for place, start in enumerate(starts):
+            session = model.session(context_length=2048, kv_cache_type=kind, ignore_eos=True).append(ids[start : start + 512])
+            for token in ids[start + 512 : start + 640]:
+                logits = np.asarray(session.logits(), np.float64)
+                losses.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[token])
+                session.append([token])
+            session.rewind(512)
+            greedy = list(session.tokens(128))
+            plain += [greedy] if kind == "f32" else []
+            same.append(next((i for i, (a, b) in enumerate(zip(greedy, plain[place])) if a != b), len(greedy)))
+        session = model.session(context_length=2048, kv_cache_type=kind, ignore_eos=True).append(ids[:1536])
+        list(session.tokens(4))
+        began = time.perf_counter()
+        list(session.tokens(32))
+        speed, held = 32 / (time.perf_counter() - began), session.describe()
+        print(f"| {kind} | {held['cache_bytes'] / 2048:.0f} | {np.exp(np.mean(losses)):.4f} | {', '.join(map(str, same))} | {speed:.1f} |", flush=True)
 
 
 def speed():

@@ -21,7 +21,7 @@ struct GGUFModel {
         configuration = ModelConfiguration(config, origin: gguf.origin)
         var named: [NamedTensor] = []
         for item in gguf.tensors.all where !GGUFModel.isSetting(item.name) {
-            let heads = try GGUFModel.heads(of: item.name, gguf, architecture)
+            let heads = GGUFModel.heads(of: item.name, architecture, config["num_attention_heads"]?.intValue ?? 0, config["num_key_value_heads"]?.intValue ?? 0)
             var tensor = try heads.map { (heads) throws(PEFTError) in try GGUFModel.reordered(item.tensor, heads, engine, item.name, toFile: false) } ?? item.tensor
             if family.addsOne, item.name.hasSuffix("norm.weight") { tensor = try Tensor(engine, try tensor.floats(engine).map { $0 - 1 }, shape: tensor.shape, .weights) }
             named.append(NamedTensor(GGUFModel.huggingFaceName(item.name, family), tensor))
@@ -32,8 +32,12 @@ struct GGUFModel {
 
     // MARK: Names
 
-    private static let rotaryFactors = "rope_freqs.weight"
+    static let rotaryFactors = "rope_freqs.weight"
     private static let longFactors = "rope_factors_long.weight", shortFactors = "rope_factors_short.weight"
+
+    /// The architectures that files are written of from folders; Mistral is one of Llama's there.
+    static let modelTypes = ["llama", "mistral", "qwen2", "qwen3"]
+    static func family(of modelType: String) -> String? { modelType == "mistral" ? "llama" : modelTypes.first { $0 == modelType } }
 
     private static let globals = ["token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"]
 
@@ -166,12 +170,10 @@ struct GGUFModel {
     // MARK: Row order
 
     /// How many heads a tensor's rows belong to, whose order is llama.cpp's; nil: they are as they were.
-    static func heads(of name: String, _ gguf: GGUF, _ family: String) throws(PEFTError) -> Int? {
+    static func heads(of name: String, _ family: String, _ heads: Int, _ keyValueHeads: Int) -> Int? {
         guard family == "llama" else { return nil }
-        let heads = "\(family).attention.head_count", own = heads + "_kv"
-        if name.hasSuffix(".attn_q.weight") || name.hasSuffix(".attn_q.bias") { return try gguf.integer(heads) }
-        guard name.hasSuffix(".attn_k.weight") || name.hasSuffix(".attn_k.bias") else { return nil }
-        return try gguf.integer(gguf[own] == nil ? heads : own)
+        if name.hasSuffix(".attn_q.weight") || name.hasSuffix(".attn_q.bias") { return heads }
+        return name.hasSuffix(".attn_k.weight") || name.hasSuffix(".attn_k.bias") ? keyValueHeads : nil
     }
 
     /// llama.cpp's order: within each head, row 2i + j of the file is row i + j·(headSize/2) of the original.

@@ -5,31 +5,30 @@ internal import Tensors
 
 extension OpenedModel {
     /// Writes the model as it is now as a GGUF file, a tensor at a time. What is no tensor (settings, vocabulary, chat template) is
-    /// taken from the GGUF file that the model came from.
+    /// `GGUFTemplate`'s.
     /// - Parameter type: a weight format that GGUF has, for all matrices, or a mix of llama.cpp's (`GGUFMix`); nil: as stored.
     /// - Throws: `.unsupported` for a model that came from elsewhere, `.argument` for a type that GGUF does not have.
     package func exportGGUF(to file: String, type: String? = nil) throws(PEFTError) {
-        guard !path.isEmpty, Files.isFile(path) else {
-            throw PEFTError(.unsupported, "a GGUF file is written of models that were opened from one, whose vocabulary it takes over; this one came from \(path.isEmpty ? "memory" : "the folder '\(path)'")")
-        }
-        let (engine, source) = (model.engine, try GGUF(path: path, budget: model.engine.budget))
-        let family = try source.string("general.architecture")
-        let mix = try type.map { (name) throws(PEFTError) in try GGUFMix(name, layers: try source.integer("\(family).block_count"), isTied: !source.tensors.contains("output.weight")) }
+        guard !path.isEmpty else { throw PEFTError(.unsupported, "a GGUF file is written of models from a GGUF file or a folder, whose vocabulary it takes over; this one came from memory") }
+        let engine = model.engine
+        let template = Files.isFile(path) ? try GGUFTemplate(try GGUF(path: path, budget: engine.budget)) : try GGUFTemplate(model, folder: path, tokenizer)
+        let isTied = !model.parameters.contains { GGUFModel.fileName($0.name, template.family) == "output.weight" }
+        let mix = try type.map { (name) throws(PEFTError) in try GGUFMix(name, layers: template.layerCount, isTied: isTied) }
         var descriptions: [TensorDescription] = []
         var tensors: [(tensor: Tensor, heads: Int?)] = []
         for (name, tensor) in model.parameters {
-            guard let target = GGUFModel.fileName(name, family) else { throw PEFTError(.unsupported, "'\(name)' has no name in a GGUF file of the family \"\(family)\"") }
+            guard let target = GGUFModel.fileName(name, template.family) else { throw PEFTError(.unsupported, "'\(name)' has no name in a GGUF file of the family \"\(template.family)\"") }
             let dtype = tensor.shape.count == 1 ? tensor.dtype : try mix?.dtype(of: target, tensor.columns) ?? tensor.dtype
             guard dtype.rawValue < 1000 else { throw PEFTError(.argument, "'\(name)' is \(dtype.name), which GGUF does not have; name a dtype that it has, such as \"Q4_K_M\" or \"q8_0\"") }
             descriptions.append(TensorDescription(target, dtype, tensor.shape))
-            tensors.append((tensor, try GGUFModel.heads(of: target, source, family)))
+            tensors.append((tensor, template.heads(of: target)))
         }
         // What the model keeps in another form (frequencies of Llama 3).
-        for item in source.tensors.all where GGUFModel.isSetting(item.name) {
+        for item in template.settings {
             descriptions.append(TensorDescription(item.name, item.tensor.dtype, item.tensor.shape))
             tensors.append((item.tensor, nil))
         }
-        var metadata = source.keys.filter { !["general.alignment", "general.file_type", "general.quantization_version"].contains($0) }.map { (key: $0, field: GGUF.Field.copy(of: source, key: $0)) }
+        var metadata = template.metadata
         if let number = mix?.fileType ?? GGUFMix.fileType(of: descriptions.map(\.dtype)) { metadata.append(("general.file_type", .u32(number))) }
         metadata.append(("general.quantization_version", .u32(2)))
         try GGUF.write(metadata, descriptions, to: file) { (index) throws(PEFTError) -> Tensor in

@@ -100,6 +100,14 @@ struct Llama3Scaling {
         return (1 - smooth) * frequency / factor + smooth * frequency
     }
 
+    /// What each frequency is divided by, as GGUF files have it.
+    func factors(base: Double, headSize: Int) -> [Float] {
+        (0..<headSize / 2).map { index in
+            let frequency = 1 / Float(pow(base, Double(Float(2 * index) / Float(headSize))))
+            return frequency / scaled(frequency)
+        }
+    }
+
     /// The configuration's object, as transformers writes it.
     func json(base: Double) -> JSONObject {
         [

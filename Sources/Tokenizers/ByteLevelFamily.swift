@@ -1,7 +1,7 @@
 internal import Platform
 
 /// How the byte-level tokenizers that GGUF files know by a name (`tokenizer.ggml.pre`) treat text.
-struct ByteLevelFamily {
+struct ByteLevelFamily: Equatable {
     var pattern = TokenizerPatterns.gpt2
     /// Each digit is a piece of its own before the pattern is looked for.
     var isolatesDigits = false

@@ -44,7 +44,11 @@ extension Tokenizer {
 }
 
 extension GGUFVocabulary {
-    private static let (unknown, control, userDefined): (Int32, Int32, Int32) = (2, 3, 4)
+    /// `tokenizer.ggml.token_type`
+    enum Kind {
+        static let (normal, unknown, control): (Int32, Int32, Int32) = (1, 2, 3)
+        static let (userDefined, unused, byte): (Int32, Int32, Int32) = (4, 5, 6)
+    }
 
     fileprivate func parts() throws(PEFTError) -> Tokenizer.Parts {
         guard tokenTypes.isEmpty || tokenTypes.count == tokens.count else {
@@ -89,7 +93,7 @@ extension GGUFVocabulary {
             throw PEFTError(.format, "a SentencePiece vocabulary needs scores, and the list is empty")
         }
         guard scores.allSatisfy(\.isFinite) else { throw PEFTError(.format, "a score is not a finite number") }
-        let unknownToken = tokenTypes.firstIndex(of: GGUFVocabulary.unknown) ?? unknownID
+        let unknownToken = tokenTypes.firstIndex(of: Kind.unknown) ?? unknownID
         let options = BPEModel.Options(
             symbols: .characters,
             unknownToken: unknownToken.flatMap { tokens.indices.contains($0) ? Int32(clamping: $0) : nil },
@@ -111,9 +115,9 @@ extension GGUFVocabulary {
     private func addedTokens() -> [AddedToken] {
         var added: [AddedToken] = []
         for (id, type) in tokenTypes.enumerated()
-        where type == GGUFVocabulary.control || type == GGUFVocabulary.userDefined || type == GGUFVocabulary.unknown {
+        where type == Kind.control || type == Kind.userDefined || type == Kind.unknown {
             added.append(
-                AddedToken(content: tokens[id], id: Int32(clamping: id), isSpecial: type != GGUFVocabulary.userDefined))
+                AddedToken(content: tokens[id], id: Int32(clamping: id), isSpecial: type != Kind.userDefined))
         }
         return added
     }

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -55,9 +56,73 @@ def test_a_merged_adapter_goes_along(source, ids, tmp_path):
     assert np.array_equal(again(input_ids=ids).logits, merged)
 
 
-def test_only_of_a_gguf_file(base_folder, source, tmp_path):
+def folder_with_words(folder, base, **changes):
+    """A golden base with a byte-level tokenizer of its 96 rows, two of which no token has."""
+    shutil.copytree(GOLDEN / "bases" / base, folder)
+    config = json.loads((folder / "config.json").read_text()) | {"eos_token_id": 93} | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    vocabulary = {("Ġ" if c == " " else c): i for i, c in enumerate(CHARACTERS[:92])} | {"ab": 92}
+    (folder / "tokenizer.json").write_text(json.dumps({
+        "version": "1.0", "normalizer": None, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "post_processor": None, "decoder": {"type": "ByteLevel"}, "model": {"type": "BPE", "vocab": vocabulary, "merges": [["a", "b"]]},
+        "added_tokens": [{"id": 93, "content": "<|end|>", "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}]}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>", "chat_template": "{{ messages[0]['content'] }}"}))
+    return folder
+
+
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize("base, changes", [
+    ("llama", {}), ("llama_tied", {}), ("llama3l", {}), ("llama_bf16", {}), ("qwen2", {}), ("qwen3", {}), ("mistral", {"sliding_window": None}),
+    ("llama", {"rope_parameters": LLAMA3}), ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}}),
+])
+def test_a_folder_becomes_a_file(base, changes, ids, tmp_path):
+    model = Model.from_pretrained(folder_with_words(tmp_path / "folder", base, **changes), dtype="float32")
+    model.export(tmp_path / "made.gguf")
+    made = Model.from_pretrained(tmp_path / "made.gguf", dtype="float32")
+    assert np.array_equal(model(input_ids=ids).logits, made(input_ids=ids).logits)
+    for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "max_position_embeddings", "vocab_size", "eos_token_id"):
+        assert made.config[key] == model.config[key], key
+    text = "abab cab<|end|>a"
+    assert made.tokenizer.encode(text) == model.tokenizer.encode(text) and 92 in made.tokenizer.encode(text)
+    assert made.tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], tokenize=False) == "ab"
+    made.export(tmp_path / "again.gguf")  # and on from there
+    assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "made.gguf").read_bytes()
+    gguf = pytest.importorskip("gguf")
+    reader = gguf.GGUFReader(tmp_path / "made.gguf")
+    family = "llama" if base.startswith(("llama", "mistral")) else base
+    assert reader.fields["general.architecture"].contents() == family
+    assert reader.fields["tokenizer.ggml.tokens"].contents()[92:] == ["ab", "<|end|>", "[PAD94]", "[PAD95]"]
+    assert reader.fields["tokenizer.ggml.token_type"].contents()[91:] == [1, 1, 3, 5, 5]
+
+
+def test_folders_that_no_file_can_be(base_folder, tmp_path):
+    for folder, words in (
+        (base_folder, "tokenizer.json"), (folder_with_words(tmp_path / "window", "mistral"), "sliding_window"), (folder_with_words(tmp_path / "encoder", "bert"), "bert"),
+        (folder_with_words(tmp_path / "part", "llama", partial_rotary_factor=0.5), "partial_rotary_factor"),
+    ):
+        with pytest.raises(PeftError, match=words):
+            Model.from_pretrained(folder, dtype="float32").export(tmp_path / "never.gguf")
+    folder = folder_with_words(tmp_path / "split", "llama")
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    definition["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [{"type": "Split", "pattern": {"Regex": "x+"}, "behavior": "Isolated", "invert": False},
+                                                                          {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]}
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    with pytest.raises(PeftError, match="pre-tokenizer"):
+        Model.from_pretrained(folder).export(tmp_path / "never.gguf")
+    definition["model"]["vocab"]["c"] = 96
+    definition["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    with pytest.raises(PeftError, match="96"):
+        Model.from_pretrained(folder).export(tmp_path / "never.gguf")
+    assert not (tmp_path / "never.gguf").exists()
+
+
+def test_what_cannot_be_written(source, tmp_path):
+    weights = {"up.weight": np.ones((4, 32), np.float32)}
     with pytest.raises(PeftError, match="GGUF"):
-        Model.from_pretrained(base_folder).export(tmp_path / "never.gguf")
+        Model.from_arrays({"model_type": "graph", "layers": [{"name": "up", "kind": "Linear"}]}, weights).export(tmp_path / "never.gguf")
     model = Model.from_pretrained(source, quantization={"scheme": "nf4", "block_size": 32})
     with pytest.raises(PeftError, match="nf4"):
         model.export(tmp_path / "never.gguf")

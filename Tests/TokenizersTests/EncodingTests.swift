@@ -108,6 +108,24 @@ import Tokenizers
         }
     }
 
+    /// What is written of a folder's tokenizer reads text as the folder's does.
+    @Test(arguments: [("gpt2", "gpt-2"), ("smollm", "smollm"), ("llama3", "llama-bpe"), ("qwen2", "qwen2"), ("gpt4o", "gpt-4o"), ("llama2", "default")])
+    func sameIDsFromWrittenGGUF(kind: String, pre: String) throws {
+        let (definition, original) = (try Fixtures.definition(kind), try Fixtures.tokenizer(kind))
+        let written = try GGUFVocabulary(definition: definition, of: original, rows: original.vocabularySize + 3)
+        #expect(written.pre == pre && written.tokens.count == original.vocabularySize + 3 && written.tokenTypes.suffix(3) == [5, 5, 5])
+        let tokenizer = try Tokenizer(written)
+        let expected = try Fixtures.json("\(kind).expected.json")
+        for (text, ids) in zip(try Fixtures.texts(), expected["ids"]?.arrayValue ?? []) {
+            #expect(try tokenizer.encode(text, addSpecialTokens: false) == Fixtures.ids(ids), "\(kind): \(text.debugDescription)")
+        }
+        #expect(throws: PEFTError.self) { try GGUFVocabulary(definition: definition, of: original, rows: original.vocabularySize - 1) }
+    }
+
+    @Test(arguments: ["bert", "t5", "misc"]) func unwritableGGUF(kind: String) throws {
+        #expect(throws: PEFTError.self) { try GGUFVocabulary(definition: Fixtures.definition(kind), of: Fixtures.tokenizer(kind), rows: 100_000) }
+    }
+
     /// The "llama" model of GGUF against the SentencePiece library.
     @Test func sameIDsAsSentencePiece() throws {
         let model = try Fixtures.json("sentencepiece.model.json")
