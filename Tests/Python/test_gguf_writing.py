@@ -10,7 +10,9 @@ import pytest
 import tiny_gguf
 from conftest import CHARACTERS, GOLDEN, LORA, REAL_MODEL, stir
 from peftswift import Model, PeftError
-from test_quantization import tensors
+from test_quantization import save, tensors
+
+TOKENIZERS = GOLDEN.parents[1] / "Fixtures" / "Tokenizers"
 
 
 @pytest.fixture
@@ -95,6 +97,35 @@ def test_a_folder_becomes_a_file(base, changes, ids, tmp_path):
     assert reader.fields["general.architecture"].contents() == family
     assert reader.fields["tokenizer.ggml.tokens"].contents()[92:] == ["ab", "<|end|>", "[PAD94]", "[PAD95]"]
     assert reader.fields["tokenizer.ggml.token_type"].contents()[91:] == [1, 1, 3, 5, 5]
+
+
+@pytest.mark.parametrize("base, tokenizer, changes", [
+    ("llama", "smollm", {}), ("llama", "llama2", {"rope_parameters": LLAMA3}), ("llama", "gpt2", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}}),
+    ("llama_tied", "llama3", {}), ("qwen2", "qwen2", {}), ("qwen3", "qwen2", {}),
+])
+def test_llama_cpp_says_the_same(base, tokenizer, changes, tmp_path):
+    """The file of a folder with a real kind of tokenizer in llama.cpp: the same tokens of a text, and the same forty after them (f32)."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    definition = json.loads((TOKENIZERS / f"{tokenizer}.json").read_text())
+    if "vocab" not in definition["model"]:
+        definition["model"] |= {key: json.loads((TOKENIZERS / "sentencepiece.model.json").read_text())[key] for key in ("vocab", "merges")}
+    count = 3 + max([*definition["model"]["vocab"].values(), *(token["id"] for token in definition["added_tokens"])])
+    folder = folder_with_words(tmp_path / "folder", base, vocab_size=count, max_position_embeddings=256, eos_token_id=None, **changes)
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"} if tokenizer == "llama2" else {}))
+    random, arrays = np.random.default_rng(1), tensors(folder)
+    save(folder, {name: (random.normal(size=(count, array.shape[1])) / 2).astype(np.float32) if "embed_tokens" in name or "lm_head" in name else array
+                  for name, array in arrays.items()})
+    model = Model.from_pretrained(folder, dtype="float32")
+    model.export(tmp_path / "made.gguf", dtype="f32")
+    text = "The quick brown fox, 1234 jumps! déjà vu\n  ok don't"
+    ids = model.tokenizer.encode(text, add_special_tokens=False)
+    theirs = llama_cpp.Llama(str(tmp_path / "made.gguf"), n_ctx=256, verbose=False, n_threads=1, logits_all=True)
+    assert theirs.tokenize(text.encode(), add_bos=False, special=True) == list(ids)
+    theirs.eval(list(ids))
+    for token in model.session(ignore_eos=True, context_length=200).append(ids).tokens(40):
+        assert int(np.argmax(theirs.scores[theirs.n_tokens - 1])) == token
+        theirs.eval([token])
 
 
 def test_folders_that_no_file_can_be(base_folder, tmp_path):
