@@ -19,8 +19,9 @@ import peftswift
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = Path(os.environ.get("PEFTSWIFT_CACHE", ROOT / ".cache"))
 MODEL = CACHE / "SmolLM2-135M-Instruct.Q4_1.gguf"
-FORMATS = {"f32": {"scheme": "f32"}, "q4_1 (as the file has it)": None, "q8_0": {"scheme": "q8_0"}, "int8, outlier columns from 6": {"scheme": "int8", "llm_int8_threshold": 6.0},
-           "nf4": {"scheme": "nf4"}, "nf4, double quantisation": {"scheme": "nf4", "double_quant": True}, "q4_0": {"scheme": "q4_0"}}
+FORMATS = {"f32": {"scheme": "f32"}, "nf4": {"scheme": "nf4"}, "q8_0": {"scheme": "q8_0"}, "q4_1 (as the file has it)": None,
+           "int8, outlier columns from 6": {"scheme": "int8", "llm_int8_threshold": 6.0}, "nf4, double quantisation": {"scheme": "nf4", "double_quant": True},
+           "q4_0": {"scheme": "q4_0"}}
 LORA = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 
 

@@ -32,7 +32,7 @@ package struct Decompositions {
         guard k > 0, !engine.isPlanning else { return (u, s, vh) }
         // Row-major `a` is aᵀ column by column, whose left singular vectors are our right ones.
         let integers = try Tensor(engine, [8 * k], .i32, .scratch)
-        unsafe try run("sgesdd") { (work, size) in
+        unsafe try run("sgesdd", size: k) { (work, size) in
             let (rows, columns, inner) = ([Int32(clamping: n)], [Int32(clamping: m)], [Int32(clamping: k)])
             var info: Int32 = 0
             unsafe lapack.sgesdd(
@@ -50,7 +50,7 @@ package struct Decompositions {
         let tau = try Tensor(engine, [max(min(m, n), 1)], .f32, .scratch)
         let (rows, columns, wanted) = ([Int32(clamping: m)], [Int32(clamping: n)], [Int32(clamping: count)])
         if !engine.isPlanning {
-            unsafe try run("sgeqrf") { (work, size) in
+            unsafe try run("sgeqrf", size: min(m, n)) { (work, size) in
                 var info: Int32 = 0
                 unsafe lapack.sgeqrf(rows, columns, columnwise.floats, rows, tau.floats, work, [size], &info)
                 return info
@@ -67,7 +67,7 @@ package struct Decompositions {
         }
         let q = try columnwise.rows(0..<count)
         if !engine.isPlanning {
-            unsafe try run("sorgqr") { (work, size) in
+            unsafe try run("sorgqr", size: count) { (work, size) in
                 var info: Int32 = 0
                 unsafe lapack.sorgqr(rows, wanted, wanted, q.floats, rows, tau.floats, work, [size], &info)
                 return info
@@ -76,8 +76,14 @@ package struct Decompositions {
         return (try q.transposed(engine), r)
     }
 
+    /// Sides up to which one thread is as good as several.
+    private static let small = 1024
+
     /// Asks a LAPACK routine how much room it wants (size −1), and runs it with that.
-    private func run(_ name: String, _ body: (UnsafeMutablePointer<Float>, Int32) -> Int32) throws(PEFTError) {
+    private func run(_ name: String, size: Int, _ body: (UnsafeMutablePointer<Float>, Int32) -> Int32) throws(PEFTError) {
+        let isAlone = size <= Decompositions.small
+        if isAlone { lapack.beginAlone() }
+        defer { if isAlone { lapack.endAlone() } }
         let answer = try Tensor.zeros(engine, [1], .f32, .scratch)
         var status = unsafe body(answer.floats, -1)
         if status == 0 {
@@ -99,22 +105,35 @@ extension Tensor {
 }
 
 /// The routines of the machine's OpenBLAS. It starts threads of its own when it is opened, which are to be gone when the
-/// host's context is: so it is closed when nobody uses it.
+/// host's context is: so it is closed when nobody uses it. They wait for each other in loops, which takes a hundred times as long
+/// where processors are busy with something else: what is small does without them.
 @safe private final class LAPACK: Sendable {
     let sgesdd: peft_sgesdd
     let sgeqrf: peft_sgeqrf
     let sorgqr: peft_sorgqr
+    /// nil: another LAPACK than OpenBLAS.
+    private let setThreads: peft_openblas_set_threads?
+    /// Threads it had when it was opened.
+    private let threads: Int32
+    /// Who wants it to have one.
+    private let alone = Mutex(0)
     /// What dlopen gave (a number, because raw pointers are not Sendable).
     private let library: UInt
 
     private static let names = ["libopenblas.so.0", "libopenblas.so", "liblapack.so.3"]
-    /// Kept from the first use to the end of a session: opening takes some milliseconds.
-    private static let kept = Mutex<LAPACK?>(nil)
+    private struct State {
+        /// From the first use to the end of a session: opening takes some milliseconds.
+        var kept: LAPACK?
+        /// While anybody has it.
+        weak var last: LAPACK?
+    }
+    private static let state = Mutex(State())
 
     static func opened() throws(PEFTError) -> LAPACK {
-        let lapack = kept.withLock { kept in
-            if kept == nil { kept = LAPACK() }
-            return kept
+        let lapack = state.withLock { state in
+            if state.kept == nil { state.kept = state.last ?? LAPACK() }
+            state.last = state.kept
+            return state.kept
         }
         guard let lapack else {
             throw PEFTError(
@@ -127,11 +146,25 @@ extension Tensor {
 
     /// Somebody who is at it goes on, and closes it when he is done.
     static func close() {
-        let last = kept.withLock { kept in
-            defer { kept = nil }
-            return kept
+        let last = state.withLock { state in
+            defer { state.kept = nil }
+            return state.kept
         }
         _ = last  // Closed here, outside the lock.
+    }
+
+    func beginAlone() {
+        alone.withLock { count in
+            if count == 0 { setThreads?(1) }
+            count += 1
+        }
+    }
+
+    func endAlone() {
+        alone.withLock { count in
+            count -= 1
+            if count == 0 { setThreads?(threads) }
+        }
     }
 
     private init?() {
@@ -143,6 +176,14 @@ extension Tensor {
                 unsafe self.sgesdd = unsafeBitCast(sgesdd, to: peft_sgesdd.self)
                 unsafe self.sgeqrf = unsafeBitCast(sgeqrf, to: peft_sgeqrf.self)
                 unsafe self.sorgqr = unsafeBitCast(sorgqr, to: peft_sorgqr.self)
+                let set = unsafe dlsym(library, "openblas_set_num_threads"), get = unsafe dlsym(library, "openblas_get_num_threads")
+                if let set = unsafe set, let get = unsafe get {
+                    unsafe setThreads = unsafeBitCast(set, to: peft_openblas_set_threads.self)
+                    unsafe threads = unsafeBitCast(get, to: peft_openblas_get_threads.self)()
+                } else {
+                    setThreads = nil
+                    threads = 1
+                }
                 self.library = UInt(bitPattern: library)
                 return
             }

@@ -18,3 +18,7 @@ typedef void (*peft_sgeqrf)(
 typedef void (*peft_sorgqr)(
     const int32_t *m, const int32_t *n, const int32_t *k, float *a, const int32_t *lda, const float *tau, float *work, const int32_t *lwork,
     int32_t *info);
+
+/* OpenBLAS's own: how many threads it takes. */
+typedef int (*peft_openblas_get_threads)(void);
+typedef void (*peft_openblas_set_threads)(int);
