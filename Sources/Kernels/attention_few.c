@@ -109,7 +109,7 @@ INLINE float NAME(weigh)(const pk_attention *op, int64_t b, pk_range keys, const
 }
 
 /* out[head] = Σ_k weights[head][k] · V[k] / total[head], for `vectors` vectors of values from d on. */
-INLINE void NAME(weighted_sum)(int32_t type, const pk_attention *op, int heads, int vectors, const float *weights, int64_t ld, int64_t v_at, int64_t keys,
+INLINE void NAME(weighted_sum)(const pk_attention *op, int heads, int vectors, const float *weights, int64_t ld, int64_t v_at, int64_t keys,
                                int64_t d, int64_t lanes, const float *total, int64_t o_at) {
   vf sums[FEW_HEADS][4];
   for (int h = 0; h < heads; h++) {
@@ -117,7 +117,7 @@ INLINE void NAME(weighted_sum)(int32_t type, const pk_attention *op, int heads, 
   }
   for (int64_t k = 0; k < keys; k++) {
     vf values[4];
-    for (int v = 0; v < vectors; v++) values[v] = load_cached(type, op->v, v_at + k * op->v_token + d + v * WIDTH, lanes);
+    for (int v = 0; v < vectors; v++) values[v] = load_cached(op->kv, op->v, v_at + k * op->v_token + d + v * WIDTH, lanes);
     for (int h = 0; h < heads; h++) {
       for (int v = 0; v < vectors; v++) sums[h][v] += weights[h * ld + k] * values[v];
     }
@@ -128,8 +128,7 @@ INLINE void NAME(weighted_sum)(int32_t type, const pk_attention *op, int heads, 
   }
 }
 
-/* type: of k and v. */
-INLINE void NAME(few_heads_as)(int pairs, int32_t type, const pk_attention *op, int64_t b, int64_t t, int64_t h, int64_t count, pk_few_pieces *pieces) {
+INLINE void NAME(few_heads_as)(int pairs, const pk_attention *op, int64_t b, int64_t t, int64_t h, int64_t count, pk_few_pieces *pieces) {
   const int64_t n = op->head_dim, words = pairs ? n / 2 : n, kv = h / (op->heads / op->kv_heads), ld = pk_blocks(op->k_len) * BLOCK;
   const pk_range keys = pk_visible(op, b, t);
   const int64_t q_at = b * op->q_batch + t * op->q_token + h * n, o_at = b * op->o_batch + t * op->o_token + h * n;
@@ -137,7 +136,7 @@ INLINE void NAME(few_heads_as)(int pairs, int32_t type, const pk_attention *op, 
 
   for (int64_t k = keys.begin; k < keys.end; k += WIDTH) {
     const int64_t use = pk_min(WIDTH, keys.end - k), k_at = b * op->k_batch + k * op->k_token + kv * pk_kv_stride(op);
-    const rows_view rows = operand_rows(pairs, type, op->k, k_at, op->k_token, use, n, pieces->rows);
+    const rows_view rows = operand_rows(pairs, op->kv, op->k, k_at, op->k_token, use, n, pieces->rows);
     for (int64_t i = 0; i < count; i++) {
       const void *query = (const uint8_t *)q.rows + i * q.row_bytes;
       float *at = pieces->weights + i * ld + (k - keys.begin);
@@ -164,13 +163,13 @@ INLINE void NAME(few_heads_as)(int pairs, int32_t type, const pk_attention *op, 
       const int three = count - i >= 3;
       const float *weights = pieces->weights + i * ld;
       if (wide && three) {
-        NAME(weighted_sum)(type, op, 3, 4, weights, ld, v_at, visible, d, WIDTH, total + i, o_at + i * n);
+        NAME(weighted_sum)(op, 3, 4, weights, ld, v_at, visible, d, WIDTH, total + i, o_at + i * n);
       } else if (wide) {
-        NAME(weighted_sum)(type, op, 1, 4, weights, ld, v_at, visible, d, WIDTH, total + i, o_at + i * n);
+        NAME(weighted_sum)(op, 1, 4, weights, ld, v_at, visible, d, WIDTH, total + i, o_at + i * n);
       } else if (three) {
-        NAME(weighted_sum)(type, op, 3, 1, weights, ld, v_at, visible, d, lanes, total + i, o_at + i * n);
+        NAME(weighted_sum)(op, 3, 1, weights, ld, v_at, visible, d, lanes, total + i, o_at + i * n);
       } else {
-        NAME(weighted_sum)(type, op, 1, 1, weights, ld, v_at, visible, d, lanes, total + i, o_at + i * n);
+        NAME(weighted_sum)(op, 1, 1, weights, ld, v_at, visible, d, lanes, total + i, o_at + i * n);
       }
       i += three ? 3 : 1;
     }
@@ -181,13 +180,11 @@ INLINE void NAME(few_heads_as)(int pairs, int32_t type, const pk_attention *op, 
 static void NAME(few_heads)(const pk_attention *op, int64_t b, int64_t t, int64_t h, int64_t count, pk_few_pieces *pieces) {
 #if LEVEL == 3
   if (pk_uses_pairs(op)) {
-    if (op->kv == PK_Q8_0) NAME(few_heads_as)(1, PK_Q8_0, op, b, t, h, count, pieces);
-    else NAME(few_heads_as)(1, op->kv, op, b, t, h, count, pieces);
+    NAME(few_heads_as)(1, op, b, t, h, count, pieces);
     return;
   }
 #endif
-  if (op->kv == PK_Q8_0) NAME(few_heads_as)(0, PK_Q8_0, op, b, t, h, count, pieces);
-  else NAME(few_heads_as)(0, op->kv, op, b, t, h, count, pieces);
+  NAME(few_heads_as)(0, op, b, t, h, count, pieces);
 }
 
 #endif

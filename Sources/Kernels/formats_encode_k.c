@@ -58,7 +58,7 @@ INLINE vf NAME(nearest)(vf x, float low, float high) {
 INLINE vf NAME(steps)(int64_t first, float middle) { return __builtin_convertvector(vlanes() + (vi)(int32_t)first, vf) - middle; }
 
 /* x ≈ scale·q − minimum with q in 0…levels, scale ≥ 0, minimum ≥ 0. */
-INLINE void NAME(fit_affine)(const float *x, int count, int levels, float *scale, float *minimum) {
+static __attribute__((noinline)) void NAME(fit_affine)(const float *x, int count, int levels, float *scale, float *minimum) {
   enum { tried = 21, vectors = (tried + WIDTH - 1) / WIDTH };
   float low = 0, high = x[0], sum = 0, weights[32], w = 0, wx = 0;
   for (int i = 0; i < count; i++) {
@@ -116,7 +116,7 @@ INLINE void NAME(choose)(const float *x, int count, float add, float scale, int 
 }
 
 /* Scales and minima of 8 sub-blocks, their six-bit forms packed into 12 bytes, d and dmin in front: 16 bytes; and the levels. */
-INLINE void NAME(encode_affine)(const float x[256], int levels, uint8_t header[16], int8_t q[256]) {
+static __attribute__((noinline)) void NAME(encode_affine)(const float x[256], int levels, uint8_t header[16], int8_t q[256]) {
   float scale[8], minimum[8], largest_scale = 0, largest_minimum = 0;
   for (int s = 0; s < 8; s++) {
     NAME(fit_affine)(x + 32 * s, 32, levels, &scale[s], &minimum[s]);
@@ -169,7 +169,7 @@ static void NAME(encode_q5_K)(const float *values, void *blocks, size_t count) {
 }
 
 /* x ≈ scale·q with q in −side…side−1; the scale may be negative (the side with more levels serves the larger extreme). */
-INLINE float NAME(fit_symmetric)(const float x[16], int side) {
+static __attribute__((noinline)) float NAME(fit_symmetric)(const float x[16], int side) {
   enum { tried = 19, vectors = (tried + WIDTH - 1) / WIDTH };
   float extreme = 0;
   for (int i = 0; i < 16; i++) {
