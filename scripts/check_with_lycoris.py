@@ -57,10 +57,10 @@ def made(case, path):
     network.apply_to()
     network.eval()
     with torch.no_grad():
-        for parameter in network.parameters():
+        for name, parameter in network.named_parameters():
             # Magnitudes and whole weights only move a little.
-            isBig = parameter.dim() == 2 and 1 in parameter.shape or case == "full"
-            parameter.copy_(parameter * (1 + 0.2 * torch.rand_like(parameter)) if isBig else parameter + 0.3 * torch.randn_like(parameter))
+            is_big = "dora_scale" in name or case == "full"
+            parameter.copy_(parameter * (1 + 0.2 * torch.rand_like(parameter)) if is_big else parameter + 0.3 * torch.randn_like(parameter))
     state = {k: v.detach().clone().contiguous().float() for k, v in network.state_dict().items()}
     save_file(state, str(path))
     return logits(model)
