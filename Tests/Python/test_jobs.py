@@ -98,7 +98,8 @@ def test_transcribing(whisper, suppressed):
 
 @needs(WHISPER + "/model.safetensors", "speech/agent-pass.wav")
 def test_learning_names(suppressed):
-    """LoRA on prompts whose words the model misspells; others stay as they were."""
+    """LoRA on eight prompts whose words the model misspells; three others stay as they were. (Not all do: of "I'm sorry, there are no
+    matches …" so few examples at this rate make something else.)"""
     figure = FIGURES["prompts"]
     model = Model.from_pretrained(CACHE / WHISPER, dtype="float32")
     clips = {clip: model.preprocess(recording(CACHE / "speech" / clip))["input_features"] for clip in [*figure["learned"], *figure["kept"]]}
