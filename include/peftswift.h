@@ -299,12 +299,13 @@ int32_t peft_model_state(peft_tensors **state, const peft_model *model, const ch
  *   question answering: "start_positions" and "end_positions" [batch].
  * `options_json`: {
  *   "adapter_names": ["a", "__base__", …]        one adapter per sample (default: the active ones for all)
- *   "outputs": ["logits", "last_hidden_state", "sentence_embedding"]   default: "logits" }
+ *   "outputs": ["logits", "last_hidden_state", "sentence_embedding", "scalings"]   default: "logits" }
  * `outputs`, all f32:
  *   "logits" [batch, length, vocabulary], [batch, length, classes] or [batch, classes]; for question answering
  *   "start_logits" and "end_logits" [batch, length]; "last_hidden_state" [batch, length, hidden] (without a head:
  *   always); "pooler_output" [batch, hidden] where there is a pooler; "sentence_embedding" [batch, hidden] (the mean of the
- *   states of tokens, at length 1); "loss" [] when there are labels (NaN when all of
+ *   states of tokens, at length 1); "scalings" [batch, length, layers (1: all alike), experts], what X-LoRA gave each of its
+ *   experts, where it is active; "loss" [] when there are labels (NaN when all of
  *   them are -100).
  * Errors: PEFT_ERROR_ARGUMENT naming the array, its shape or value; PEFT_ERROR_NOT_FOUND for an adapter. */
 int32_t peft_model_forward(peft_tensors **outputs, const peft_model *model, const peft_tensors *inputs,
@@ -412,6 +413,27 @@ int32_t peft_adapter_rename(peft_model *model, const char *name, const char *new
  * model see it at their next token; sessions with adapters of their own keep them. Errors: PEFT_ERROR_NOT_FOUND. */
 int32_t peft_adapter_set_active(peft_model *model, const char *const *names, const float *weights, int64_t count,
                                 peft_error *error);
+/* The same as a composition, with the blocks of AdapterHub's `adapters` library and as it writes them: a name, a list (a Stack), or
+ * {"type", "children": [names and blocks], "kwargs": {…}}:
+ *   "Stack"                  one behind the other
+ *   "Fuse"                   AdapterFusion: attention over bottleneck adapters (or Stacks of them), which is an adapter of its own:
+ *                            {"peft_type": "ADAPTER_FUSION", "adapters": ["a", "b"], "config": "dynamic" or "static", …}. It is
+ *                            the one named "a,b", or {"name": …}; naming it alone is the Fuse of its members. Only fusions
+ *                            learn then: they are what trainers train and gradients are of, their members stay
+ *   "Average"                of what its members make of each layer (y + Σ w·(yᵢ − y)) and block (Σ w·yᵢ). {"weights": [numbers] (default: all the same),
+ *                            "normalize_weights": true (to a sum of 1)}
+ *   "Split"                  the first so many tokens of a text to the first member, the next to the second …, all further ones to
+ *                            the last. {"splits": [tokens] or one number for all}
+ *   "BatchSplit"             the first so many rows of a batch to the first … {"batch_sizes": [rows] or one number for all}
+ *   "Parallel"               all rows to each member: outputs have as many times the rows, the first member's first; labels are
+ *                            repeated
+ *   "single"                 one name; {"weight": 1}
+ * Members are adapters of any method or blocks again. What stands in front of a text (virtual tokens, prefixes) can be in a Stack, a
+ * BatchSplit or a Parallel; a Parallel is the whole or in a Stack. BatchSplit and Parallel are for batches, not for sessions.
+ * An adapter is removed only after others became active. Errors: PEFT_ERROR_ARGUMENT for sizes and weights that are not one for each
+ * member, an empty block, an adapter that acts twice on the same rows and tokens; PEFT_ERROR_NOT_FOUND; PEFT_ERROR_UNSUPPORTED naming
+ * the member. Nothing has changed then. Of a batch with another number of rows: PEFT_ERROR_ARGUMENT from the call with it. */
+int32_t peft_adapter_set_composition(peft_model *model, const char *composition_json, peft_error *error);
 /* 0: the base model answers, whatever is active; 1: back again. */
 int32_t peft_adapter_set_enabled(peft_model *model, int32_t is_enabled, peft_error *error);
 /* The adapter acts `factor` times as strongly as its configuration says (PEFT's set_scale); 1: as configured. */
@@ -423,7 +445,8 @@ int32_t peft_adapter_set_trainable(peft_model *model, const char *name, int32_t 
  * "Embedding", "Conv2d" …; "*": all), "options": {every key of adapter_config.json that is the method's own: PEFT's default},
  * "default_targets": {model_type: what null target_modules means}}, …]}. */
 int32_t peft_adapter_list_methods(char *buffer, size_t capacity, size_t *needed, peft_error *error);
-/* JSON: {"enabled", "active": [{"name", "weight"}], "merged": [names], "trainable_parameters", "all_parameters",
+/* JSON: {"enabled", "active": [{"name", "weight"}], "composition": as peft_adapter_set_composition has it (null: one behind the
+ * other), "merged": [names], "trainable_parameters", "all_parameters",
  * "adapters": {name: {"peft_type", "trainable", "parameters", "layers": ["model.layers.0.self_attn.q_proj", …]}},
  * "merge_report": of the last peft_model_merge, null when nothing is merged}. */
 int32_t peft_adapter_status(char *buffer, size_t capacity, size_t *needed, const peft_model *model, peft_error *error);
@@ -502,7 +525,8 @@ int32_t peft_adapter_extract(char *report, size_t capacity, size_t *needed, peft
                              const peft_model *tuned, const char *options_json, peft_progress_fn progress, void *user_data,
                              peft_error *error);
 /* LoRA adapters in files (PEFT folders, HDF5) become one, at `path`, without their model: added, subtracted, and of one, scaled,
- * pruned, resized. Errors: as above; PEFT_ERROR_MISMATCH for adapters of different models; PEFT_ERROR_IO. */
+ * pruned, resized. Cartridges become one that has the tokens of all, in this order ("cat" alone; the report is {"virtual_tokens"}).
+ * Errors: as above; PEFT_ERROR_MISMATCH for adapters of different models; PEFT_ERROR_IO. */
 int32_t peft_adapter_combine_files(char *report, size_t capacity, size_t *needed, const peft_context *context, const char *path,
                                    const char *const *paths, const float *weights, int64_t count, const char *options_json,
                                    peft_progress_fn progress, void *user_data, peft_error *error);
@@ -541,7 +565,8 @@ int32_t peft_tokenizer_chat(char *buffer, size_t capacity, size_t *needed, const
 /* ------------------------------------------------------------------------------------------------ data sets */
 
 /* Opens a file of training text. It is read piece by piece and must not change while it is open. `options_json`: {
- *   "format": "auto"        "jsonl": lines with "messages", "prompt" and "completion", or "text"; "csv": those columns;
+ *   "format": "auto"        "jsonl": lines with "messages", "prompt" and "completion", or "text", and "task_id" where an adapter
+ *                           has several tasks (packed rows are of one); "csv": those columns;
  *                           "text": plain text, cut into blocks; "auto": by the ending of the name
  *   "max_length": 512, "truncation": "keep_start"|"keep_end"|"split"|"drop"|"error"
  *   "batch_size": 1, "packing": false (several samples a row), "shuffle": true, "seed": 0
@@ -704,7 +729,8 @@ typedef int32_t (*peft_texts_fn)(void *user_data, int64_t index, const char *tex
  *   "kv_cache_type": "f32"|"bf16"|"q8_0" (how keys and values are kept; default: as the model computes. q8_0, 32 values in 34
  *                    bytes, is about half of bf16, and read as it is; a head whose size is no multiple of 32 is filled up)
  *   "on_full": "stop"|"shift" (drop the oldest tokens after the first "keep"), "keep": 4
- *   "adapters": [names] ([]: the base model; default: those active in the model, followed as they change) }
+ *   "adapters": [names] ([]: the base model; default: those active in the model, followed as they change), or a block of
+ *                            peft_adapter_set_composition }
  * Errors: PEFT_ERROR_UNSUPPORTED for a model that does not generate; PEFT_ERROR_NOT_FOUND for an adapter. */
 int32_t peft_session_create(peft_session **session, const peft_model *model, const char *options_json, peft_error *error);
 void peft_session_free(peft_session *session);
@@ -754,7 +780,7 @@ int32_t peft_session_fork(peft_session **copy, const peft_session *session, peft
 /* The logits of the next token: "logits", f32 [vocabulary]. Errors: PEFT_ERROR_STATE before anything was read. */
 int32_t peft_session_logits(peft_tensors **logits, const peft_session *session, peft_error *error);
 /* JSON: {"tokens", "context_length", "generated", "prompt_tokens_per_second", "tokens_per_second", "cache_bytes",
- * "kv_cache_type", "adapters": [{"name", "weight"}], "follows_model"}. */
+ * "kv_cache_type", "adapters": [{"name", "weight"}], "composition", "follows_model"}. */
 int32_t peft_session_describe(char *buffer, size_t capacity, size_t *needed, const peft_session *session,
                               peft_error *error);
 /* The ids the session holds: two-call form counted in ids. */

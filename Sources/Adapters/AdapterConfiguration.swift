@@ -68,6 +68,7 @@ package struct AdapterConfiguration: Sendable {
         // PEFT has no such keys, and warns of those it does not know.
         if json["weight_decompose"] == .bool(false) { json["weight_decompose"] = nil }
         if json["dylora_block_size"] == .null { json["dylora_block_size"] = nil }
+        if json["prompt_token_ids"] == .null { json["prompt_token_ids"] = nil }
         if let baseName, (json["base_model_name_or_path"]?.stringValue ?? "").isEmpty {
             json["base_model_name_or_path"] = .string(baseName)
         }

@@ -189,7 +189,7 @@ package enum AdapterMethods {
         VeRA.self, PVeRA.self, RandLoRA.self, VBLoRA.self, UniLoRA.self, TinyLoRA.self, BEFT.self, TrainableTokens.self,
         FourierFT.self, WaveFT.self, FRoD.self, SHiRA.self, SuperTuning.self, C3A.self,
         PSOFT.self, OSF.self, PEANuT.self, DEFT.self, GLoRA.self, Lily.self, AdaMSS.self, Poly.self, FullChange.self,
-        PromptTuning.self, PTuning.self, MultitaskPrompt.self, PrefixTuning.self, Cartridge.self, CPT.self, AdaptionPrompt.self, XLoRA.self, Shadow.self, Bottleneck.self,
+        PromptTuning.self, PTuning.self, MultitaskPrompt.self, PrefixTuning.self, Cartridge.self, CPT.self, AdaptionPrompt.self, XLoRA.self, Shadow.self, Bottleneck.self, AdapterFusion.self,
     ]
 
     /// As `peft_adapter_list_methods` has it.

@@ -9,6 +9,8 @@ internal import Tensors
 package struct AdapterSelection: Sendable {
     private let set: AdapterSet
     private let adapters: [Adapter]
+    /// What acts, where that is more than those that learn one behind the other, with all its adapters by the names they had.
+    private let composition: (whole: Composition, adapters: [String: Adapter])?
     /// Joined by "|" when there are several.
     package let name: String
     /// All that the adapters save, trainable or not: by saved key, "adapter|key" when there are several.
@@ -19,7 +21,9 @@ package struct AdapterSelection: Sendable {
     /// - Parameter names: nil: those that are active.
     /// - Throws: `.notFound`; `.state` when none is active or none of them may be changed.
     package init(_ set: AdapterSet, _ names: [String]?) throws(PEFTError) {
-        let names = names ?? set.table.withLock { $0.active.map(\.name) }
+        let active = set.table.withLock { $0.composition }
+        let names = names ?? set.table.withLock { $0.learning }
+        let all = active.adapters.map(\.name)
         if let twice = names.first(where: { name in names.count { $0 == name } > 1 }) { throw PEFTError(.argument, "'\(twice)' is to be trained twice") }
         guard let first = names.first else {
             throw PEFTError(.state, "no adapter is active; say which one is to be trained")
@@ -29,6 +33,9 @@ package struct AdapterSelection: Sendable {
             throw PEFTError(
                 .state, "'\(names.joined(separator: "', '"))' was loaded for inference; set it trainable to train it")
         }
+        var whole: [String: Adapter] = [:]
+        for name in all { whole[name] = try set.adapter(name) }
+        composition = !active.isPlain && names.allSatisfy({ all.contains($0) }) ? (active, whole) : nil
         self.set = set
         self.adapters = adapters
         self.name = names.joined(separator: "|")
@@ -38,22 +45,34 @@ package struct AdapterSelection: Sendable {
         configuration = try set.configuration(of: first)
     }
 
-    /// What they do now.
+    /// What they do now, on all rows alike.
     package func adaptation() throws(PEFTError) -> Adaptation {
-        try set.table.withLock { (table) throws(PEFTError) in
-            let chosen = try adapters.map { (adapter) throws(PEFTError) in
-                guard let name = table.names.first(where: { table.entries[$0]?.adapter === adapter }),
-                    let entry = table.entries[name]
-                else {
-                    throw PEFTError(.state, "an adapter that is being trained ('\(self.name)') was removed")
-                }
-                if entry.isMerged {
-                    throw PEFTError(.state, "'\(name)' is merged into the base weights; unmerge it to train it")
-                }
-                return ActiveAdapter(name: name, weight: table.active.first { $0.name == name }?.weight ?? 1)
+        try set.table.withLock { (table) throws(PEFTError) in try table.adaptation(of: try now(table), set.model) }
+    }
+
+    /// The same for the rows of a batch.
+    package func routing(rows: Int) throws(PEFTError) -> Routing {
+        try set.table.withLock { (table) throws(PEFTError) in try table.routing(of: try now(table), rows: rows, set.model) }
+    }
+
+    /// What acts, by the present names.
+    private func now(_ table: AdapterTable) throws(PEFTError) -> Composition {
+        func name(_ adapter: Adapter) throws(PEFTError) -> String {
+            guard let name = table.names.first(where: { table.entries[$0]?.adapter === adapter }) else {
+                throw PEFTError(.state, "an adapter that is being trained ('\(self.name)') was removed")
             }
-            return try table.adaptation(of: chosen, set.model)
+            if table.entries[name]?.isMerged == true { throw PEFTError(.state, "'\(name)' is merged into the base weights; unmerge it to train it") }
+            return name
         }
+        guard let composition else {
+            return Composition(try adapters.map { (adapter) throws(PEFTError) in
+                let name = try name(adapter)
+                return ActiveAdapter(name: name, weight: table.active.first { $0.name == name }?.weight ?? 1)
+            })
+        }
+        var names: [String: String] = [:]
+        for (old, adapter) in composition.adapters { names[old] = try name(adapter) }
+        return composition.whole.renamed { names[$0] ?? $0 }
     }
 
     /// One adapter for each sample, one that is trained or any other; nil: the base model.

@@ -16,8 +16,10 @@ extension AdapterSet {
         let (adapter, changes): (Adapter, [BaseChange])
         do throws(PEFTError) {
             let files = files.config.isEmpty ? try AdapterDialect.read(files.tensors, model) : files
-            var configuration = try AdapterConfiguration(Bottleneck.configuration(from: files.config) ?? files.config, warn: { engine.warn($0) })
+            let config = try AdapterFusion.configuration(from: files.config) ?? Bottleneck.configuration(from: files.config) ?? files.config
+            var configuration = try AdapterConfiguration(config, warn: { engine.warn($0) })
             configuration.folder = folder
+            try AdapterFusion.complete(&configuration) { (name) throws(PEFTError) in try self.adapter(name) }
             (adapter, changes) = try model.lock.read { () throws(PEFTError) in try read(files, configuration) }
         } catch {
             // What a host may not say, a file cannot mean.
@@ -88,9 +90,14 @@ extension AdapterSet {
         let derived = try model.lock.read { () throws(PEFTError) in
             try adapter.derived.map { (item) throws(PEFTError) in NamedTensor(item.key, try item.value(engine)) }
         }
-        if !path.hasSuffix(".h5"), adapter.method is Bottleneck {
+        let isFusion = adapter.method is AdapterFusion
+        if !path.hasSuffix(".h5"), isFusion || adapter.method is Bottleneck {
             // As the `adapters` library writes it.
             let own = tensors.map { NamedTensor(Bottleneck.named($0.name, name), $0.tensor) }
+            guard !isFusion else {
+                return try AdapterFiles.writeFolder(
+                    path, config: AdapterFusion.library(config, name, model), tensors: own, weightsFile: AdapterFiles.fusionWeightsFile, configFile: AdapterFiles.fusionConfigFile)
+            }
             return try AdapterFiles.writeFolder(path, config: Bottleneck.library(config, name, model), tensors: own, weightsFile: AdapterFiles.libraryWeightsFile)
         }
         if path.hasSuffix(".h5") {

@@ -25,7 +25,7 @@ extension AdapterSet {
         let base = model.lock.read { model.parameters.reduce(0) { $0 + $1.tensor.count } }
         let all = base + table.entries.values.reduce(0) { $0 + $1.adapter.parameterCount }
         return [
-            "enabled": .bool(table.isEnabled), "active": .array(active), "merged": .array(merged.map { .string($0) }),
+            "enabled": .bool(table.isEnabled), "active": .array(active), "composition": table.composition.isPlain ? .null : table.composition.json, "merged": .array(merged.map { .string($0) }),
             "trainable_parameters": .integer(Int64(trainable)), "all_parameters": .integer(Int64(all)),
             "adapters": .object(adapters),
         ]

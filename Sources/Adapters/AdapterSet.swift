@@ -32,7 +32,9 @@ package final class AdapterSet: Sendable {
     /// - Parameter calibration: what its start is computed from, where the configuration asks for that.
     package func add(_ name: String, _ config: JSONObject, seed: UInt64 = 0, trainable: Bool = true, calibration: (any Calibration)? = nil) throws(PEFTError) {
         try checkIsFree(name)
-        let configuration = try AdapterConfiguration(config, warn: { engine.warn($0) })
+        var given = try AdapterConfiguration(config, warn: { engine.warn($0) })
+        try AdapterFusion.complete(&given) { (name) throws(PEFTError) in try self.adapter(name) }
+        let configuration = given
         let (adapter, changes) = try model.lock.read { () throws(PEFTError) in
             let adapter = try Adapter(configuration, model, isNew: true)
             let start = try adapter.method.calibrate(adapter.modules, by: calibration, seed: seed, adapter.configuration.values, model)
@@ -105,15 +107,17 @@ package final class AdapterSet: Sendable {
     // MARK: Choosing
 
     /// Which act, in this order. As in PEFT, what is merged is taken out first: those that are named act, and no others.
-    package func setActive(_ adapters: [(name: String, weight: Float)]) throws(PEFTError) {
-        let chosen = try AdapterSet.checked(adapters)
-        // Built now, so that a list that cannot act together is refused here.
-        _ = try table.withLock { (table) throws(PEFTError) in
-            try table.forgetRouted(chosen)
-            return try table.adaptation(of: chosen, model)
+    package func setActive(_ adapters: [(name: String, weight: Float)]) throws(PEFTError) { try setActive(try Composition(adapters)) }
+
+    /// The same of a composition.
+    package func setActive(_ composition: Composition) throws(PEFTError) {
+        // Built now, so that what cannot act together is refused here.
+        try table.withLock { (table) throws(PEFTError) in
+            try table.forgetRouted(composition)
+            try table.check(composition, model)
         }
         unmergeIfMerged("other adapters are chosen")
-        table.withLock { $0.active = chosen }
+        table.withLock { $0.composition = composition }
     }
 
     /// False: the base model answers, so what is merged is taken out too.
@@ -162,15 +166,21 @@ package final class AdapterSet: Sendable {
 
     /// What the active adapters do now (nothing when disabled). Cheap: kept until something changes.
     package func activeAdaptation() throws(PEFTError) -> Adaptation {
-        try table.withLock { (table) throws(PEFTError) in
-            try table.adaptation(of: table.isEnabled ? table.active : [], model)
-        }
+        try table.withLock { (table) throws(PEFTError) in try table.adaptation(of: table.acting, model) }
     }
 
-    /// What these adapters do. Cheap for a list that was asked for before.
+    /// The same for the rows of a batch.
+    package func activeRouting(rows: Int) throws(PEFTError) -> Routing {
+        try table.withLock { (table) throws(PEFTError) in try table.routing(of: table.acting, rows: rows, model) }
+    }
+
+    /// What these adapters do. Cheap for what was asked for before.
     package func adaptation(of adapters: [(name: String, weight: Float)]) throws(PEFTError) -> Adaptation {
-        let chosen = try AdapterSet.checked(adapters)
-        return try table.withLock { (table) throws(PEFTError) in try table.adaptation(of: chosen, model) }
+        try adaptation(of: try Composition(adapters))
+    }
+
+    package func adaptation(of composition: Composition) throws(PEFTError) -> Adaptation {
+        try table.withLock { (table) throws(PEFTError) in try table.adaptation(of: composition, model) }
     }
 
     /// What PEFT calls a sample without an adapter.
@@ -187,7 +197,7 @@ package final class AdapterSet: Sendable {
             while start < samples.count {
                 let name = samples[start]
                 let end = samples[start...].firstIndex { $0 != name } ?? samples.count
-                let chosen = name.map { $0 == AdapterSet.base ? [] : [ActiveAdapter(name: $0, weight: 1)] } ?? []
+                let chosen = Composition(name.map { $0 == AdapterSet.base ? [] : [ActiveAdapter(name: $0, weight: 1)] } ?? [])
                 groups.append((start..<end, try table.adaptation(of: chosen, model)))
                 start = end
             }
@@ -199,16 +209,18 @@ package final class AdapterSet: Sendable {
 
     /// The configuration as it would be saved.
     package func configuration(of name: String) throws(PEFTError) -> JSONObject {
-        let adapter = try adapter(name)
+        let (adapter, members) = try table.withLock { (table) throws(PEFTError) in (try table.entry(name).adapter, try table.entry(name).members) }
         var configuration = adapter.configuration.saved(for: model, baseName: baseName)
+        if let members { configuration["adapters"] = .array(members.map { .string($0) }) }
         model.lock.read { adapter.companion?.complete(&configuration) }
         return configuration
     }
 
-    /// The trainable parameters of the active adapters, by saved key, "adapter|key" when several are active.
+    /// The trainable parameters of the active adapters (of fusions alone, where there are some), by saved key, "adapter|key" when they
+    /// are of several.
     package func trainableParameters() throws(PEFTError) -> [(key: String, parameter: Parameter)] {
         let active = table.withLock { table in
-            table.active.compactMap { item in table.entries[item.name].map { (item.name, $0.adapter) } }
+            table.learning.compactMap { name in table.entries[name].map { (name, $0.adapter) } }
         }
         return active.flatMap { name, adapter in
             adapter.parameters.filter(\.parameter.isTrainable).map {
@@ -220,7 +232,7 @@ package final class AdapterSet: Sendable {
     /// The same with a shared one under every key it is saved with, as PEFT lists gradients.
     package func trainableTensors() throws(PEFTError) -> [(key: String, parameter: Parameter)] {
         let active = table.withLock { table in
-            table.active.compactMap { item in table.entries[item.name].map { (item.name, $0.adapter) } }
+            table.learning.compactMap { name in table.entries[name].map { (name, $0.adapter) } }
         }
         return active.flatMap { name, adapter in
             adapter.state.compactMap { item in

@@ -5,29 +5,39 @@ internal import Tensors
 
 /// The adapter at one place, after the library's `modeling.py` (Adapter, ParallelAdapter).
 final class BottleneckModule: Sendable {
+    typealias Dense = (weight: Parameter, bias: Parameter)
+    enum Projection: Sendable {
+        case dense(Dense)
+        case hypercomplex(HypercomplexLayer)
+    }
+
     let place: BlockPlace
     let settings: BottleneckSettings
-    let down: (weight: Parameter, bias: Parameter), up: (weight: Parameter, bias: Parameter)
-    let gate: (weight: Parameter, bias: Parameter)?
-    let normFirst: (weight: Parameter, bias: Parameter)?, normLast: (weight: Parameter, bias: Parameter)?
+    let down: Projection, up: Projection
+    let gate: Dense?
+    let normFirst: Dense?, normLast: Dense?
     /// `[1]`, or one for each value.
     let scaling: Parameter?
 
-    init(_ place: BlockPlace, width: Int, _ settings: BottleneckSettings, _ engine: Engine) throws(PEFTError) {
+    init(_ place: BlockPlace, width: Int, _ settings: BottleneckSettings, _ shared: SharedHypercomplex?, _ engine: Engine) throws(PEFTError) {
         (self.place, self.settings) = (place, settings)
         let (key, size) = (place.module + ".adapters.", try settings.size(width, at: place))
         func parameter(_ name: String, _ shape: [Int]) throws(PEFTError) -> Parameter {
             _ = try checkedProduct(shape[0], shape.count > 1 ? shape[1] : 1, of: "a bottleneck")
             return Parameter(name: key + name, value: try Tensor.zeros(engine, shape, .f32, .adapters))
         }
-        func linear(_ name: String, _ inputs: Int, _ outputs: Int) throws(PEFTError) -> (weight: Parameter, bias: Parameter) {
+        func linear(_ name: String, _ inputs: Int, _ outputs: Int) throws(PEFTError) -> Dense {
             (try parameter(name + ".weight", [outputs, inputs]), try parameter(name + ".bias", [outputs]))
         }
-        func norm(_ name: String) throws(PEFTError) -> (weight: Parameter, bias: Parameter) { (try parameter(name + ".weight", [width]), try parameter(name + ".bias", [width])) }
+        func projection(_ name: String, _ inputs: Int, _ outputs: Int, isDown: Bool) throws(PEFTError) -> Projection {
+            guard let shared else { return .dense(try linear(name, inputs, outputs)) }
+            return .hypercomplex(try shared.layer(key + name + ".", inputs, outputs, isDown: isDown))
+        }
+        func norm(_ name: String) throws(PEFTError) -> Dense { (try parameter(name + ".weight", [width]), try parameter(name + ".bias", [width])) }
         // The library's norm is the first of the modules in a row, and is known by two names.
         normFirst = settings.normsFirst ? try norm("adapter_norm_before") : nil
-        down = try linear("adapter_down.\(settings.normsFirst ? 1 : 0)", width, size)
-        up = try linear("adapter_up", size, width)
+        down = try projection("adapter_down.\(settings.normsFirst ? 1 : 0)", width, size, isDown: true)
+        up = try projection("adapter_up", size, width, isDown: false)
         normLast = settings.normsLast ? try norm("adapter_norm_after") : nil
         gate = settings.hasGate ? try linear("gate", width, 1) : nil
         scaling =
@@ -39,17 +49,30 @@ final class BottleneckModule: Sendable {
     }
 
     var parameters: [Parameter] {
-        let pairs = [normFirst, down, up, normLast, gate].compactMap { $0 }
-        return pairs.flatMap { [$0.weight, $0.bias] } + (scaling.map { [$0] } ?? [])
+        func parts(_ dense: Dense?) -> [Parameter] { dense.map { [$0.weight, $0.bias] } ?? [] }
+        func parts(_ projection: Projection) -> [Parameter] {
+            switch projection {
+            case .dense(let dense): parts(dense)
+            case .hypercomplex(let layer): layer.own
+            }
+        }
+        return parts(normFirst) + parts(down) + parts(up) + parts(normLast) + parts(gate) + (scaling.map { [$0] } ?? [])
     }
 
     func initialize(_ random: inout RandomStream) {
         var random = RandomStream(seed: settings.seed.map { UInt64(bitPattern: Int64($0)) } ?? UInt64(random.nextWord()), purpose: place.module)
-        switch settings.start {
-        case "mam_adapter":  // kaiming-uniform with a = √5; what goes back begins at zero
-            down.weight.value.fill(within: 1 / Float(max(down.weight.value.columns, 1)).squareRoot(), &random)
-        case "houlsby": for layer in [down, up] { layer.weight.value.fill { 0.01 * random.normal(within: 2) } }
-        default: for layer in [down, up] { layer.weight.value.fillNormal(0.02, &random) }
+        for (projection, isDown) in [(down, true), (up, false)] {
+            switch projection {
+            case .hypercomplex(let layer): layer.initialize(&random)
+            case .dense(let layer):
+                let weight = layer.weight.value
+                switch settings.start {
+                case "mam_adapter":  // kaiming-uniform with a = √5; what goes back begins at zero
+                    if isDown { weight.fill(within: 1 / Float(max(weight.columns, 1)).squareRoot(), &random) }
+                case "houlsby": weight.fill { 0.01 * random.normal(within: 2) }
+                default: weight.fillNormal(0.02, &random)
+                }
+            }
         }
         gate?.weight.value.fillNormal(0.02, &random)
         for norm in [normFirst, normLast] { norm?.weight.value.fill { 1 } }
@@ -57,62 +80,145 @@ final class BottleneckModule: Sendable {
     }
 }
 
+/// What Compacter's layers share.
+struct SharedHypercomplex {
+    let settings: HypercomplexSettings
+    let rule: [Parameter]?
+    let down: [Parameter]?, up: [Parameter]?
+    private let engine: Engine
+    /// By the values between down and up.
+    private var orders: [Int: (down: ColumnMap, up: ColumnMap)] = [:]
+
+    /// - Parameter sizes: values between down and up, of all places.
+    init(_ prefix: String, width: Int, sizes: [Int], _ bottleneck: BottleneckSettings, _ settings: HypercomplexSettings, _ engine: Engine) throws(PEFTError) {
+        (self.settings, self.engine) = (settings, engine)
+        for size in sizes where orders[size] == nil {
+            guard width % settings.count == 0, size % settings.count == 0 else {
+                throw PEFTError(.argument, "phm_dim is \(settings.count), which does not divide \(width) and \(size) values (reduction_factor)")
+            }
+            orders[size] = (try HypercomplexLayer.order(width, size, settings.count, engine), try HypercomplexLayer.order(size, width, settings.count, engine))
+        }
+        rule = settings.sharesRule ? try settings.rule(prefix, engine) : nil
+        let size = try bottleneck.size(width)
+        down = settings.sharesWeights ? try settings.weights(prefix + "W_down", width, size, engine) : nil
+        up = settings.sharesWeights ? try settings.weights(prefix + "W_up", size, width, engine) : nil
+    }
+
+    var parameters: [Parameter] { [down, up, rule].flatMap { $0 ?? [] } }
+
+    func layer(_ prefix: String, _ inputs: Int, _ outputs: Int, isDown: Bool) throws(PEFTError) -> HypercomplexLayer {
+        guard let order = orders[isDown ? outputs : inputs] else { throw PEFTError(.internal, "a hypercomplex layer of \(inputs) to \(outputs) values") }
+        return try HypercomplexLayer(prefix, inputs, outputs, settings, rule: rule, weights: isDown ? down : up, order: isDown ? order.down : order.up, engine)
+    }
+
+    func initialize(_ random: inout RandomStream) {
+        if let rule { settings.initialize(rule: rule, isShared: true, &random) }
+        for weights in [down, up] { if let weights { settings.initialize(weights: weights, &random) } }
+    }
+}
+
 /// What it does with a strength.
 final class BottleneckHook: JoinHook {
     private let module: BottleneckModule
     private let scale: Float
+    /// It is fused with others: only what weighs them learns.
+    private let isFrozen: Bool
 
-    init(_ module: BottleneckModule, _ scale: Float) { (self.module, self.scale) = (module, scale) }
+    init(_ module: BottleneckModule, _ scale: Float, isFrozen: Bool = false) { (self.module, self.scale, self.isFrozen) = (module, scale, isFrozen) }
+
+    var isBeside: Bool { module.settings.isParallel }
+    var readsWholeText: Bool { module.settings.hasGate }
 
     func inside(_ x: Variable, _ join: BlockJoin, _ tape: Tape) throws(PEFTError) -> Variable {
-        let settings = module.settings
-        guard !settings.isParallel else { return try normed(try branch(join.residual, join, tape), module.normLast, tape) }
-        var residual = x
-        let seen = settings.joinsBefore ? try join(x) : x
-        if !settings.residualBeforeJoin { residual = seen }
-        let made = try branch(seen, join, tape)
-        guard !settings.residualBeforeNorm else { return try normed(try tape.add(made, residual), module.normLast, tape) }
-        return try tape.add(try normed(made, module.normLast, tape), residual)
+        let (seen, residual) = try prepared(x, join)
+        return try finished(try branch(seen, join, tape), seen, residual, join, tape)
     }
 
     func after(_ y: Variable, _ x: Variable, _ join: BlockJoin, _ tape: Tape) throws(PEFTError) -> Variable {
-        let sum = module.settings.isParallel ? try tape.add(y, x) : y
+        let sum = isBeside ? try tape.add(y, x) : y
         return module.settings.joinsAfter ? try join(sum) : sum
     }
 
-    /// `drop(up(f(down(x)))·s)`, times the gate.
-    private func branch(_ x: Variable, _ join: BlockJoin, _ tape: Tape) throws(PEFTError) -> Variable {
+    /// What it sees of what the block computed, and what its own result is added to (the library's pre_forward).
+    func prepared(_ x: Variable, _ join: BlockJoin) throws(PEFTError) -> (seen: Variable, residual: Variable) {
         let settings = module.settings
-        func linear(_ x: Variable, _ layer: (weight: Parameter, bias: Parameter)) throws(PEFTError) -> Variable {
-            try tape.linear(x, tape.variable(layer.weight), bias: tape.variable(layer.bias))
+        guard !isBeside else { return (join.residual, join.residual) }
+        guard settings.joinsBefore else { return (x, x) }
+        let sum = try join.sum(x)
+        let seen = try join.normed(sum)
+        return switch settings.residual {
+        case .beforeJoin: (seen, x)
+        case .afterSum: (seen, sum)
+        case .afterJoin: (seen, seen)
         }
-        let inner = try tape.activation(try linear(try normed(x, module.normFirst, tape), module.down), settings.activation)
-        var y = try linear(inner, module.up)
+    }
+
+    /// `up(f(down(x)))·s`
+    func branch(_ x: Variable, _ join: BlockJoin, _ tape: Tape) throws(PEFTError) -> Variable {
+        let settings = module.settings
+        let inner = try tape.activation(try project(try normed(x, module.normFirst, tape), module.down, tape), settings.activation)
+        var y = try project(inner, module.up, tape)
+        if settings.dropPath > 0, tape.isTraining {
+            // Whole samples are left out (stochastic depth).
+            let kept = try tape.dropout(Variable(try Tensor(tape.engine, [Float](repeating: 1, count: samples(x, join)), shape: [samples(x, join), 1])), settings.dropPath)
+            y = try tape.scaleRows(y, try perSample(kept, x, join, tape))
+        }
         switch settings.scaling {
         case .fixed(let factor): if factor * scale != 1 { y = try tape.scaled(y, by: factor * scale) }
         case .channels, .learned:
             if let own = module.scaling {
-                let width = y.value.columns
-                let factors = own.value.count == width ? tape.variable(own)
-                    : try tape.reshaped(try tape.gatherRows(try tape.reshaped(tape.variable(own), [1, 1]), Array(repeating: 0, count: width)), [width])
+                let (width, value) = (y.value.columns, variable(own, tape))
+                let factors = own.value.count == width ? value
+                    : try tape.reshaped(try tape.gatherRows(try tape.reshaped(value, [1, 1]), Array(repeating: 0, count: width)), [width])
                 y = try tape.scaleColumns(scale == 1 ? y : try tape.scaled(y, by: scale), scale: factors)
             }
         }
-        y = try tape.dropout(y, settings.dropout)
-        guard let gate = module.gate else { return y }
-        guard !join.isCached else {
-            throw PEFTError(.unsupported, "use_gating in a session: the gate is a mean over the whole text, which is not there yet; call forward on it")
-        }
-        let samples = x.value.rows / max(join.length, 1)
-        let values = try tape.cast(try tape.activation(try linear(x, gate), .sigmoid), to: .f32)
-        let means = try tape.meanRows(values, (0..<samples).map { $0 * join.length..<($0 + 1) * join.length })
-        let each = try tape.gatherRows(means, (0..<x.value.rows).map { Int32(clamping: $0 / max(join.length, 1)) })
-        return try tape.scaleRows(y, try tape.reshaped(each, [x.value.rows]))
+        return y
     }
 
-    private func normed(_ x: Variable, _ norm: (weight: Parameter, bias: Parameter)?, _ tape: Tape) throws(PEFTError) -> Variable {
+    /// What comes behind: dropout, the gate, norm and residual.
+    func finished(_ y: Variable, _ x: Variable, _ residual: Variable, _ join: BlockJoin, _ tape: Tape) throws(PEFTError) -> Variable {
+        let made = try gated(try tape.dropout(y, module.settings.dropout), x, join, tape)
+        guard !isBeside else { return try normed(made, module.normLast, tape) }
+        guard !module.settings.residualBeforeNorm else { return try normed(try tape.add(made, residual), module.normLast, tape) }
+        return try tape.add(try normed(made, module.normLast, tape), residual)
+    }
+
+    /// Times the mean of the gate over the text.
+    private func gated(_ y: Variable, _ x: Variable, _ join: BlockJoin, _ tape: Tape) throws(PEFTError) -> Variable {
+        guard let gate = module.gate else { return y }
+        guard !join.isCached else {
+            throw PEFTError(.unsupported, "use_gating in sessions that step together: the gate is a mean over the whole text, which a session by itself reads anew for each token")
+        }
+        let values = try tape.cast(try tape.activation(try linear(x, gate, tape), .sigmoid), to: .f32)
+        let means = try tape.meanRows(values, (0..<samples(x, join)).map { $0 * join.length..<($0 + 1) * join.length })
+        return try tape.scaleRows(y, try perSample(means, x, join, tape))
+    }
+
+    private func samples(_ x: Variable, _ join: BlockJoin) -> Int { x.value.rows / max(join.length, 1) }
+
+    /// `[samples, 1]` for each row.
+    private func perSample(_ values: Variable, _ x: Variable, _ join: BlockJoin, _ tape: Tape) throws(PEFTError) -> Variable {
+        let each = try tape.gatherRows(values, (0..<x.value.rows).map { Int32(clamping: $0 / max(join.length, 1)) })
+        return try tape.reshaped(each, [x.value.rows])
+    }
+
+    private func variable(_ parameter: Parameter, _ tape: Tape) -> Variable { isFrozen ? Variable(parameter.value) : tape.variable(parameter) }
+
+    private func project(_ x: Variable, _ projection: BottleneckModule.Projection, _ tape: Tape) throws(PEFTError) -> Variable {
+        switch projection {
+        case .dense(let layer): try linear(x, layer, tape)
+        case .hypercomplex(let layer): try layer(x, tape) { variable($0, tape) }
+        }
+    }
+
+    private func linear(_ x: Variable, _ layer: BottleneckModule.Dense, _ tape: Tape) throws(PEFTError) -> Variable {
+        try tape.linear(x, variable(layer.weight, tape), bias: variable(layer.bias, tape))
+    }
+
+    private func normed(_ x: Variable, _ norm: BottleneckModule.Dense?, _ tape: Tape) throws(PEFTError) -> Variable {
         guard let norm else { return x }
-        return try tape.layerNorm(x, weight: tape.variable(norm.weight), bias: tape.variable(norm.bias), eps: 1e-5)
+        return try tape.layerNorm(x, weight: variable(norm.weight, tape), bias: variable(norm.bias, tape), eps: 1e-5)
     }
 }
 

@@ -20,12 +20,24 @@ struct BottleneckSettings: Sendable {
         "double_seq_bn": ["mh_adapter": .bool(true), "non_linearity": .string("swish")],
         "seq_bn": ["original_ln_before": .bool(true)],
         "par_bn": ["init_weights": .string("mam_adapter"), "is_parallel": .bool(true), "reduction_factor": .number(2), "scaling": .number(4)],
+        "seq_bn_inv": ["original_ln_before": .bool(true), "inv_adapter": .string("nice"), "inv_adapter_reduction_factor": .number(2)],
+        "double_seq_bn_inv": [
+            "mh_adapter": .bool(true), "non_linearity": .string("swish"), "inv_adapter": .string("nice"), "inv_adapter_reduction_factor": .number(2),
+        ],
+        "compacter": ["mh_adapter": .bool(true), "phm_layer": .bool(true), "reduction_factor": .number(32), "non_linearity": .string("gelu")],
+        "compacter++": ["original_ln_before": .bool(true), "phm_layer": .bool(true), "reduction_factor": .number(32), "non_linearity": .string("gelu")],
+        "adapter_plus": [
+            "original_ln_after": .bool(false), "original_ln_before": .bool(true), "residual_before_ln": .bool(false), "stochastic_depth": .number(0.1),
+            "init_weights": .string("houlsby"), "scaling": .string("channel"), "reduction_factor": .number(96), "non_linearity": .string("gelu"),
+        ],
         "scaled_par_bn": ["init_weights": .string("mam_adapter"), "is_parallel": .bool(true), "reduction_factor": .number(2), "scaling": .string("learned")],
     ]
-    private static let olderNames = ["houlsby": "double_seq_bn", "pfeiffer": "seq_bn", "parallel": "par_bn", "scaled_parallel": "scaled_par_bn"]
-    /// Turned on by these, and not there in this version.
-    private static let missing = ["phm_layer", "inv_adapter"]
+    private static let olderNames = [
+        "houlsby": "double_seq_bn", "pfeiffer": "seq_bn", "parallel": "par_bn", "scaled_parallel": "scaled_par_bn", "houlsby+inv": "double_seq_bn_inv", "pfeiffer+inv": "seq_bn_inv",
+    ]
 
+    /// Where its residual is taken: before the block's own residual is added, behind that, or behind the norm too.
+    enum ResidualPoint: Sendable { case beforeJoin, afterSum, afterJoin }
     enum Scaling: Sendable { case fixed(Float), learned, channels }
 
     let parts: Set<BlockPlace.Part>
@@ -35,11 +47,18 @@ struct BottleneckSettings: Sendable {
     let activation: ActivationKind
     let normsFirst: Bool, normsLast: Bool
     let joinsBefore: Bool, joinsAfter: Bool
-    let residualBeforeJoin: Bool, residualBeforeNorm: Bool
+    let residual: ResidualPoint
+    let residualBeforeNorm: Bool
     let isParallel: Bool
     let scaling: Scaling
     let hasGate: Bool
     let dropout: Float
+    /// The library has none beside blocks.
+    let dropPath: Float
+    /// Compacter; nil: plain linear layers.
+    let hypercomplex: HypercomplexSettings?
+    /// At the two ends of the model; nil: none.
+    let inverse: (isGlow: Bool, factor: Double)?
     let start: String
     let seed: Int?
 
@@ -54,10 +73,6 @@ struct BottleneckSettings: Sendable {
         }
         for (key, value) in BottleneckSettings.defaults.pairs where configuration.values[key]?.isNull ?? true { configuration.values[key] = preset[key] ?? value }
         configuration.values["config"] = .null
-        for key in BottleneckSettings.missing where configuration.isSet(key) {
-            throw PEFTError(.unsupported, "\(key) is \(configuration.values[key]?.text() ?? ""): this version has neither hypercomplex layers (Compacter) nor invertible adapters")
-        }
-        guard try configuration.number("stochastic_depth") == 0 else { throw PEFTError(.unsupported, "stochastic_depth is not 0: this version drops no adapters") }
         var parts: Set<BlockPlace.Part> = []
         if try configuration.flag("mh_adapter") { parts.insert(.attention) }
         if try configuration.flag("output_adapter") { parts.insert(.output) }
@@ -76,10 +91,14 @@ struct BottleneckSettings: Sendable {
         activation = kind
         (normsFirst, normsLast) = (try configuration.flag("ln_before"), try configuration.flag("ln_after"))
         (joinsBefore, joinsAfter) = (try configuration.flag("original_ln_before"), try configuration.flag("original_ln_after"))
-        guard configuration.values["residual_before_ln"]?.boolValue != nil else {
-            throw PEFTError(.unsupported, "residual_before_ln is \(configuration.values["residual_before_ln"]?.text() ?? "null"); true and false are possible")
-        }
-        (residualBeforeJoin, residualBeforeNorm) = (try configuration.flag("residual_before_ln"), try configuration.flag("adapter_residual_before_ln"))
+        residual =
+            switch configuration.values["residual_before_ln"] {
+            case .bool(true): .beforeJoin
+            case .bool(false): .afterJoin
+            case .string("post_add"): .afterSum
+            case let value: throw PEFTError(.argument, "residual_before_ln is \(value?.text() ?? "null"); true, false and \"post_add\" are possible")
+            }
+        residualBeforeNorm = try configuration.flag("adapter_residual_before_ln")
         (isParallel, hasGate) = (try configuration.flag("is_parallel"), try configuration.flag("use_gating"))
         switch configuration.values["scaling"] {
         case .string("learned"): scaling = .learned
@@ -89,6 +108,14 @@ struct BottleneckSettings: Sendable {
             scaling = .fixed(Float(number))
         }
         dropout = try configuration.probability("dropout")
+        let depth = try configuration.probability("stochastic_depth")
+        dropPath = isParallel ? 0 : depth
+        hypercomplex = try configuration.flag("phm_layer") ? try HypercomplexSettings(configuration) : nil
+        if hypercomplex?.sharesWeights == true, !factors.isEmpty { throw PEFTError(.argument, "shared_W_phm needs one reduction_factor for all layers") }
+        let inversion = configuration.isSet("inv_adapter") ? try configuration.choice("inv_adapter", ["nice", "glow"]) : nil
+        let inverseFactor = inversion == nil ? 1 : try configuration.values.double("inv_adapter_reduction_factor") ?? 2
+        guard inverseFactor.isFinite, inverseFactor > 0, inverseFactor <= 65536 else { throw PEFTError(.argument, "inv_adapter_reduction_factor is \(inverseFactor); a number above 0 is needed") }
+        inverse = inversion.map { ($0 == "glow", inverseFactor) }
         start = try configuration.choice("init_weights", ["bert", "mam_adapter", "houlsby"])
         seed = try configuration.values.integer("init_weights_seed")
     }
@@ -111,8 +138,8 @@ struct BottleneckSettings: Sendable {
     func stands(at place: BlockPlace) -> Bool { parts.contains(place.part) && !leftOut.contains(place.layer) }
 
     /// Values between down and up.
-    func size(_ width: Int, at place: BlockPlace) throws(PEFTError) -> Int {
-        let size = (Double(width) / (factors[place.layer] ?? factor)).rounded(.down)
+    func size(_ width: Int, at place: BlockPlace? = nil) throws(PEFTError) -> Int {
+        let size = (Double(width) / (place.flatMap { factors[$0.layer] } ?? factor)).rounded(.down)
         guard size <= 1_048_576 else { throw PEFTError(.argument, "reduction_factor makes \(size) of \(width) values") }
         return max(Int(size), 1)
     }

@@ -10,6 +10,7 @@ package struct MultitaskPrompt: PromptMethod {
     package static let peftType = "MULTITASK_PROMPT_TUNING"
     package static let defaults: JSONObject = {
         var keys = PromptTuning.defaults
+        keys["prompt_token_ids"] = nil
         keys["num_ranks"] = .integer(1)
         keys["num_tasks"] = .integer(1)
         keys["prompt_tuning_init_state_dict_path"] = .null

@@ -14,10 +14,12 @@ package struct PTuning: PromptMethod {
         keys["encoder_hidden_size"] = .null
         keys["encoder_num_layers"] = .integer(2)
         keys["encoder_reparameterization_type"] = .string("MLP")
+        keys["prompt_token_ids"] = .null
         return keys
     }()
 
     package let encoder: PromptEncoder
+    package let placed: PlacedPrompt?
 
     package init(_ configuration: inout AdapterConfiguration, _ model: Model, isNew: Bool) throws(PEFTError) {
         let settings = try PromptSettings(&configuration, model)
@@ -37,6 +39,7 @@ package struct PTuning: PromptMethod {
         }
         encoder = try PromptEncoder(
             PTuning.peftType, count: settings.count, rows: try settings.rows(), width: settings.width, network: network, start: .random, isNew: isNew, model)
+        placed = try PlacedPrompt(configuration, encoder, settings.embedding)
     }
 }
 

@@ -9,15 +9,19 @@ package protocol PromptMethod: AdapterMethod {
     var encoder: PromptEncoder { get }
     /// The rows as keys and values; nil: they stand in front of the input.
     var memory: PrefixMemory? { get }
+    /// They stand in the text; nil: in front of it.
+    var placed: PlacedPrompt? { get }
 }
 
 extension PromptMethod {
+    package var placed: PlacedPrompt? { nil }
     package var memory: PrefixMemory? { nil }
     package static var layerKinds: [String] { [] }
     package static var isMergeable: Bool { false }
 
     package func act(on adaptation: inout Adaptation, scale: Float) throws(PEFTError) {
         guard scale == 1 else { throw PEFTError(.unsupported, "\(Self.peftType) with a scale or weight of \(scale): virtual tokens have none") }
+        if let placed { return adaptation.layers[placed.embedding.index].hooks.append(placed) }
         guard memory == nil ? adaptation.prompt == nil : adaptation.memory == nil else {
             throw PEFTError(.unsupported, "two adapters with \(memory == nil ? "virtual tokens" : "a prefix") cannot act together; activate one of them")
         }

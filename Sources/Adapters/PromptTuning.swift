@@ -7,11 +7,12 @@ package struct PromptTuning: PromptMethod {
     package static let defaults: JSONObject = {
         var keys = PromptSettings.defaults
         keys["prompt_tuning_init"] = .string("RANDOM")
-        for key in ["prompt_tuning_init_text", "tokenizer_kwargs", "tokenizer_name_or_path"] { keys[key] = .null }
+        for key in ["prompt_token_ids", "prompt_tuning_init_text", "tokenizer_kwargs", "tokenizer_name_or_path"] { keys[key] = .null }
         return keys
     }()
 
     package let encoder: PromptEncoder
+    package let placed: PlacedPrompt?
 
     package init(_ configuration: inout AdapterConfiguration, _ model: Model, isNew: Bool) throws(PEFTError) {
         let settings = try PromptSettings(&configuration, model)
@@ -19,6 +20,7 @@ package struct PromptTuning: PromptMethod {
         encoder = try PromptEncoder(
             PromptTuning.peftType, count: settings.count, rows: try settings.rows(), width: settings.width,
             start: isNew ? try PromptTuning.start(configuration, settings.embedding) : .zeros, isNew: isNew, model)
+        placed = try PlacedPrompt(configuration, encoder, settings.embedding)
     }
 
     static func start(_ configuration: AdapterConfiguration, _ embedding: Embedding, choices: [String] = ["RANDOM", "TEXT", "SAMPLE_VOCAB"]) throws(PEFTError) -> PromptStart {

@@ -20,12 +20,11 @@ package struct XLoRA: AdapterMethod {
     package static let isMergeable = false
 
     private let router: ExpertRouter
-    package var shared: [SavedTensor] { router.classifier.flatMap { [SavedTensor($0.weight), SavedTensor($0.bias)] } }
+    /// Experts that train are in its file too (PEFT's has the classifier alone, and loses them).
+    private let trainable: [SavedTensor]
+    package var shared: [SavedTensor] { router.classifier.flatMap { [SavedTensor($0.weight), SavedTensor($0.bias)] } + trainable }
 
     package init(_ configuration: inout AdapterConfiguration, _ model: Model, isNew: Bool) throws(PEFTError) {
-        guard try !configuration.flag("use_trainable_adapters") else {
-            throw PEFTError(.unsupported, "use_trainable_adapters: experts are frozen in this version; train them by themselves first")
-        }
         let experts = try XLoRA.experts(&configuration, model)
         guard let embedding = model.layers.first(where: { $0 is Embedding }) as? Embedding else { throw PEFTError(.unsupported, "XLORA needs a model that reads tokens") }
         if configuration.values["hidden_size"]?.isNull ?? true { configuration.values["hidden_size"] = .integer(Int64(embedding.dimension)) }
@@ -44,6 +43,16 @@ package struct XLoRA: AdapterMethod {
             dropout: try configuration.probability("xlora_dropout_p"), isLayerwise: try configuration.flag("layerwise_scalings"),
             temperature: try configuration.flag("enable_softmax") ? Float(temperature) : nil, choice: choice, sharesChosen: try configuration.flag("enable_softmax_topk"),
             weight: Float(weight), model)
+        trainable = try configuration.flag("use_trainable_adapters") ? experts.enumerated().flatMap { number, expert in
+            expert.setTrainable(true)
+            return expert.parameters.map { SavedTensor($0.parameter, key: "base_model.internal_xlora_experts.\(number).\($0.key)") }
+        } : []
+    }
+
+    /// Experts are those of their own folders where a file does not have them.
+    package func read(_ tensors: [(name: String, tensor: Tensor)], _ engine: Engine) throws(PEFTError) -> [(name: String, tensor: Tensor)] {
+        let names = Set(tensors.map(\.name))
+        return tensors + (try trainable.filter { !names.contains($0.key) }.map { (item) throws(PEFTError) in (item.key, try item.value(engine)) })
     }
 
     /// The adapters of the configuration, in its order; their paths become whole.
@@ -143,8 +152,10 @@ private final class ExpertRouter: TokenRouter {
             x = try tape.linear(x, tape.variable(layer.weight), bias: tape.variable(layer.bias))
         }
         let scores = isLayerwise ? try tape.splitColumns(x, Array(repeating: expertCount, count: layers.count)) : [x]
-        let shares = try scores.map { (scores) throws(PEFTError) in try self.shares(scores, tape) }
+        let given = try scores.map { (scores) throws(PEFTError) in try self.weights(scores, tape) }
+        let shares = try given.map { (weights) throws(PEFTError) in try chosen(weights, tape) }
         var routed = adaptation
+        routed.shares = given.map(\.value)
         for (number, item) in layers.enumerated() {
             let columns = shares[isLayerwise ? number : 0]
             routed.layers[item.layer.index].hooks.append(WeighedExperts(item.branches, columns, weight))
@@ -152,10 +163,15 @@ private final class ExpertRouter: TokenRouter {
         return routed
     }
 
+    /// `[rows, experts]`, before the strongest are chosen.
+    private func weights(_ scores: Variable, _ tape: Tape) throws(PEFTError) -> Variable {
+        guard let temperature else { return scores }
+        return try tape.softmax(temperature == 1 ? scores : try tape.scaled(scores, by: 1 / temperature))
+    }
+
     /// A column for each expert, `[rows]`.
-    private func shares(_ scores: Variable, _ tape: Tape) throws(PEFTError) -> [Variable] {
-        var x = scores
-        if let temperature { x = try tape.softmax(temperature == 1 ? x : try tape.scaled(x, by: 1 / temperature)) }
+    private func chosen(_ weights: Variable, _ tape: Tape) throws(PEFTError) -> [Variable] {
+        var x = weights
         if let choice {
             let values = tape.engine.isPlanning ? Array(repeating: 0, count: x.value.count) : try x.value.floats(tape.engine)
             var mask = [Float](repeating: 0, count: values.count)
@@ -196,9 +212,9 @@ private final class WeighedExperts: LayerHook, @unchecked Sendable {
         for (branch, share) in zip(branches, shares) {
             guard let lora = branch as? EmbeddingLoRA else { continue }
             guard share.value.count == ids.count else { throw PEFTError(.unsupported, "XLORA at '\(layer.name)', which sees \(ids.count) ids for \(share.value.count) tokens") }
-            let table = try lora.a.value.transposed(tape.engine)
-            let inner = try tape.cast(try tape.embedding(ids, frozen: table), to: y.value.dtype)
-            y = try sum(y, inner, share, Variable(lora.b.value), lora.factor, tape)
+            let none = Variable(try Tensor.zeros(tape.engine, y.shape, y.value.dtype))
+            let made = try tape.addLowRankEmbedding(to: none, ids: ids, a: tape.variable(lora.a), b: tape.variable(lora.b), scale: Float(lora.factor) * weight)
+            y = try tape.add(y, try tape.scaleRows(made, share))
         }
         return y
     }

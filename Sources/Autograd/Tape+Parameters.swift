@@ -6,6 +6,7 @@ internal import Tensors
 extension Tape {
     package func cosine(_ x: Variable) throws(PEFTError) -> Variable { try mapped(x, { cosf($0) }, derivative: { -sinf($0) }) }
     package func sine(_ x: Variable) throws(PEFTError) -> Variable { try mapped(x, { sinf($0) }, derivative: { cosf($0) }) }
+    package func arctangent(_ x: Variable) throws(PEFTError) -> Variable { try mapped(x, { atanf($0) }, derivative: { 1 / (1 + $0 * $0) }) }
 
     /// `ln σ(x)`
     package func logSigmoid(_ x: Variable) throws(PEFTError) -> Variable {

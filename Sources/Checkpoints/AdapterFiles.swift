@@ -12,6 +12,9 @@ package struct AdapterFiles: Sendable {
     package static let weightsFile = "adapter_model.safetensors"
     /// The weights in a folder of AdapterHub's `adapters` library, whose adapter_config.json has no peft_type but a "config".
     package static let libraryWeightsFile = "adapter.safetensors"
+    /// The same of the attention that fuses some.
+    package static let fusionConfigFile = "adapter_fusion_config.json"
+    package static let fusionWeightsFile = "model_adapter_fusion.safetensors"
     /// Frozen tensors that PEFT computes again from the base weights when it loads; with them the adapter is the same everywhere.
     package static let derivedFile = "adapter_derived.safetensors"
     private static let pickleFile = "adapter_model.bin"
@@ -43,16 +46,17 @@ package struct AdapterFiles: Sendable {
     }
 
     private static func openFolder(_ path: String, _ budget: MemoryBudget) throws(PEFTError) -> AdapterFiles {
-        let configPath = Files.join(path, configFile)
+        let isFusion = !Files.isFile(Files.join(path, configFile)) && Files.isFile(Files.join(path, fusionConfigFile))
+        let configPath = Files.join(path, isFusion ? fusionConfigFile : configFile)
         guard Files.isFile(configPath) else { throw PEFTError(.notFound, "'\(path)' has no \(configFile): not an adapter folder") }
         let config = try Files.jsonObject(at: configPath)
         let isLibrarys = config["peft_type"] == nil && config["config"]?.objectValue != nil
-        let weightsFile = isLibrarys ? libraryWeightsFile : weightsFile
-        let pickleFile = isLibrarys ? "pytorch_adapter.bin" : pickleFile
+        let weightsFile = isFusion ? fusionWeightsFile : isLibrarys ? libraryWeightsFile : weightsFile
+        let pickleFile = isFusion ? "pytorch_model_adapter_fusion.bin" : isLibrarys ? "pytorch_adapter.bin" : pickleFile
         let weightsPath = Files.join(path, weightsFile)
         guard Files.isFile(weightsPath) else {
             let isPickled = Files.isFile(Files.join(path, pickleFile))
-            let reason = isPickled ? "; \(pickleFile) is a pickle, which can run code and is never read: save it again with safe_serialization=True" : ""
+            let reason = isPickled ? "; \(pickleFile) is a pickle, which can run code and is never read: save it again as safetensors (safe_serialization=True, use_safetensors=True)" : ""
             throw PEFTError(.notFound, "'\(path)' has no \(weightsFile)\(reason)")
         }
         let tensors = try Safetensors.open(path: weightsPath, budget: budget)
@@ -67,7 +71,7 @@ package struct AdapterFiles: Sendable {
     /// A new folder appears complete or not at all. In an existing one both files are complete on the disk before the first
     /// is renamed; the weights go first, so that a crash between the two renames leaves a configuration under which the new
     /// weights either load or are refused by name and shape. Other files of the folder are left alone.
-    package static func writeFolder(_ path: String, config: JSONObject, tensors: [NamedTensor], derived: [NamedTensor] = [], weightsFile: String = weightsFile) throws(PEFTError) {
+    package static func writeFolder(_ path: String, config: JSONObject, tensors: [NamedTensor], derived: [NamedTensor] = [], weightsFile: String = weightsFile, configFile: String = configFile) throws(PEFTError) {
         let folder = try AtomicFolder(path)
         if !derived.isEmpty {
             var file = try folder.file(derivedFile)

@@ -149,7 +149,7 @@ package final class Session: @unchecked Sendable {
         var position = 0
         while position < ids.count {
             if takeCancellation() { throw PEFTError(.cancelled, "cancelled after \(position) of \(ids.count) tokens") }
-            let end = min(position + Session.chunk, ids.count)
+            let end = try adaptation().readsWholeText ? ids.count : min(position + Session.chunk, ids.count)
             try forward(Array(ids[position..<end]), after: Array(ids[end...]))
             position = end
         }
@@ -163,6 +163,7 @@ package final class Session: @unchecked Sendable {
     private func forward(_ ids: [Int32], guess: ArraySlice<Int32> = [], after: [Int32] = []) throws(PEFTError) {
         let engine = model.engine
         dropAhead()
+        var cache = self.cache
         let result: Tensor? = try model.lock.read { () throws(PEFTError) in
             // Asked for under the lock: no merge comes between this and the computation.
             let chosen = try adaptation()
@@ -174,12 +175,22 @@ package final class Session: @unchecked Sendable {
                 let capacity = contextLength + adaptation.leadingCount(model)
                 if capacity > cache.capacity { cache = try cache.copy(capacity: capacity) }
                 leading = try model.begin(cache, adaptation, task: options.task)
+                self.cache = cache
             }
-            let (first, all) = (Int32(clamping: cache.length), ids + guess)
-            let byToken = try Routing.all(adaptation).byToken(all, batch: 1, before: tokens, after: after)
+            var (known, all) = (tokens, ids + guess)
+            let isWholeText = adaptation.readsWholeText
+            if isWholeText, !tokens.isEmpty {
+                // Nothing that was computed before is so any more.
+                cache = try cache.copy(capacity: cache.capacity)
+                cache.truncate(to: leading)
+                (known, all) = ([], tokens + ids)
+            }
+            let first = Int32(clamping: cache.length)
+            let byToken = try Routing.all(adaptation).byToken(all, batch: 1, before: known, after: after)
             let context = ForwardContext(
                 tape: Tape(engine, model.generationPrecision), routing: byToken ?? .all(adaptation), isByToken: byToken != nil, batch: 1, length: all.count,
                 positions: try Tensor(engine, (0..<Int32(all.count)).map { first + $0 }, shape: [all.count]), caches: [cache])
+            context.isWholeText = isWholeText
             let input = ModelInput.ids(try Tensor(engine, all, shape: [all.count]))
             let hidden = try model.hidden(input, context)
             return after.isEmpty ? try model.logits(hidden, of: input, rows: guess.isEmpty ? .last : .all, context).value : nil
@@ -190,8 +201,9 @@ package final class Session: @unchecked Sendable {
             logits = try result.rows(0..<1).floats(engine)
             for (row, token) in guess.enumerated() { ahead.tokens.append((token, try result.rows(row + 1..<row + 2).floats(engine))) }
         }
-        cache.advance(by: ids.count)
         tokens += ids
+        cache.advance(by: leading + tokens.count - cache.length)
+        self.cache = cache
     }
 
     /// Tokens that fit in all. Virtual tokens are not the host's: they come on top, as long as the model has positions.
@@ -243,7 +255,7 @@ package final class Session: @unchecked Sendable {
     /// What may follow `token`, as far as there is room.
     private func guess(after token: Int32) throws(PEFTError) -> ArraySlice<Int32> {
         // An empty context is begun by a pass over what is certain; what adapters wait for must not be guessed.
-        guard options.promptLookupTokens > 0, !tokens.isEmpty, try adaptation().invocations.isEmpty else { return [] }
+        guard options.promptLookupTokens > 0, !tokens.isEmpty, try adaptation().invocations.isEmpty, try !adaptation().readsWholeText else { return [] }
         let left = room(leading: leading) - tokens.count - 1
         return PromptLookup.guess(after: tokens + [token], count: min(options.promptLookupTokens, left))
     }

@@ -5,7 +5,7 @@ package import Tensors
 
 /// Arithmetic with LoRA adapters in files, without their model: add, subtract, scale, prune, resize, compare.
 package struct AdapterFolders {
-    private let engine: Engine
+    let engine: Engine
 
     package init(_ engine: Engine) { self.engine = engine }
 
@@ -15,8 +15,10 @@ package struct AdapterFolders {
     package func combine(_ adapters: [(path: String, weight: Double)], to path: String, _ options: JSONObject, progress: MergeProgress? = nil) throws(PEFTError)
         -> JSONObject
     {
+        let opened = try adapters.map { (item) throws(PEFTError) in (path: item.path, weight: item.weight, files: try AdapterFiles.open(path: item.path, budget: engine.budget)) }
+        if let first = opened.first?.files, AdapterFolders.isCartridge(first) { return try compose(opened, to: path, options) }
         let combination = try Combination(options, count: adapters.count)
-        let files = try adapters.map { (item) throws(PEFTError) in try read(item.path) }
+        let files = try opened.map { (item) throws(PEFTError) in try LoRAFile(item.files, engine) }
         let names = adapters.map(\.path)
         let source = try FileChanges(files, names, adapters.map(\.weight), combination)
         let rank = try combination.commonRank(files.map { LoRAFile.rank(of: $0.configuration) })
@@ -31,8 +33,10 @@ package struct AdapterFolders {
     private func read(_ path: String) throws(PEFTError) -> LoRAFile { try LoRAFile(try AdapterFiles.open(path: path, budget: engine.budget), engine) }
 
     private func write(_ file: LoRAFile, to path: String) throws(PEFTError) {
-        let configuration = try AdapterConfiguration(file.configuration, warn: { engine.warn($0) }).values
-        let tensors = try file.tensors(engine)
+        try write(try AdapterConfiguration(file.configuration, warn: { engine.warn($0) }).values, try file.tensors(engine), to: path)
+    }
+
+    func write(_ configuration: JSONObject, _ tensors: [NamedTensor], to path: String) throws(PEFTError) {
         if path.hasSuffix(".h5") { return try AdapterFiles.writeHDF5(path, config: configuration, tensors: tensors, budget: engine.budget) }
         try AdapterFiles.writeFolder(path, config: configuration, tensors: tensors)
     }

@@ -23,16 +23,23 @@ package struct BlockJoin {
     /// Of the residual: rows of each sample lie together.
     package let length: Int
     /// Tokens come one after the other, and earlier ones are in a cache.
-    package var isCached: Bool { !context.caches.isEmpty }
+    package var isCached: Bool { !context.caches.isEmpty && !context.isWholeText }
 
-    package func callAsFunction(_ x: Variable) throws(PEFTError) -> Variable {
-        let sum = try context.tape.add(residual, x)
-        return try norm.map { (norm) throws(PEFTError) in try norm(sum, context) } ?? sum
+    package func callAsFunction(_ x: Variable) throws(PEFTError) -> Variable { try normed(try sum(x)) }
+
+    package func sum(_ x: Variable) throws(PEFTError) -> Variable { try context.tape.add(residual, x) }
+
+    package func normed(_ x: Variable) throws(PEFTError) -> Variable {
+        try norm.map { (norm) throws(PEFTError) in try norm(x, context) } ?? x
     }
 }
 
 /// What an adapter does there. Several act one after the other; what is to be done behind them all is the last one's.
 package protocol JoinHook: AnyObject, Sendable {
+    /// `inside` gives what is added to `x`, not what stands for it.
+    var isBeside: Bool { get }
+    /// What it does to a token depends on all of the text, also on what comes behind it.
+    var readsWholeText: Bool { get }
     /// What stands for `x`, what the block computed.
     func inside(_ x: Variable, _ join: BlockJoin, _ tape: Tape) throws(PEFTError) -> Variable
     /// - Parameter x: as the block computed it.
@@ -47,7 +54,7 @@ extension ForwardContext {
             return try tape.concatenateRows(try groups.map { (group) throws(PEFTError) in
                 let rows = try self.rows(of: group.range, in: x.value.rows)
                 let alone = try with { (context) throws(PEFTError) in context.routing = .all(group.adaptation) }
-                let join = BlockJoin(residual: try tape.rows(residual, rows), norm: norm, context: alone, length: length)
+                let join = BlockJoin(residual: try tape.rows(residual, rows), norm: norm, context: alone, length: routed == batch ? length : rows.count)
                 return try run(group.adaptation.joins[place] ?? [], try tape.rows(x, rows), join)
             })
         }

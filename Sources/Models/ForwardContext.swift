@@ -62,6 +62,10 @@ package final class ForwardContext {
     private(set) var runNumber: Int?
     /// What the network beside the blocks began with, and what its own loss weighs (`ShadowPath`).
     package internal(set) var shadowStart: (state: Variable, weight: Float)?
+    /// The tokens are those of the whole text, though there is a cache.
+    package var isWholeText = false
+    /// Where a router's shares are left; nil: nobody asks.
+    package var shares: RoutedShares?
     /// What adapters do holds variables of this tape (see `Tape.recomputed`).
     var learnsBeside = false
 
@@ -83,7 +87,7 @@ package final class ForwardContext {
         (tape, routing, routed, batch, length) = (other.tape, other.routing, other.routed, other.batch, other.length)
         (positions, positionsAreGiven, tokenTypes, positionCount) = (other.positions, other.positionsAreGiven, other.tokenTypes, other.positionCount)
         (keyMask, firstKey, source, memory, padding) = (other.keyMask, other.firstKey, other.source, other.memory, other.padding)
-        (caches, recomputedBlocks, runNumber, learnsBeside) = (other.caches, other.recomputedBlocks, other.runNumber, other.learnsBeside)
+        (caches, recomputedBlocks, runNumber, learnsBeside, shares, isWholeText) = (other.caches, other.recomputedBlocks, other.runNumber, other.learnsBeside, other.shares, other.isWholeText)
     }
 
     /// The same pass but for what `change` does.

@@ -45,7 +45,7 @@ package final class GPT2: Architecture {
         guard context.positionCount <= places.count else {
             throw PEFTError(.argument, "position \(context.positionCount - 1); this model's are 0 to \(places.count - 1)")
         }
-        var x = try context.tape.add(try input.embedded(by: tokens, context), try places(context.positions, context))
+        var x = try context.entered(try context.tape.add(try input.embedded(by: tokens, context), try places(context.positions, context)))
         for (number, block) in blocks.enumerated() {
             x = try context.block(number, consume x) { (x, _, context) throws(PEFTError) in try block(x, context) }
         }

@@ -51,7 +51,7 @@ package final class GatedDecoder: Architecture {
     package var head: Linear? { decoderHead.languageHead }
 
     package func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {
-        var x = try input.embedded(by: embedding, scale: embeddingScale, context)
+        var x = try context.entered(try input.embedded(by: embedding, scale: embeddingScale, context))
         let shadow = try context.shadow()
         var state = try shadow?.start(x, input, context)
         context.shadowStart = shadow.flatMap { shadow in state.map { ($0, shadow.lossWeight) } }

@@ -74,11 +74,27 @@ package struct Adaptation: Sendable {
     package var joins: [BlockPlace: [any JoinHook]] = [:]
     /// A small network that runs beside the blocks.
     package var shadow: (any ShadowPath)?
+    /// What happens to states between the embedding and the head.
+    package var coupling: (any Coupling)?
     /// Weighs what acts token by token.
     package var router: (any TokenRouter)?
+    /// Of a pass: what a router gave each expert, `[tokens, experts]`, once or for each layer.
+    package var shares: [Tensor] = []
+    /// What acts instead of all this from so many tokens of a text on, in order.
+    package var later: [(start: Int, adaptation: Adaptation)] = []
 
     /// No adapter.
     package init(layerCount: Int) { layers = Array(repeating: LayerAdaptation(), count: layerCount) }
+
+    /// Nothing acts but around layers and where blocks add what they computed, and always.
+    package var onlyHooks: Bool {
+        runs == nil && invocations.isEmpty && prompt == nil && memory == nil && gatedPrompts.isEmpty && coupling == nil && router == nil && shadow == nil
+    }
+
+    /// Tokens that follow change what came before: nothing of it can be kept.
+    package var readsWholeText: Bool {
+        joins.values.contains { $0.contains { $0.readsWholeText } } || later.contains { $0.adaptation.readsWholeText }
+    }
 
     package subscript(_ layer: any Layer) -> LayerAdaptation? {
         let index = layer.index
@@ -96,7 +112,8 @@ package protocol LossPenalty: AnyObject, Sendable {
 extension Adaptation {
     /// The same hooks and the same replacements everywhere.
     package func isSame(as other: Adaptation) -> Bool {
-        layers.count == other.layers.count && prompt === other.prompt && memory === other.memory && router === other.router && shadow === other.shadow
+        layers.count == other.layers.count && prompt === other.prompt && coupling === other.coupling && memory === other.memory && router === other.router && shadow === other.shadow
+            && later.count == other.later.count && zip(later, other.later).allSatisfy { $0.start == $1.start && $0.adaptation.isSame(as: $1.adaptation) }
             && joins.count == other.joins.count && joins.allSatisfy { place, hooks in
                 let others = other.joins[place] ?? []
                 return hooks.count == others.count && zip(hooks, others).allSatisfy { $0 === $1 }
@@ -118,6 +135,31 @@ package enum Routing: Sendable {
 }
 
 extension Routing {
+    /// So many times the rows of a batch of `rows` are there.
+    package func repeats(of rows: Int) -> Int {
+        guard case .samples(let groups) = self, let last = groups.last else { return 1 }
+        return last.range.upperBound / max(rows, 1)
+    }
+
+    /// Something stands in front of texts.
+    package var leads: Bool {
+        switch self {
+        case .all(let adaptation): adaptation.prompt != nil || adaptation.memory != nil
+        case .samples(let groups): groups.contains { $0.adaptation.prompt != nil || $0.adaptation.memory != nil }
+        }
+    }
+
+    /// The same where each row of a batch became so many.
+    package func spread(over counts: [Int]) -> Routing {
+        guard case .samples(let groups) = self else { return self }
+        var (starts, sum) = ([0], 0)
+        for index in 0..<(groups.last?.range.upperBound ?? 0) {
+            sum += counts.isEmpty ? 0 : counts[index % counts.count]
+            starts.append(sum)
+        }
+        return .samples(groups.map { (starts[$0.range.lowerBound]..<starts[$0.range.upperBound], $0.adaptation) })
+    }
+
     package var isCommon: Bool { if case .all = self { true } else { false } }
 
     /// What its adapters add to a loss, each once.

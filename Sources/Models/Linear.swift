@@ -88,7 +88,7 @@ package final class Linear: Layer, @unchecked Sendable {
 
     /// The same with all rows adapted alike, whatever else the computation does.
     /// - Parameter weight: what stands in for the layer's own.
-    func callAsFunction(
+    package func callAsFunction(
         _ x: Variable, _ adaptation: LayerAdaptation?, _ tape: Tape, weight: Variable? = nil, as dtype: DType? = nil
     ) throws(PEFTError) -> Variable {
         let part = try Part(x, adaptation, self, tape)

@@ -22,7 +22,9 @@ extension Model {
         guard !x.shape.isEmpty, x.count > 0, x.dtype == (ids ? .i32 : .f32) else {
             throw PEFTError(.argument, "'\(name)' is given \(x.dtype.name) \(x.shape); \(ids ? "integers" : "f32 values") are needed")
         }
-        guard adaptation.invocations.isEmpty else { throw PEFTError(.unsupported, "alora_invocation_tokens in a layer by itself, which sees no tokens") }
+        guard adaptation.invocations.isEmpty, adaptation.later.isEmpty else {
+            throw PEFTError(.unsupported, "alora_invocation_tokens or a Split in a layer by itself, which sees no tokens")
+        }
         let context = ForwardContext(
             tape: tape, routing: .all(adaptation), batch: x.shape[0], length: 1, positions: try Tensor(tape.engine, [Int32(0)], shape: [1]))
         if let embedding = layer as? Embedding {

@@ -94,6 +94,8 @@ final class PictureBlock: Sendable {
     private let attention: SelfAttention
     private let activation: ActivationKind
     private let dropout: Float
+    /// Under the names of transformers 4, which the `adapters` library has.
+    let places: (attention: BlockPlace, output: BlockPlace)
 
     /// - Parameters:
     ///   - norms: of attention, of the feed-forward.
@@ -101,6 +103,8 @@ final class PictureBlock: Sendable {
     init(
         _ layer: Int, _ name: String, norms: (attention: String, feedForward: String), isScaled: Bool, _ hidden: Int, _ inner: Int, _ configuration: ModelConfiguration, _ build: LayerBuilder
     ) throws(PEFTError) {
+        let module = "\(name.split(separator: ".").first == "vit" ? "vit." : "")encoder.layer.\(layer)."
+        places = (BlockPlace(.attention, layer, module + "attention_adapters"), BlockPlace(.output, layer, module + "output.output_adapters"))
         let heads = try configuration.size("num_attention_heads")
         guard hidden % heads == 0 else { throw PEFTError(.format, "\(configuration.origin): hidden_size \(hidden) does not divide into \(heads) heads") }
         let epsilon = try configuration.number("layer_norm_eps", or: isScaled ? 1e-6 : 1e-12)
@@ -125,9 +129,9 @@ final class PictureBlock: Sendable {
         let tape = context.tape
         let normed = try attentionNorm(x, context)
         let attended = try output(try attention(try query(normed, context), try key(normed, context), try value(normed, context), context), context)
-        let middle = try tape.add(x, try scaled(attended, by: 0, context))
+        let middle = try context.join(try scaled(attended, by: 0, context), to: x, at: places.attention)
         let inner = try tape.activation(try expansion(try feedForwardNorm(middle, context), context), activation)
-        return try tape.add(middle, try scaled(try contraction(inner, context), by: 1, context))
+        return try context.join(try scaled(try contraction(inner, context), by: 1, context), to: middle, at: places.output)
     }
 
     private func scaled(_ y: Variable, by half: Int, _ context: ForwardContext) throws(PEFTError) -> Variable {

@@ -61,7 +61,7 @@ package final class PostNormBlock: Sendable {
 extension [PostNormBlock] {
     /// One after the other, recomputed in the backward pass where the context says so.
     func run(_ x: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable {
-        var x = x
+        var x = try context.entered(x)
         for (number, block) in enumerated() {
             x = try context.block(number, consume x) { (x, _, context) throws(PEFTError) in try block(x, context) }
         }

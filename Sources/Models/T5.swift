@@ -102,7 +102,8 @@ package final class T5: Architecture {
     }
 
     private func run(_ stack: T5Stack, _ input: ModelInput, _ context: ForwardContext, states: Variable?) throws(PEFTError) -> Variable {
-        try stack(try context.tape.dropout(try input.embedded(by: shared, context), dropout), states: states, context)
+        let embedded = try input.embedded(by: shared, context)
+        return try stack(try context.tape.dropout(stack === encoder ? try context.entered(embedded) : embedded, dropout), states: states, context)
     }
 
     package func logits(_ hidden: Variable, of input: ModelInput, rows: LogitRows, _ context: ForwardContext) throws(PEFTError) -> Variable {

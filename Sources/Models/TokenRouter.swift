@@ -1,6 +1,6 @@
 package import Autograd
 package import Platform
-internal import Tensors
+package import Tensors
 
 /// An adapter that weighs what it does to each token by what the base model makes of it (X-LoRA): a pass runs twice, first without
 /// adapters.
@@ -10,9 +10,22 @@ package protocol TokenRouter: AnyObject, Sendable {
     func routed(_ adaptation: Adaptation, by states: Variable, _ tape: Tape) throws(PEFTError) -> Adaptation
 }
 
+/// What a router gave each expert in one pass: `[tokens, experts]`, once or for each layer.
+package final class RoutedShares {
+    package internal(set) var layers: [Tensor] = []
+
+    package init() {}
+}
+
 extension Model {
     /// The states before the head, with whatever adapters do.
     package func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {
+        let states = try routed(input, context)
+        // Undone for a head over the vocabulary, which embeddings have, too.
+        return network.head == nil ? states : try context.left(states)
+    }
+
+    private func routed(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {
         guard case .samples(let groups) = context.routing else {
             guard let adaptation = context.commonAdaptation, let router = adaptation.router else { return try network.hidden(input, context) }
             return try hidden(input, context, router, adaptation)
@@ -33,6 +46,7 @@ extension Model {
             context.caches = try context.caches.map { (cache) throws(PEFTError) in try cache.companion() }
         })
         let routed = try router.routed(adaptation, by: Variable(states.value), tape)
+        context.shares?.layers = routed.shares
         return try network.hidden(input, context.with { (context) throws(PEFTError) in
             (context.routing, context.learnsBeside) = (.all(routed), true)
         })

@@ -46,6 +46,7 @@ package final class ViT: Architecture {
     }
 
     package var blockCount: Int { blocks.count }
+    package var joins: [BlockPlace] { blocks.flatMap { [$0.places.attention, $0.places.output] } }
     package var featureShape: [Int]? { [tokens.channels] + tokens.imageSize }
 
     /// `[batch·(patches + 1), hiddenSize]`

@@ -105,6 +105,11 @@ public func peft_adapter_set_active(
     unsafe changing(model, error) { (object) throws(PEFTError) in unsafe try object.adapters.setActive(try weighted(names, weights, count)) }
 }
 
+@_cdecl("peft_adapter_set_composition") @implementation
+public func peft_adapter_set_composition(_ model: OpaquePointer?, _ composition_json: UnsafePointer<CChar>?, _ error: UnsafeMutablePointer<peft_error>?) -> Int32 {
+    unsafe changing(model, error) { (object) throws(PEFTError) in unsafe try object.adapters.setActive(try Composition(try json(composition_json, "composition_json"))) }
+}
+
 @_cdecl("peft_adapter_set_enabled") @implementation
 public func peft_adapter_set_enabled(_ model: OpaquePointer?, _ is_enabled: Int32, _ error: UnsafeMutablePointer<peft_error>?) -> Int32 {
     unsafe changing(model, error) { (object) throws(PEFTError) in object.adapters.setEnabled(is_enabled != 0) }

@@ -38,7 +38,7 @@ final class ModelObject: Sendable {
 
     /// The adapters of a pass: one per sample (`names`), or the active ones.
     func routing(_ options: JSONObject, _ batch: Batch) throws(PEFTError) -> Routing {
-        guard let names = try options.strings("adapter_names") else { return .all(try adapters.activeAdaptation()) }
+        guard let names = try options.strings("adapter_names") else { return try adapters.activeRouting(rows: batch.rows) }
         guard names.count == batch.rows else {
             throw PEFTError(.argument, "adapter_names has \(names.count) names, the batch has \(batch.rows) samples")
         }
@@ -205,8 +205,8 @@ public func peft_model_forward(
         let batch = try Batch(named: unsafe handles.tensors(inputs).all, for: object.model)
         let options = unsafe try options(options_json, "options_json", allowing: ["adapter_names", "outputs"])
         let wanted = try options.strings("outputs") ?? ["logits"]
-        if let wrong = wanted.first(where: { !["logits", "last_hidden_state", "sentence_embedding"].contains($0) }) {
-            throw PEFTError(.argument, "outputs has \"\(wrong)\"; \"logits\", \"last_hidden_state\" and \"sentence_embedding\" are accepted")
+        if let wrong = wanted.first(where: { !["logits", "last_hidden_state", "sentence_embedding", "scalings"].contains($0) }) {
+            throw PEFTError(.argument, "outputs has \"\(wrong)\"; \"logits\", \"last_hidden_state\", \"sentence_embedding\" and \"scalings\" are accepted")
         }
         let result = try object.model.forward(batch, try object.routing(options, batch), isTraining: object.isTraining, random: object.nextRandom())
         let isHeadless = object.model.task == .features
@@ -219,6 +219,7 @@ public func peft_model_forward(
         }
         if isHeadless || wanted.contains("last_hidden_state") { named.append(("last_hidden_state", result.hidden)) }
         if wanted.contains("sentence_embedding") { named.append(("sentence_embedding", try result.sentenceEmbedding(batch, object.model.engine))) }
+        if wanted.contains("scalings"), let shares = result.shares { named.append(("scalings", shares)) }
         if let pooled = result.pooled { named.append(("pooler_output", pooled)) }
         return unsafe try handles.add(named, object.model.engine)
     }

@@ -14,24 +14,24 @@ final class SessionObject: @unchecked Sendable {
     let model: ModelObject
     let use = HandleUse()
     /// nil: those active in the model.
-    private(set) var adapters: [(name: String, weight: Float)]?
+    private(set) var adapters: Composition?
     /// Of `peft_session_next`, until something else is done with the session.
     private var generator: TextGenerator?
     /// Text that did not fit the host's buffer.
     private var unsent = ""
 
-    init(_ session: Session, _ model: ModelObject, _ adapters: [(name: String, weight: Float)]?) {
+    init(_ session: Session, _ model: ModelObject, _ adapters: Composition?) {
         self.session = session
         self.model = model
         self.adapters = adapters
     }
 
-    func setAdapters(_ list: [(name: String, weight: Float)]) throws(PEFTError) {
+    func setAdapters(_ chosen: Composition) throws(PEFTError) {
         let set = model.adapters
-        _ = try set.adaptation(of: list)
+        _ = try set.adaptation(of: chosen)
         // Asked anew for each pass, so that a changed scale or a merge is seen.
-        session.adaptation = { () throws(PEFTError) in try set.adaptation(of: list) }
-        adapters = list
+        session.adaptation = { () throws(PEFTError) in try set.adaptation(of: chosen) }
+        adapters = chosen
     }
 
     /// Whatever changes the session ends the answer that `next` was giving.
@@ -100,10 +100,14 @@ public func peft_session_create(
     unsafe guarded(session, "session", error) { () throws(PEFTError) -> OpaquePointer? in
         let model = unsafe try handles.model(model)
         let json = unsafe try options(options_json, "options_json", allowing: SessionOptions.keys.union(["adapters"]))
-        let (options, names, adapters) = (try SessionOptions().updated(from: json), try json.strings("adapters"), model.adapters)
-        let session = try Session(model.model, tokenizer: model.opened.tokenizer, options: options) { () throws(PEFTError) in try adapters.activeAdaptation() }
+        let (options, adapters) = (try SessionOptions().updated(from: json), model.adapters)
+        let chosen: Composition? =
+            if let block = json["adapters"]?.objectValue { try Composition(.object(block)) } else { try json.strings("adapters").map { (names) throws(PEFTError) in try Composition(names.map { ($0, 1) }) } }
+        let session = try Session(model.model, tokenizer: model.opened.tokenizer, options: options) { () throws(PEFTError) in
+            if let chosen { try adapters.adaptation(of: chosen) } else { try adapters.activeAdaptation() }
+        }
         let object = SessionObject(session, model, nil)
-        if let names { try object.setAdapters(names.map { ($0, 1) }) }
+        if let chosen { try object.setAdapters(chosen) }
         return unsafe try handles.add(object, .session)
     }
 }
@@ -236,7 +240,7 @@ public func peft_session_set_adapters(
     unsafe guarded(error) { () throws(PEFTError) -> Void in
         let object = unsafe try handles.session(session)
         let list = unsafe try weighted(names, weights, count)
-        try object.use.alone(.session) { () throws(PEFTError) in try object.setAdapters(list) }
+        try object.use.alone(.session) { () throws(PEFTError) in try object.setAdapters(try Composition(list)) }
     }
 }
 
@@ -291,13 +295,14 @@ public func peft_session_describe(
         return try object.use.looking(.session) {
             let (session, statistics) = (object.session, object.session.statistics)
             func speed(_ count: Int, _ seconds: Double) -> JSONValue { .number(seconds > 0 ? Double(count) / seconds : 0) }
-            let own = object.adapters.map { list in JSONValue.array(list.map { .object(["name": .string($0.name), "weight": .number(Double($0.weight))]) }) }
+            let own = object.adapters.map { chosen in JSONValue.array(chosen.adapters.map { .object(["name": .string($0.name), "weight": .number(Double($0.weight))]) }) }
             let description: JSONObject = [
                 "tokens": .integer(Int64(session.tokens.count)), "context_length": .integer(Int64(session.contextLength)),
                 "generated": .integer(Int64(statistics.tokensGenerated)), "prompt_tokens_per_second": speed(statistics.tokensRead, statistics.secondsReading),
                 "tokens_per_second": speed(statistics.tokensGenerated, statistics.secondsGenerating), "cache_bytes": .integer(Int64(session.cacheBytes)),
                 "kv_cache_type": .string(session.cacheType),
                 "adapters": own ?? object.model.adapters.status()["active"] ?? .array([]), "follows_model": .bool(own == nil),
+                "composition": object.adapters.map { $0.isPlain ? .null : $0.json } ?? object.model.adapters.status()["composition"] ?? .null,
             ]
             return JSONValue.object(description).text()
         }

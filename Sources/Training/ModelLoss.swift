@@ -77,6 +77,7 @@ package enum ModelLoss {
     package static func input(_ given: Batch, _ model: Model, _ routing: Routing, _ tape: Tape, recomputedBlocks: Int = 0) throws(PEFTError) -> (
         input: ModelInput, context: ForwardContext, batch: Batch
     ) {
+        let given = given.repeated(routing.repeats(of: given.rows))
         let routing = try routing.byTask(given.tasks, batch: given.rows, isEach: tape.isTraining)
         let lead = try LeadingRows(routing, batch: given.rows, tasks: given.tasks, ofDecoder: given.source != nil, tape)
         let batch = try lead.map { (lead) throws(PEFTError) in
@@ -91,7 +92,8 @@ package enum ModelLoss {
         if lead != nil || memory != nil, let most = model.network.cacheShape?.maximumLength, longest > most {
             throw PEFTError(.argument, "rows of \(given.length) tokens with \(longest - given.length) virtual ones in front; the model was made for at most \(most)")
         }
-        let byToken = try routing.byToken(batch.ids, batch: batch.rows, firstKey: batch.firstKey)
+        let byToken = try routing.byToken(batch.ids, batch: batch.rows, firstKey: batch.firstKey, isWhole: true)
+        if byToken != nil, batch.source != nil { throw PEFTError(.unsupported, "aLoRA or a Split of texts for an encoder-decoder") }
         let context = ForwardContext(
             tape: tape, routing: byToken ?? routing, isByToken: byToken != nil, batch: batch.rows, length: batch.length,
             positions: try Tensor(engine, batch.places(behind: lead?.padding, memory?.counts), shape: [count]),
@@ -140,6 +142,9 @@ package enum ModelLoss {
     package static func loss(_ model: Model, _ batch: Batch, _ routing: Routing, _ tape: Tape, gradientScale: Float = 1, recomputedBlocks: Int = 0)
         throws(PEFTError) -> (result: LossResult, seed: Float)
     {
+        // Virtual tokens stand in front of each sample of a packed row.
+        let (batch, counts) = batch.firstKey != nil && routing.leads ? batch.unpacked() : (batch, [])
+        let routing = counts.isEmpty ? routing : routing.spread(over: counts)
         let (loss, seed) = try taskLoss(model, batch, routing, tape, gradientScale: gradientScale, recomputedBlocks: recomputedBlocks)
         // `seed` is what is missing of `gradientScale`; a penalty has nothing of it yet.
         return (try withPenalties(loss, routing, tape, factor: gradientScale / seed), seed)
@@ -224,6 +229,8 @@ package struct ForwardOutput {
     package let hidden: Tensor
     /// f32 `[rows, hiddenSize]`; nil without a pooler.
     package let pooled: Tensor?
+    /// f32 `[rows, length, layers or 1, experts]`: what a router gave each expert; nil without one.
+    package let shares: Tensor?
 }
 
 extension ForwardOutput {
@@ -268,6 +275,7 @@ extension Model {
             let tape = Tape(engine, precision, isTraining: isTraining, random: random)
             let routing = try routing()
             let (input, context, batch) = try ModelLoss.input(batch, self, routing, tape)
+            context.shares = RoutedShares()
             let hidden = try hidden(input, context)
             let logits = try logits(hidden, of: input, context).value
             let plain = logits.dtype == .f32 ? logits : try logits.converted(to: .f32, engine)
@@ -291,9 +299,13 @@ extension Model {
                 return tensor.rows == batch.rows * batch.length && (task != .classification || batch.length > 1)
                     ? try tensor.reshaped([batch.rows, batch.length, tensor.columns]) : tensor
             }
+            let layers = context.shares?.layers ?? []
+            let shares = try layers.first.map { (first) throws(PEFTError) in
+                try tape.concatenateColumns(layers.map { Variable($0) }).value.reshaped([batch.rows, batch.length, layers.count, first.columns])
+            }
             return ForwardOutput(
                 loss: loss, logits: task == .classification ? plain : try perToken(plain), hidden: try perToken(states),
-                pooled: try pooled.map { (tensor) throws(PEFTError) in tensor.dtype == .f32 ? tensor : try tensor.converted(to: .f32, engine) })
+                pooled: try pooled.map { (tensor) throws(PEFTError) in tensor.dtype == .f32 ? tensor : try tensor.converted(to: .f32, engine) }, shares: shares)
         }
     }
 

@@ -10,6 +10,7 @@ extension Trainee {
             name: selection.name, entries: selection.entries,
             adaptation: { () throws(PEFTError) in try selection.adaptation() },
             routing: { (names) throws(PEFTError) in try selection.routing(samples: names) },
+            rows: { (count) throws(PEFTError) in try selection.routing(rows: count) },
             configuration: selection.configuration,
             scaling: { key in parameters[key].flatMap { selection.scaling(of: $0) } }, companions: selection.companions)
     }

@@ -14,6 +14,8 @@ package struct Trainee: Sendable {
     package let adaptation: @Sendable () throws(PEFTError) -> Adaptation
     /// The same where each sample of a batch has an adapter of its own (nil: none).
     package let routing: @Sendable (_ samples: [String?]) throws(PEFTError) -> Routing
+    /// The same for the rows of a batch, where it is not the same on all; nil: it is.
+    package let rows: (@Sendable (_ count: Int) throws(PEFTError) -> Routing)?
     /// adapter_config.json.
     package let configuration: JSONObject
     /// LoRA's factor of the layer that a parameter key belongs to; nil where there is none.
@@ -24,12 +26,13 @@ package struct Trainee: Sendable {
     package init(
         name: String, entries: [(key: String, parameter: Parameter)], adaptation: @escaping @Sendable () throws(PEFTError) -> Adaptation,
         routing: @escaping @Sendable ([String?]) throws(PEFTError) -> Routing = { (_) throws(PEFTError) in throw PEFTError(.unsupported, "adapters by name") },
-        configuration: JSONObject, scaling: @escaping @Sendable (String) -> Double? = { _ in nil }, companions: [any AdapterCompanion] = []
+        rows: (@Sendable (Int) throws(PEFTError) -> Routing)? = nil, configuration: JSONObject, scaling: @escaping @Sendable (String) -> Double? = { _ in nil }, companions: [any AdapterCompanion] = []
     ) {
         self.name = name
         self.entries = entries
         self.adaptation = adaptation
         self.routing = routing
+        self.rows = rows
         self.configuration = configuration
         self.scaling = scaling
         self.companions = companions
@@ -37,7 +40,8 @@ package struct Trainee: Sendable {
 
     /// Who acts on the samples of a batch.
     func routing(of batch: Batch) throws(PEFTError) -> Routing {
-        if let samples = batch.adapters { try routing(samples) } else { .all(try adaptation()) }
+        if let samples = batch.adapters { return try routing(samples) }
+        return if let rows { try rows(batch.rows) } else { .all(try adaptation()) }
     }
 
     /// Each once, also when it is saved under several keys.

@@ -238,6 +238,7 @@ extension OperationCase {
     static let parameters: [OperationCase] = [
         OperationCase(name: "cosine", inputs: [([5], .parameter)]) { tape, x in try tape.cosine(x[0]) },
         OperationCase(name: "sine", inputs: [([5], .parameter)]) { tape, x in try tape.sine(x[0]) },
+        OperationCase(name: "arctangent", inputs: [([5], .parameter)]) { tape, x in try tape.arctangent(x[0]) },
         OperationCase(name: "inverse norms of rows", inputs: [([3, 4], .parameter)]) { tape, x in try tape.inverseNorms(x[0], ofColumns: false, floor: 1e-4) },
         OperationCase(name: "inverse norms of columns", inputs: [([3, 4], .parameter)]) { tape, x in try tape.inverseNorms(x[0], ofColumns: true, floor: 1e-4) },
         OperationCase(name: "norm", inputs: [([3, 4], .parameter)]) { tape, x in try tape.norm(x[0]) },

@@ -328,12 +328,66 @@ TEST(in_front) {
   peft_model_free(model), peft_context_free(context);
 }
 
+TEST(composing) {
+  static const char bottleneck[] = "{\"peft_type\": \"BOTTLENECK\", \"config\": \"double_seq_bn\", \"reduction_factor\": 4}";
+  static const char fuse[] = "{\"type\": \"Fuse\", \"children\": [\"a\", \"b\"]}";
+  static const char rows[] = "{\"type\": \"BatchSplit\", \"children\": [\"a\", {\"type\": \"Fuse\", \"children\": [\"a\", \"b\"]}], \"kwargs\": {\"batch_sizes\": 1}}";
+  peft_context *context = open_context(1);
+  peft_model *model = open_model(context);
+  peft_tensors *batch = make_batch(context), *fused, *again;
+  peft_session *session;
+  char text[8192];
+  size_t needed;
+  int64_t count;
+  OK(peft_adapter_add(model, "a", bottleneck, NULL, &error));
+  OK(peft_adapter_add(model, "b", bottleneck, "{\"seed\": 1}", &error));
+  FAILS_NAMING(PEFT_ERROR_NOT_FOUND, "a,b", peft_adapter_set_composition(model, fuse, &error));
+  FAILS_NAMING(PEFT_ERROR_NOT_FOUND, "nobody", peft_adapter_add(model, "x", "{\"peft_type\": \"ADAPTER_FUSION\", \"adapters\": [\"a\", \"nobody\"]}", NULL, &error));
+  OK(peft_adapter_add(model, "a,b", "{\"peft_type\": \"ADAPTER_FUSION\", \"adapters\": [\"a\", \"b\"]}", NULL, &error));
+  OK(peft_adapter_set_composition(model, fuse, &error));
+  OK(peft_adapter_status(text, sizeof text, &needed, model, &error));
+  CHECK(has(text, "\"composition\": {\"type\": \"Fuse\""));
+  fused = run_forward(model, batch);
+  train_a_little(model, batch, 3);
+  again = run_forward(model, batch);
+  CHECK(difference(fused, again, "logits") > 1e-3);
+  peft_tensors_free(fused);
+  /* The second row of a batch alike, the first by itself; a session of its own. */
+  OK(peft_adapter_set_composition(model, rows, &error));
+  fused = run_forward(model, batch);
+  const float *both = floats(again, "logits", &count), *second = floats(fused, "logits", &count);
+  for (int64_t i = count / 2; both && second && i < count; i++) CHECK(fabsf(both[i] - second[i]) < 1e-4f);
+  peft_tensors_free(fused);
+  OK(peft_adapter_set_composition(model, "{\"type\": \"Parallel\", \"children\": [\"a\", \"b\"]}", &error));
+  fused = run_forward(model, batch);
+  int64_t wider = 0;
+  floats(fused, "logits", &wider);
+  CHECK(wider == 2 * count);
+  OK(peft_session_create(&session, model, "{\"adapters\": {\"type\": \"Fuse\", \"children\": [\"a\", \"b\"]}}", &error));
+  OK(peft_session_append(session, (const int32_t[]){1, 2, 3}, 3, &error));
+  OK(peft_session_describe(text, sizeof text, &needed, session, &error));
+  CHECK(has(text, "\"composition\": {\"type\": \"Fuse\""));
+  peft_session_free(session);
+  CHECK(peft_session_create(&session, model, "{\"adapters\": {\"type\": \"Parallel\", \"children\": [\"a\", \"b\"]}}", &error) == PEFT_ERROR_UNSUPPORTED);
+
+  static const char *const wrong[] = {"", "[]", "{}", "7", "[\"a\", \"a\"]", "{\"type\": \"Mix\", \"children\": [\"a\"]}", "{\"type\": \"Split\", \"children\": [\"a\"]}",
+                                      "{\"type\": \"Average\", \"children\": [\"a\", \"b\"], \"kwargs\": {\"weights\": [1, 1e400]}}", "{\"type\": \"Stack\", \"children\": [[[[[[[[[[\"a\"]]]]]]]]]]}"};
+  for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) FAILS(PEFT_ERROR_ARGUMENT, peft_adapter_set_composition(model, wrong[i], &error));
+  FAILS(PEFT_ERROR_ARGUMENT, peft_adapter_set_composition(model, NULL, &error));
+  FAILS(PEFT_ERROR_STATE, peft_adapter_remove(model, "a", &error));
+  OK(peft_adapter_set_active(model, NULL, NULL, 0, &error));
+  OK(peft_adapter_remove(model, "a", &error));
+  peft_tensors_free(fused), peft_tensors_free(again), peft_tensors_free(batch);
+  peft_model_free(model), peft_context_free(context);
+}
+
 int main(int argc, char **argv) {
   start(argc, argv);
   RUN(in_front);
   RUN(adding);
   RUN(starting_from_data);
   RUN(choosing);
+  RUN(composing);
   RUN(removing_and_renaming);
   RUN(values);
   RUN(files);

@@ -33,6 +33,7 @@ def test_features_name_the_same_methods():
 
 def test_options_are_what_a_new_adapter_saves():
     for name, method in peftswift.list_methods().items():
-        expected = "target_modules" if method["layers"] or name in ("ADAPTION_PROMPT", "SHADOW") else {"XLORA": "adapters", "BOTTLENECK": "reduction_factor"}[name] if name in ("XLORA", "BOTTLENECK") else "num_virtual_tokens"
+        expected = "target_modules" if method["layers"] or name in ("ADAPTION_PROMPT", "SHADOW") else {
+            "XLORA": "adapters", "ADAPTER_FUSION": "adapters", "BOTTLENECK": "reduction_factor"}.get(name, "num_virtual_tokens")
         assert expected in method["options"] or name == "TRAINABLE_TOKENS", name
         assert not {"peft_type", "task_type", "inference_mode"} & set(method["options"]), name

@@ -222,6 +222,21 @@ struct DataSetTests {
         #expect(try set.countBatches() == 2)
     }
 
+    @Test func recordsSayTheirTask() throws {
+        let lines = "{\"text\": \"a\", \"task_id\": 2}\n{\"text\": \"b\", \"task_id\": 0}\n{\"text\": \"c\", \"task_id\": 0}\n"
+        #expect(try BatchLoader(try dataSet(lines, .jsonLines) { $0.batchSize = 3 }).next()?.tasks == [2, 0, 0])
+        // A packed row is of one task.
+        let packed = try #require(try BatchLoader(try dataSet(lines, .jsonLines) { ($0.packing, $0.maxLength, $0.batchSize) = (true, 16, 3) }).next())
+        #expect(packed.rows == 2 && packed.tasks == [2, 0])
+        #expect(try BatchLoader(try dataSet("task_id,text\n1,a\n,b\n", .csv) { $0.batchSize = 1 }).next()?.tasks == [1])
+        #expect(try BatchLoader(try dataSet("{\"text\": \"a\"}\n", .jsonLines)).next()?.tasks == nil)
+        let mixed = try dataSet("{\"text\": \"a\", \"task_id\": 2}\n{\"text\": \"b\"}\n", .jsonLines) { $0.batchSize = 2 }
+        #expect(failure { _ = try BatchLoader(mixed).next() }?.message.contains("task_id") == true)
+        for value in ["-1", "1.5", "\"x\"", "true", "4294967296"] {
+            #expect(failure { _ = try dataSet("{\"text\": \"a\", \"task_id\": \(value)}\n", .jsonLines) }?.message.contains("task_id") == true, "\(value)")
+        }
+    }
+
     @Test func packedSamplesKeepToThemselves() throws {
         let set = try dataSet("{\"text\": \"a\"}\n{\"text\": \"bc\"}\n{\"text\": \"def\"}\n{\"text\": \"g\"}\n", .jsonLines) { ($0.packing, $0.maxLength, $0.batchSize) = (true, 8, 2) }
         let batch = try #require(try BatchLoader(set).next())

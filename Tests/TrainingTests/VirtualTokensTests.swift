@@ -217,7 +217,7 @@ import Testing
         "experts weighed by a classifier: derivatives, recomputed blocks, and shares that are the experts themselves",
         arguments: [
             [:], ["layerwise_scalings": .bool(true), "xlora_depth": .integer(3)], ["top_k_lora": .integer(2), "enable_softmax_topk": .bool(true), "softmax_temperature": .number(2)],
-            ["enable_softmax": .bool(false), "global_scaling_weight": .number(0.5)],
+            ["enable_softmax": .bool(false), "global_scaling_weight": .number(0.5)], ["use_trainable_adapters": .bool(true)],
         ] as [JSONObject])
     func experts(_ changes: JSONObject) throws {
         let (model, set) = try open("llama")
@@ -260,7 +260,7 @@ import Testing
         for (changes, word) in [
             (["adapters": .null], "adapters"), (["adapters": .object(["0": .integer(1)])], "not a path"), (["adapters": .object(["0": .string("/nowhere")])], "/nowhere"),
             (["adapters": .object(["0": .string(folder.path + "/ia3")])], "IA3"), (["top_k_lora": .integer(4)], "top_k_lora"), (["softmax_temperature": .number(0)], "softmax_temperature"),
-            (["hidden_size": .integer(31)], "hidden_size"), (["xlora_depth": .integer(0)], "xlora_depth"), (["use_trainable_adapters": .bool(true)], "use_trainable_adapters"),
+            (["hidden_size": .integer(31)], "hidden_size"), (["xlora_depth": .integer(0)], "xlora_depth"),
         ] as [(JSONObject, String)] {
             var config = try set.configuration(of: "router")
             for (key, value) in changes.pairs { config[key] = value }
@@ -449,5 +449,91 @@ import Testing
         (batch.labels, batch.ends) = ([1, -1], [2, 3])
         #expect(try batch.behind([2, 2], width: 2).labels == [3, -1])
         #expect(try batch.behind([2, 2], width: 2).ends == [4, 5])
+    }
+
+    @Test("packed rows: what stands in front of a text stands in front of each sample", arguments: PromptCases.names + ["rows"]) func packed(_ name: String) throws {
+        let (model, set) = try open("llama")
+        try set.add("a", PromptCases.config(name == "rows" ? "prefix" : name))
+        try shake(set, "a")
+        try set.add("b", ["peft_type": .string("LORA"), "r": .integer(2), "target_modules": .array([.string("q_proj")]), "init_lora_weights": .bool(false)])
+        let samples = [[1, 5, 9, 2], [20, 7, 7], [3, 8, 9, 4, 2, 6]].enumerated().map { number, ids in Sample(ids: ids.map { Int32($0) }, labels: ids.map { Int32($0) }, task: Int32(number == 2 ? 1 : 2)) }
+        if name == "rows" { try set.setActive(.batchSplit([.adapter("a"), .adapter("b")], sizes: [1, 1])) }
+        let rows = [[samples[0], samples[1]], [samples[2]]]
+        let packed = try gradients(model, Batch(packing: rows, paddingID: 0), set.activeRouting(rows: 2))
+        let routing = name == "rows" ? try set.routing(samples: ["a", "a", "b"]) : .all(try set.activeAdaptation())
+        // The first token of a packed sample is not learned.
+        var alone = Batch(samples, paddingID: 0)
+        for row in 0..<3 { alone.labels[row * alone.length] = Sample.ignored }
+        let plain = try gradients(model, alone, routing)
+        #expect(packed.count == plain.count && abs(packed.loss - plain.loss) < 1e-6)
+        for (key, parameter) in try set.trainableParameters() {
+            #expect(difference(try packed.store.buffer(for: parameter).floats(model.engine), try plain.store.buffer(for: parameter).floats(model.engine)) < 1e-5, "\(key)")
+        }
+    }
+
+    @Test("virtual tokens stand where the text has tokens for them", arguments: ["llama", "gpt2", "t5"]) func placed(_ base: String) throws {
+        let (model, set) = try open(base)
+        var config = VirtualTokensTests.prompt
+        config["prompt_token_ids"] = .array([.integer(90), .integer(70), .integer(91)])
+        try set.add("a", config)
+        let words = try #require(model.layers.first { $0 is Embedding } as? Embedding)
+        let table = try words.weight.floats(model.engine)
+        let rows = [11, 4, 8].flatMap { table[$0 * words.dimension..<($0 + 1) * words.dimension] }
+        try set.setState(of: "a", [("prompt_embeddings", try Tensor(model.engine, rows, shape: [3, words.dimension]))])
+        func logits(_ ids: [Int32], _ adaptation: Adaptation) throws -> [Float] {
+            var batch = Batch(rows: 2, length: 5, ids: ids, labels: [])
+            if base == "t5" { batch.source = SourceBatch(length: 5, ids: ids, keyMask: nil) }
+            return try model.forward(batch, .all(adaptation)).logits.floats(model.engine)
+        }
+        // One text has them apart and in another order, the other has one twice.
+        let written: [Int32] = [1, 90, 9, 91, 70, 5, 90, 7, 90, 3]
+        #expect(try logits(written, set.activeAdaptation()) == logits([1, 11, 9, 8, 4, 5, 11, 7, 11, 3], model.unadapted))
+        #expect(try logits(written, set.activeAdaptation()) != logits(written, model.unadapted))
+        try set.add("p", ["peft_type": .string("P_TUNING"), "num_virtual_tokens": .integer(2), "encoder_hidden_size": .integer(8), "prompt_token_ids": .array([.integer(90), .integer(91)])])
+        try set.setActive([("p", 1)])
+        guard base == "llama" else { return }
+        let batch = Batch(rows: 2, length: 4, ids: [1, 90, 9, 91, 20, 91, 7, 90], labels: VirtualTokensTests.batch.labels)
+        let exact = try gradients(model, batch, .all(set.activeAdaptation())).store
+        for (key, parameter) in try set.trainableParameters() {
+            let gradient = try exact.buffer(for: parameter).floats(model.engine)
+            let place = try #require(gradient.indices.max { abs(gradient[$0]) < abs(gradient[$1]) })
+            func loss(_ change: Float) throws -> Double {
+                unsafe parameter.value.withMutableFloats { unsafe $0[place] += change }
+                defer { unsafe parameter.value.withMutableFloats { unsafe $0[place] -= change } }
+                return try #require(try model.forward(batch, .all(set.activeAdaptation())).loss)
+            }
+            let slope = (try loss(1e-2) - loss(-1e-2)) / 2e-2
+            #expect(abs(slope - Double(gradient[place])) < 0.03 * abs(slope) + 3e-4, "\(key): \(gradient[place]) and \(slope)")
+        }
+        for ids in [[90], [90, 90, 91], [90, 91, 96], [90, -1, 91]] {
+            config["prompt_token_ids"] = .array(ids.map { .integer(Int64($0)) })
+            #expect(failure { try set.add("x", config) }?.message.contains("prompt_token_ids") == true)
+        }
+        #expect(try set.configuration(of: "a")["prompt_token_ids"] != nil)
+        try set.add("plain", VirtualTokensTests.prompt)
+        #expect(try set.configuration(of: "plain")["prompt_token_ids"] == nil)
+    }
+
+    @Test("experts that train are in their router's file") func trainedExperts() throws {
+        let (model, set) = try open("llama")
+        let folder = TemporaryFolder()
+        try addRouter(set, folder, ["use_trainable_adapters": .bool(true)])
+        var options = TrainerOptions()
+        options.schedule = .constant
+        let trainer = try Trainer(model, try Trainee(set), options)
+        for _ in 0..<3 { _ = try trainer.step(VirtualTokensTests.batch) }
+        let expected = try model.forward(VirtualTokensTests.batch, .all(set.activeAdaptation()))
+        let shares = try #require(expected.shares)
+        #expect(shares.shape == [2, 4, 1, 3])
+        let sums = try shares.floats(model.engine)
+        for start in stride(from: 0, to: sums.count, by: 3) {
+            let sum: Float = sums[start..<start + 3].reduce(0, +)
+            #expect(abs(sum - 1) < 1e-5)
+        }
+        try set.save("router", path: folder.path + "/router.h5")
+        try set.load("again", path: folder.path + "/router.h5", trainable: false)
+        #expect(try model.forward(VirtualTokensTests.batch, .all(set.adaptation(of: [("again", 1)]))).logits.floats(model.engine) == expected.logits.floats(model.engine))
+        try set.setActive([("e1", 1)])
+        #expect(try model.forward(VirtualTokensTests.batch, .all(set.activeAdaptation())).shares == nil)
     }
 }

@@ -116,10 +116,17 @@ extension Batch {
         }
     }
 
+    /// nil unless all say theirs.
+    private static func tasks(_ tasks: [Int32?]) -> [Int32]? {
+        let known = tasks.compactMap { $0 }
+        return known.count == tasks.count && !known.isEmpty ? known : nil
+    }
+
     /// A sample a row, filled up on the right to the longest.
     package init(_ samples: [Sample], paddingID: Int32) {
         let length = samples.map(\.ids.count).max() ?? 0
         self.init(rows: samples.count, length: length, ids: [], labels: [])
+        tasks = Batch.tasks(samples.map(\.task))
         var mask: [UInt8] = []
         for sample in samples {
             let missing = length - sample.ids.count
@@ -142,6 +149,7 @@ extension Batch {
     package init(packing rowsOfSamples: [[Sample]], paddingID: Int32) {
         let length = rowsOfSamples.map { $0.reduce(0) { $0 + $1.ids.count } }.max() ?? 0
         self.init(rows: rowsOfSamples.count, length: length, ids: [], labels: [])
+        tasks = Batch.tasks(rowsOfSamples.map { $0.first?.task })
         var (places, first, mask): ([Int32], [Int32], [UInt8]) = ([], [], [])
         for samples in rowsOfSamples {
             var used = 0
@@ -165,6 +173,51 @@ extension Batch {
     }
 }
 
+extension Batch {
+    /// Packed rows with each sample in a row of its own again, filled up on the right: what stands in front of a text stands in front of
+    /// each. The first token of a sample is not learned here either. What else is by row is that of the row a sample was in.
+    /// - Returns: and how many rows each row became.
+    func unpacked() -> (batch: Batch, counts: [Int]) {
+        guard let firstKey, featureShape.isEmpty else { return (self, Array(repeating: 1, count: rows)) }
+        var (texts, counts): ([(row: Int, range: Range<Int>)], [Int]) = ([], [])
+        for row in 0..<rows {
+            let own = row * length..<(row + 1) * length
+            let seen = own.filter { keyMask?[$0] != 0 }
+            let starts = seen.filter { $0 == own.lowerBound || firstKey[$0] != firstKey[$0 - 1] }
+            let ends = starts.dropFirst() + [(seen.last ?? own.lowerBound) + 1]
+            texts += zip(starts, ends).map { (row, $0..<$1) }
+            counts.append(starts.count)
+        }
+        let longest = texts.map(\.range.count).max() ?? 0
+        func each<Value>(_ values: [Value], _ padding: Value) -> [Value] {
+            texts.flatMap { text in Array(values[text.range]) + Array(repeating: padding, count: longest - text.range.count) }
+        }
+        var batch = Batch(rows: texts.count, length: longest, ids: each(ids, 0), labels: labels.isEmpty ? [] : each(labels, Sample.ignored))
+        batch.keyMask = each([UInt8](repeating: 1, count: ids.count), 0)
+        (batch.tokenTypes, batch.inputTypes) = (tokenTypes.map { each($0, 0) }, inputTypes.map { each($0, 0) })
+        batch.labelWeights = labelWeights.map { each($0, 1) }
+        (batch.adapters, batch.tasks) = (adapters.map { list in texts.map { list[$0.row] } }, tasks.map { list in texts.map { list[$0.row] } })
+        return (batch, counts)
+    }
+
+    /// All rows so many times, one copy behind the other.
+    func repeated(_ count: Int) -> Batch {
+        guard count > 1 else { return self }
+        var batch = self
+        batch.rows = rows * count
+        (batch.ids, batch.features, batch.labels, batch.targets) = (ids.repeated(count), features.repeated(count), labels.repeated(count), targets.repeated(count))
+        (batch.ends, batch.positions, batch.tokenTypes) = (ends.repeated(count), positions?.repeated(count), tokenTypes?.repeated(count))
+        (batch.keyMask, batch.firstKey, batch.labelWeights) = (keyMask?.repeated(count), firstKey?.repeated(count), labelWeights?.repeated(count))
+        (batch.inputTypes, batch.tasks) = (inputTypes?.repeated(count), tasks?.repeated(count))
+        if let source {
+            batch.source?.ids = source.ids.repeated(count)
+            batch.source?.keyMask = source.keyMask?.repeated(count)
+            batch.source?.features = source.features.repeated(count)
+        }
+        return batch
+    }
+}
+
 extension [UInt8]? {
     /// A mask of rows behind `counts` places that are seen, and so many in front of those that are not that all have `width`.
     func behind(_ counts: [Int], width: Int, rows: Int, length: Int) -> [UInt8]? {
@@ -180,6 +233,8 @@ extension [UInt8]? {
 }
 
 extension Array {
+    fileprivate func repeated(_ count: Int) -> [Element] { (0..<count).flatMap { _ in self } }
+
     /// Rows of `length` values, each behind `count` times `value`.
     func eachRow(of length: Int, behind count: Int, of value: Element) -> [Element] {
         var result: [Element] = []

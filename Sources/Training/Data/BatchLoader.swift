@@ -61,7 +61,8 @@ package final class BatchLoader {
         var rows: [[Sample]] = []
         var used = 0  // tokens in the last row
         while let sample = try peek() {
-            if options.packing, !rows.isEmpty, used + sample.ids.count <= options.maxLength {
+            // A row is of one task.
+            if options.packing, let last = rows.last?.last, last.task == sample.task, used + sample.ids.count <= options.maxLength {
                 rows[rows.count - 1].append(sample)
                 used += sample.ids.count
             } else if rows.count < options.batchSize {
@@ -80,6 +81,8 @@ package final class BatchLoader {
             order = dataSet.order(epoch: position.epoch)
             return nil
         }
+        let tasks = rows.map { $0.first?.task }
+        guard tasks.allSatisfy({ ($0 == nil) == (tasks[0] == nil) }) else { throw PEFTError(.format, "\(dataSet.name): some records of a batch have a task_id and others have none") }
         return options.packing ? Batch(packing: rows, paddingID: dataSet.paddingID) : Batch(rows.joined().map { $0 }, paddingID: dataSet.paddingID)
     }
 

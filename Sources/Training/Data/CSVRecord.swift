@@ -50,11 +50,13 @@ struct CSVColumns: Sendable {
     }
 
     private let kind: Kind
+    private let task: Int?
     private let count: Int
 
-    /// From the header: a column `text`, or the columns `prompt` and `completion`.
+    /// From the header: a column `text`, or the columns `prompt` and `completion`; with a column `task_id` or without.
     init(header: [String]) throws(PEFTError) {
         count = header.count
+        task = header.firstIndex(of: "task_id")
         if let prompt = header.firstIndex(of: "prompt"), let completion = header.firstIndex(of: "completion") {
             kind = .completion(prompt: prompt, completion: completion)
         } else if let text = header.firstIndex(of: "text") {
@@ -65,11 +67,12 @@ struct CSVColumns: Sendable {
         }
     }
 
-    func example(_ fields: [String]) throws(PEFTError) -> Example {
+    func example(_ fields: [String]) throws(PEFTError) -> (example: Example, task: Int32?) {
         guard fields.count == count else { throw PEFTError(.format, "\(fields.count) fields, the header has \(count)") }
+        let task = try task.flatMap { (column) throws(PEFTError) in try Example.task(.string(fields[column])) }
         switch kind {
-        case .text(let text): return .text(fields[text])
-        case .completion(let prompt, let completion): return .completion(prompt: fields[prompt], completion: fields[completion])
+        case .text(let text): return (.text(fields[text]), task)
+        case .completion(let prompt, let completion): return (.completion(prompt: fields[prompt], completion: fields[completion]), task)
         }
     }
 }

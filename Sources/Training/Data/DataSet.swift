@@ -74,9 +74,13 @@ package final class DataSet: Sendable {
         guard record >= 0, record < recordCount else { throw PEFTError(.argument, "record \(record) of \(recordCount)") }
         let number = selection?[record] ?? record
         do throws(PEFTError) {
-            let example = try file.example(number)
+            let (example, task) = try file.example(number)
             do throws(PEFTError) {
-                return try maker.samples(example)
+                return try maker.samples(example).map { sample in
+                    var sample = sample
+                    sample.task = task
+                    return sample
+                }
             } catch {
                 throw try file.located(error, at: number)
             }

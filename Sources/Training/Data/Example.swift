@@ -12,8 +12,17 @@ package enum Example: Sendable, Equatable {
 }
 
 extension Example {
+    /// The task a record is of, its member `task_id`; nil: it has none.
+    static func task(_ json: JSONValue?) throws(PEFTError) -> Int32? {
+        guard let json, !json.isNull, json != .string("") else { return nil }
+        guard let number = json.intValue ?? json.stringValue.flatMap({ Int($0) }), number >= 0, let task = Int32(exactly: number) else {
+            throw PEFTError(.format, "'task_id' is \(json.text()); it must be 0 or a positive integer")
+        }
+        return task
+    }
+
     /// A line of JSON: `{"messages": […]}`, `{"prompt": …, "completion": …}` (both texts or both lists of messages) or
-    /// `{"text": …}`. Other members (ids, sources) are data about the record and left alone.
+    /// `{"text": …}`. `task_id` is the task's; other members (ids, sources) are data about the record and left alone.
     package init(_ json: JSONValue) throws(PEFTError) {
         guard let object = json.objectValue else {
             throw PEFTError(.format, "\(json.kindName) where an object with 'messages', 'prompt' and 'completion', or 'text' must be")

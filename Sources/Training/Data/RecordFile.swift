@@ -36,15 +36,17 @@ struct RecordFile: Sendable {
     /// Without the header.
     var count: Int { index.count - headerCount }
 
-    /// A record as its author wrote it.
+    /// A record as its author wrote it, and the task it is of.
     /// - Throws: `.format` with the file, the line (also in `detail`) and what is wrong there.
-    func example(_ record: Int) throws(PEFTError) -> Example {
+    func example(_ record: Int) throws(PEFTError) -> (example: Example, task: Int32?) {
         let text = try RecordFile.text(of: record + headerCount, index, source, keepsLineEnd: format == .text)
         do throws(PEFTError) {
             switch format {
-            case .text: return .text(text)
-            case .jsonLines: return try Example(try JSONValue(parsing: text))
-            case .csv: return try columns?.example(try CSVRecord.fields(text)) ?? .text("")
+            case .text: return (.text(text), nil)
+            case .jsonLines:
+                let json = try JSONValue(parsing: text)
+                return (try Example(json), try Example.task(json["task_id"]))
+            case .csv: return try columns?.example(try CSVRecord.fields(text)) ?? (.text(""), nil)
             }
         } catch {
             throw try located(error, at: record)

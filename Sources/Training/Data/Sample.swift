@@ -5,14 +5,13 @@ package struct Sample: Sendable, Equatable {
     package var labels: [Int32]
     /// What an encoder reads before the decoder writes these tokens.
     package var source: [Int32]?
+    /// Of which task it is, for adapters with several; nil: not said.
+    package var task: Int32?
 
     /// The label of a token that is not learned (torch's `ignore_index`).
     package static let ignored: Int32 = -100
 
-    package init(ids: [Int32], labels: [Int32]) {
-        self.ids = ids
-        self.labels = labels
-    }
+    package init(ids: [Int32], labels: [Int32], task: Int32? = nil) { (self.ids, self.labels, self.task) = (ids, labels, task) }
 
     /// All tokens are learned.
     package init(_ ids: [Int32]) { self.init(ids: ids, labels: ids) }
@@ -25,7 +24,7 @@ package struct Sample: Sendable, Equatable {
     /// How many tokens the model is asked to predict: the first has nothing before it.
     package var learnedCount: Int { labels.dropFirst(source == nil ? 1 : 0).count { $0 != Sample.ignored } }
 
-    func part(_ range: Range<Int>) -> Sample { Sample(ids: Array(ids[range]), labels: Array(labels[range])) }
+    func part(_ range: Range<Int>) -> Sample { Sample(ids: Array(ids[range]), labels: Array(labels[range]), task: task) }
 
     /// Brings a sample to at most `maximum` tokens.
     func shortened(to maximum: Int, _ truncation: Truncation) -> [Sample] {

@@ -6,8 +6,9 @@
 
 from ._library import (Cancelled, Context, ContextFullError, PeftError, PeftIOError, PeftLookupError, PeftMemoryError, PeftValueError, Tensors,
                        decoded_json, lib)
+from .composition import Average, BatchSplit, Fuse, Parallel, Split, Stack
 from .config import ArrowConfig, LoraConfig, PeftConfig, TaskType
-from .merging import combine_adapters, compare_adapters, prune_adapter, resize_adapter, scale_adapter
+from .merging import combine_adapters, compare_adapters, compose_cartridge_adapters, prune_adapter, resize_adapter, scale_adapter
 from .model import Model, Output
 from .peft_model import PeftModel, create_arrow_model, get_peft_model
 from .quantization import Quantized, quantize
@@ -28,6 +29,7 @@ def list_methods():
     return {method.pop("peft_type"): method for method in decoded_json("peft_adapter_list_methods")["methods"]}
 
 
-__all__ = ["ArrowConfig", "Cancelled", "Context", "ContextFullError", "Dataset", "LoraConfig", "Model", "Output", "PeftConfig", "PeftError", "PeftIOError", "PeftLookupError",
-           "PeftMemoryError", "PeftModel", "PeftValueError", "Quantized", "Session", "TaskType", "Tensors", "Tokenizer", "Trainer", "combine_adapters", "compare_adapters", "create_arrow_model", "features", "get_peft_model",
-           "list_methods", "prune_adapter", "quantize", "resize_adapter", "scale_adapter"]
+__all__ = ["ArrowConfig", "Average", "BatchSplit", "Cancelled", "Context", "ContextFullError", "Dataset", "Fuse", "LoraConfig", "Model", "Output", "Parallel", "PeftConfig", "PeftError",
+           "PeftIOError", "PeftLookupError", "PeftMemoryError", "PeftModel", "PeftValueError", "Quantized", "Session", "Split", "Stack", "TaskType", "Tensors", "Tokenizer",
+           "Trainer", "combine_adapters", "compare_adapters", "compose_cartridge_adapters", "create_arrow_model",
+           "features", "get_peft_model", "list_methods", "prune_adapter", "quantize", "resize_adapter", "scale_adapter"]

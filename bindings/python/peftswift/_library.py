@@ -98,6 +98,7 @@ FUNCTIONS = {
     "peft_adapter_remove": [HANDLE, TEXT],
     "peft_adapter_rename": [HANDLE, TEXT, TEXT],
     "peft_adapter_set_active": [HANDLE, NAMES, FLOATS, I64],
+    "peft_adapter_set_composition": [HANDLE, TEXT],
     "peft_adapter_set_enabled": [HANDLE, I32],
     "peft_adapter_set_scale": [HANDLE, TEXT, F32],
     "peft_adapter_set_trainable": [HANDLE, TEXT, I32],
@@ -315,7 +316,7 @@ def encoded_path(path):
 
 
 def encoded_json(value):
-    """Options and configurations as JSON text; sets, enumerations and numpy's numbers are what they look like."""
+    """Options and configurations as JSON text; sets, enumerations, numpy's numbers and blocks of compositions are what they look like."""
 
     def plain(item):
         if isinstance(item, (set, frozenset)):
@@ -324,6 +325,8 @@ def encoded_json(value):
             return item.value
         if hasattr(item, "tolist"):
             return item.tolist()
+        if hasattr(item, "to_dict"):
+            return item.to_dict()
         raise TypeError(f"{item!r} ({type(item).__name__}) has no place in an option")
 
     return json.dumps(value, default=plain).encode()

@@ -51,6 +51,11 @@ def combine_adapters(paths, weights, path, context=None, progress=None, **option
     return combined("peft_adapter_combine_files", context or Context(), encoded_path(path), None, weights, options, progress, names)
 
 
+def compose_cartridge_adapters(adapter_paths, *, output_path, context=None):
+    """Cartridges become one, their tokens behind each other (PEFT's function); returns the number of virtual tokens."""
+    return combine_adapters(list(adapter_paths), None, output_path, context=context)["virtual_tokens"]
+
+
 def scale_adapter(source, factor, path, **more):
     """A LoRA folder that acts ``factor`` times as strongly."""
     return combine_adapters([source], [factor], path, **more)

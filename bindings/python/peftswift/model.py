@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 
 from ._library import (_TO_C, F64, Context, Handle, ModelOptions, Tensors, c_floats, c_names, call, decoded_json, encoded, encoded_json, encoded_path, lib)
-from .merging import combined, report, watched
+from .composition import Block
 from .config import PeftConfig
 from .layers import HostLayer
+from .merging import combined, report, watched
 from .session import Session
 from .tokenizer import Tokenizer
 from .trainer import Trainer
@@ -150,16 +151,18 @@ class Model(Handle):
         options = {"outputs": ["sentence_embedding"], **({} if adapter_names is None else {"adapter_names": list(adapter_names)})}
         return Tensors.make("peft_model_forward", self, self._tensors(inputs), encoded_json(options)).get("sentence_embedding")
 
-    def __call__(self, adapter_names=None, output_hidden_states=False, **inputs):
+    def __call__(self, adapter_names=None, output_hidden_states=False, output_scalings=False, **inputs):
         """A forward pass. Inputs by Hugging Face's names: input_ids, attention_mask, labels, position_ids; or x.
 
-        adapter_names: one adapter per sample, "__base__" for none.
+        adapter_names: one adapter per sample, "__base__" for none. output_scalings: what X-LoRA gives each expert, as ``scalings``.
         """
         options = {}
         if adapter_names is not None:
             options["adapter_names"] = list(adapter_names)
         if output_hidden_states:
             options["outputs"] = ["logits", "last_hidden_state"]
+        if output_scalings:
+            options["outputs"] = [*options.get("outputs", ["logits"]), "scalings"]
         out = Tensors.make("peft_model_forward", self, self._tensors(inputs), encoded_json(options)).arrays()
         if "loss" in out:
             out["loss"] = float(out["loss"].reshape(-1)[0])
@@ -244,7 +247,9 @@ class Model(Handle):
         call("peft_adapter_rename", self, encoded(adapter_name), encoded(new_name))
 
     def set_adapter(self, adapter_name, weights=None):
-        """One name or a list: which adapters act, in this order."""
+        """Which adapters act: one name or a list, in this order, or a block (Stack, Fuse, Average, Split, BatchSplit, Parallel)."""
+        if isinstance(adapter_name, Block):
+            return call("peft_adapter_set_composition", self, encoded_json(adapter_name))
         names, count = c_names(adapter_name)
         call("peft_adapter_set_active", self, names, c_floats(weights, count), count)
 
