@@ -374,6 +374,8 @@ int32_t peft_model_export(const peft_model *model, const char *folder, const cha
  * the log. The first adapter becomes active; later ones do not. `options_json`: {"seed": 0, "trainable": true}.
  * Beyond PEFT's: "init_lora_weights": "qpissa" with "loftq_config": {"loftq_bits": 4 (nf4) or 8 (int8), "loftq_iter": 1} puts
  * the principal part of a weight into the adapter and quantises the rest in the base (QPiSSA; more turns fit both anew).
+ * Beside PEFT's keys PROMPT_TUNING and P_TUNING have "prompt_token_ids": an id for each virtual token, which then stands wherever
+ * the text has that id, and not in front. Experts of XLORA with "use_trainable_adapters" are saved with their router.
  * Errors: PEFT_ERROR_ARGUMENT, also for a configuration that matches no module; PEFT_ERROR_UNSUPPORTED naming the
  * method or option; PEFT_ERROR_STATE when there is an adapter of that name. */
 int32_t peft_adapter_add(peft_model *model, const char *name, const char *config_json, const char *options_json,
