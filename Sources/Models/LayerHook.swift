@@ -88,7 +88,7 @@ package struct Adaptation: Sendable {
 
     /// Nothing acts but around layers and where blocks add what they computed, and always.
     package var onlyHooks: Bool {
-        runs == nil && invocations.isEmpty && prompt == nil && memory == nil && gatedPrompts.isEmpty && coupling == nil && router == nil && shadow == nil
+        runs == nil && invocations.isEmpty && prompt == nil && memory == nil && gatedPrompts.isEmpty && coupling == nil && router == nil && shadow == nil && taskCount == nil
     }
 
     /// Tokens that follow change what came before: nothing of it can be kept.
