@@ -93,6 +93,11 @@ private func changing(_ session: OpaquePointer?, _ error: UnsafeMutablePointer<p
     }
 }
 
+/// The session's option of that name.
+private func composition(_ adapters: JSONObject) throws(PEFTError) -> Composition {
+    do throws(PEFTError) { return try Composition(.object(adapters)) } catch { throw PEFTError(error.kind, "adapters: \(error.message)") }
+}
+
 @_cdecl("peft_session_create") @implementation
 public func peft_session_create(
     _ session: UnsafeMutablePointer<OpaquePointer?>?, _ model: OpaquePointer?, _ options_json: UnsafePointer<CChar>?, _ error: UnsafeMutablePointer<peft_error>?
@@ -102,7 +107,7 @@ public func peft_session_create(
         let json = unsafe try options(options_json, "options_json", allowing: SessionOptions.keys.union(["adapters"]))
         let (options, adapters) = (try SessionOptions().updated(from: json), model.adapters)
         let chosen: Composition? =
-            if let block = json["adapters"]?.objectValue { try Composition(.object(block)) } else { try json.strings("adapters").map { (names) throws(PEFTError) in try Composition(names.map { ($0, 1) }) } }
+            if let block = json["adapters"]?.objectValue { try composition(block) } else { try json.strings("adapters").map { (names) throws(PEFTError) in try Composition(names.map { ($0, 1) }) } }
         let session = try Session(model.model, tokenizer: model.opened.tokenizer, options: options) { () throws(PEFTError) in
             if let chosen { try adapters.adaptation(of: chosen) } else { try adapters.activeAdaptation() }
         }
