@@ -34,8 +34,8 @@ setup: ## Install what is missing on this machine (apt)
 # The Swift runtime is linked in: the shared one takes over seven of the host's signals when it is loaded.
 # Only peft_* is exported (packaging/peftswift.map), and the library stays mapped after dlclose (Swift cannot be unloaded).
 # Small: code without a user is dropped, relative relocations are packed (needs glibc 2.36), and of the runtime the names
-# of Unicode's characters (Sources/StaticRuntime), types without a user (scripts/slim_runtime.py) and the unwinding tables stay
-# out: nothing in it throws or catches.
+# of Unicode's characters (Sources/StaticRuntime), functions and types without a user (scripts/split_functions.py, slim_runtime.py)
+# and the unwinding tables stay out: nothing in it throws or catches.
 RUNTIME := .build-library/runtime/libswiftCore.a
 LINK    := -soname=$(SONAME) --version-script=$(CURDIR)/packaging/peftswift.map --gc-sections --icf=all -znodelete \
            -zpack-relative-relocs --wrap=_swift_stdlib_getScalarName --remap-inputs=*/libswiftCore.a=$(CURDIR)/$(RUNTIME) \
@@ -56,11 +56,13 @@ $(LIBRARY): $(LIBRARY_SOURCES) $(RUNTIME)
 	@ln -sf $(SONAME) build/libpeftswift.so
 	@ls -l $@ | awk '{ printf "%s: %.2f MB\n", $$NF, $$5 / 1e6 }'
 
-$(RUNTIME): scripts/slim_runtime.py
+$(RUNTIME): scripts/slim_runtime.py scripts/split_functions.py
 	@scripts/setup.sh --check
 	@mkdir -p $(@D)
 	@static=$$(swiftc -static-stdlib -print-target-info | sed -n 's/.*"runtimeResourcePath": "\(.*\)".*/\1/p'); \
 	  "$${static%/lib/swift_static}/bin/llvm-objcopy" --remove-section=.eh_frame --remove-section=.llvm_addrsig "$$static/linux/libswiftCore.a" $@
+	@cd $(@D) && ar x $(@F) Swift.o && { python3 $(CURDIR)/scripts/split_functions.py Swift.o || echo "another Swift: the library works, and is larger"; } && \
+	  ar r $(@F) Swift.o && rm Swift.o
 	@python3 scripts/slim_runtime.py $@
 
 # ---------------------------------------------------------------------------------------------------- examples
