@@ -24,7 +24,7 @@ ARGUMENTS = {
     ("peft_pass_output", "y"): "&array", ("peft_layer_forward", "count"): "32", "y": "values", "layer": '"model.layers.0.self_attn.q_proj"', "x": "&input",
     "dx": "values", "dx_count": "32", "dy": "values", "dy_count": "32", "is_cleared": "0", ("peft_adapter_set_state", "state"): "live_state", ("peft_adapter_combine_files", "path"): 'SCRATCH("combined")',
     ("peft_trainer_step_rows", "adapters"): "names", ("peft_adapter_compare_files", "path"): 'SCRATCH("adapter")', ("peft_model_state", "name"): '"model.norm.weight"',
-    "path": "model_folder", "folder": 'SCRATCH("exported")', "name": '"a"', "config_json": "lora", "messages_json": '"[{\\"role\\": \\"user\\", \\"content\\": \\"who\\"}]"',
+    "path": "model_folder", "folder": 'SCRATCH("exported")', "name": '"a"', "config_json": "lora", "composition_json": '"{\\"type\\": \\"Average\\", \\"children\\": [\\"a\\"]}"', "messages_json": '"[{\\"role\\": \\"user\\", \\"content\\": \\"who\\"}]"',
     "options_json": "NULL", "rank": "2", "shape": "shape", "text": '"iron"', "data": "lines", "names": "names", "weights": "NULL", "count": "1", "ids": "ids32",
     "size": "4", "index": "0", "seconds": "0", "batch": "1", "length": "8", "max_tokens": "2", "keep": "1", "factor": "1", "capacity": "sizeof text",
     "buffer": "text", "report": "text", "needed": "&needed", "token": "&id", "tokens": "&id", "loss": "&number", "step": "&step", "options": "NULL", "user_data": "NULL",
