@@ -8,23 +8,26 @@ Every function of it is marked "retain" (SHF_GNU_RETAIN), which keeps all of the
 here the marks go, 0.8 MB with them. What is kept besides what is called are the tables by which the runtime finds types and
 conformances, and what their records name; records of types that nothing here uses (SIMD vectors, 128-bit integers, coding,
 differences of collections, …) get another section name, so that they are no part of the tables and go too. What one section holds stays
-as a whole, which is why split_functions.py goes before.
+as a whole: split_functions.py, which goes before, gives most things one of their own, and what is left of unused types loses its references.
 The 64 kB of zeros that the runtime keeps for backtraces (it is told to make none) are no part of the file.
 """
+import bisect
 import re
 import struct
 import subprocess
 import sys
 
-TABLES = {b"swift5_protocol_conformances", b"swift5_type_metadata", b"swift5_type_metadata_2"}
+TABLES = {b"swift5_protocol_conformances", b"swift5_type_metadata", b"swift5_type_metadata_2", b"swift5_protocols"}
 # Neither used here nor inside the library by anything but themselves.
 UNUSED_TYPES = re.compile(
-    rb"SIMD|Float80V|20CollectionDifference|18DiscontiguousSlice|ss8RangeSet|Keyed\w*Container|CodingKey|EncodingError|DecodingError|8AnyIndexV|11AnySequence"
-    rb"|13AnyCollection|CollectionBox|8DurationV|15InstantProtocol|16_DebuggerSupport")
+    rb"SIMD|Float80V|20CollectionDifference|18DiscontiguousSlice|ss8RangeSet|[Kk]eyed\w*Container|CodingKey|EncodingError|DecodingError|8DurationV|15InstantProtocol|16_DebuggerSupport")
 # Conformances that only casts look up (mirrors, playgrounds, debuggers' descriptions of what is no text, number or collection).
 UNUSED_CONFORMANCES = rb"s(17CustomReflectable|30_CustomPlaygroundQuickLookable|25LosslessStringConvertible)sMc$" \
     rb"|s\w*CVarArg\w*sMc$|^\$s(?!S[SsJqaDhdfN]|Sny)\w*s28CustomDebugStringConvertibles\w*Mc$"
-UNUSED_RECORDS = re.compile(UNUSED_TYPES.pattern + rb"|U?Int128V|S[Ee]s.*Mc$|" + UNUSED_CONFORMANCES)
+UNUSED = re.compile(UNUSED_TYPES.pattern + rb"|" + UNUSED_CONFORMANCES)
+# And what is used, but looked up by nobody: integers of 128 bits, coding of what is kept, what mirrors have inside.
+UNUSED_RECORDS = re.compile(UNUSED.pattern + rb"|U?Int128V|S[Ee]s.*Mc$|8AnyIndexV|11AnySequence|13AnyCollection|CollectionBox")
+USED = re.compile(rb"U?Int128V|AnyIndex|AnySequence|AnyCollection|CollectionBox")
 CODE = (b".text", b".rodata", b".data", b".bss")
 RETAIN = 0x200000  # SHF_GNU_RETAIN
 HEADER = struct.Struct("<IIQQQQIIQQ")  # Elf64_Shdr
@@ -54,6 +57,8 @@ def slim(data, base):
         if kind != 4:  # SHT_RELA
             continue
         section = text(data, names + headers[target][0])
+        if section in (b".rodata", b".data"):
+            cut(data, base, headers, target, offset, size, link)
         if section not in TABLES:
             continue
         symbol = struct.unpack_from("<Q", data, base + offset + 8)[0] >> 32
@@ -68,6 +73,23 @@ def symbol_name(data, base, headers, table, index):
     symbols = headers[table]
     name, = struct.unpack_from("<I", data, base + symbols[4] + 24 * index)
     return text(data, base + headers[symbols[6]][4] + name)
+
+
+def cut(data, base, headers, target, offset, size, table):
+    """Descriptors and witness tables of what is unused, in a section with others, refer to nothing any more (R_X86_64_NONE)."""
+    symbols, unused = headers[table], []
+    for index in range(symbols[5] // 24):
+        _, kind, _, section, value, length = struct.unpack_from("<IBBHQQ", data, base + symbols[4] + 24 * index)
+        name = symbol_name(data, base, headers, table, index) if section == target and kind & 15 == 1 else b""  # STT_OBJECT
+        if UNUSED.search(name) and not USED.search(name):
+            unused.append((value, value + length))
+    unused.sort()
+    starts = [start for start, _ in unused]
+    for at in range(base + offset, base + offset + size, 24):
+        place, = struct.unpack_from("<Q", data, at)
+        index = bisect.bisect_right(starts, place) - 1
+        if index >= 0 and place < unused[index][1]:
+            struct.pack_into("<QQq", data, at, place, 0, 0)
 
 
 def check(objects):

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Gives each function of an object file's .text a section of its own, so that a linker with --gc-sections can drop it.
+"""Gives each function of an object file's .text, and each object of its .data.rel.ro, a section of its own, so that a linker with
+--gc-sections can drop them.
 
     split_functions.py Swift.o          changes the file in place (x86-64)
 
@@ -59,6 +60,14 @@ class ObjectFile:
         name, kind, flags = self.headers[self.relocations[like]][:3]
         content = b"".join(RELOCATION.pack(*entry) for entry in sorted(entries))
         self.headers.append([name, kind, flags, 0, self.append(content), len(content), self.table, section, 8, 24])
+
+    def replace(self, section, starts, first):
+        """The pieces from section `first` on, which begin at `starts`, take the section's place; nothing is left in it."""
+        self.headers[section][SIZE] = self.headers[self.relocations[section]][SIZE] = 0
+        for s in self.symbols:
+            if s[3] == section and s[1] & 15 != 3:
+                index = bisect.bisect_right(starts, s[4]) - 1
+                s[3], s[4] = first + index, s[4] - starts[index]
 
     def add_section_symbol(self, section):
         """Its number for now; `write` puts it among the local symbols."""
@@ -192,13 +201,49 @@ def split(path):
     for index, entries in enumerate(pieces):
         if entries:
             file.add_relocations(first + index, text, entries)
-    file.headers[text][SIZE] = file.headers[file.relocations[text]][SIZE] = 0
-    for s in file.symbols:
-        if s[3] == text and s[1] & 15 != 3:
-            index = piece(s[4])
-            s[3], s[4] = first + index, s[4] - starts[index]
+    file.replace(text, starts, first)
+    objects = split_objects(file, b".data.rel.ro")
     file.write(path)
-    print(f"{path}: {len(starts)} pieces with {len(jumps)} jump tables")
+    print(f"{path}: {len(starts)} pieces with {len(jumps)} jump tables, {objects} of data")
+
+
+def split_objects(file, name):
+    """The same for a section of data that relocations alone connect (metadata, witness tables); returns the number of pieces."""
+    section = max((i for i, n in enumerate(file.names) if n == name), key=lambda i: file.headers[i][SIZE])
+    extents = sorted((s[4], s[4] + s[5]) for s in file.symbols if s[3] == section and s[1] & 15 == 1)
+    starts, end, values = [0], 0, {start for start, _ in extents}
+    for start, after in extents:
+        if start >= end and start:
+            starts.append(start)
+        end = max(end, after)
+
+    def piece(offset):
+        return bisect.bisect_right(starts, offset) - 1
+
+    symbol = next(i for i, s in enumerate(file.symbols) if s[3] == section and s[1] & 15 == 3)
+    users = []
+    for h in file.headers:
+        bias = -4 if h[TYPE] == 4 and file.headers[h[INFO]][FLAGS] & CODE else 0
+        for at in range(h[OFFSET], h[OFFSET] + h[SIZE], 24) if h[TYPE] == 4 else ():
+            place, info, addend = RELOCATION.unpack_from(file.data, at)
+            if info >> 32 == symbol:
+                users.append((at, place, info & 0xffffffff, addend, addend - bias))
+                if bias and addend - bias not in values:  # an immediate value follows the address: it is up to four bytes further on
+                    starts = [start for start in starts if not addend - bias < start <= addend - bias + 4]
+    first = len(file.headers)
+    for start, after in zip(starts, starts[1:] + [file.headers[section][SIZE]]):
+        file.add_section(section, file.headers[section][OFFSET] + start, after - start, min(16, start & -start) or 16)
+    symbols = [file.add_section_symbol(first + index) for index in range(len(starts))]
+    for at, place, kind, addend, target in users:
+        RELOCATION.pack_into(file.data, at, place, symbols[piece(target)] << 32 | kind, addend - starts[piece(target)])
+    pieces = [[] for _ in starts]
+    for place, info, addend in file.relocations_of(section):
+        pieces[piece(place)].append((place - starts[piece(place)], info, addend))
+    for index, entries in enumerate(pieces):
+        if entries:
+            file.add_relocations(first + index, section, entries)
+    file.replace(section, starts, first)
+    return len(starts)
 
 
 if __name__ == "__main__":
