@@ -49,11 +49,11 @@ package protocol JoinHook: AnyObject, Sendable {
 extension ForwardContext {
     /// Adds `x` to `residual`, with whatever adapters do in between.
     func join(_ x: consuming Variable, to residual: consuming Variable, at place: BlockPlace, _ norm: LayerNorm? = nil) throws(PEFTError) -> Variable {
-        if case .samples(let groups) = routing, groups.contains(where: { $0.adaptation.joins[place] != nil }) {
+        if let groups, groups.contains(where: { $0.adaptation.joins[place] != nil }) {
             let (x, residual) = (x, residual)
             return try tape.concatenateRows(try groups.map { (group) throws(PEFTError) in
                 let rows = try self.rows(of: group.range, in: x.value.rows)
-                let alone = try with { (context) throws(PEFTError) in context.routing = .all(group.adaptation) }
+                let alone = try with { (context) throws(PEFTError) in context.route(.all(group.adaptation)) }
                 let join = BlockJoin(residual: try tape.rows(residual, rows), norm: norm, context: alone, length: routed == batch ? length : rows.count)
                 return try run(group.adaptation.joins[place] ?? [], try tape.rows(x, rows), join)
             })

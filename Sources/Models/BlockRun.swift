@@ -19,7 +19,7 @@ extension ForwardContext {
     /// The blocks in the order they run, each with the pass as it is for that run.
     /// - Throws: `.unsupported` when samples of one batch ask for different orders, or a cache is made for another number of runs.
     func runs(of blockCount: Int) throws(PEFTError) -> [(block: Int, context: ForwardContext)] {
-        if case .samples(let groups) = routing, groups.contains(where: { $0.adaptation.runs != nil }) {
+        if let groups, groups.contains(where: { $0.adaptation.runs != nil }) {
             throw PEFTError(.unsupported, "an adapter with layer_replication cannot share a batch with others")
         }
         let runs = commonAdaptation?.runs

@@ -19,7 +19,7 @@ extension ForwardContext {
     }
 
     private func coupled(_ x: consuming Variable, _ change: (any Coupling, Variable, Tape) throws(PEFTError) -> Variable) throws(PEFTError) -> Variable {
-        guard case .samples(let groups) = routing, groups.contains(where: { $0.adaptation.coupling != nil }) else {
+        guard let groups, groups.contains(where: { $0.adaptation.coupling != nil }) else {
             guard let coupling = commonAdaptation?.coupling else { return x }
             return try change(coupling, x, tape)
         }

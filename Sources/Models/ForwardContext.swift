@@ -31,7 +31,12 @@ extension Source {
 /// Activations are `[batch·length, features]`, row `b·length + t`.
 package final class ForwardContext {
     package internal(set) var tape: Tape
-    package internal(set) var routing: Routing
+    package var routing: Routing { groups.map { .samples($0) } ?? .all(commonAdaptation ?? Adaptation(layerCount: 0)) }
+    /// What applies to all rows alike; nil when samples differ. Stored as the next is, so that layers look at theirs without a copy
+    /// of the whole.
+    private(set) var commonAdaptation: Adaptation?
+    /// Samples with adapters of their own; nil: all are alike.
+    private(set) var groups: [(range: Range<Int>, adaptation: Adaptation)]?
     /// What the routing counts: samples, or (`Routing.byToken`) the tokens of all of them.
     private(set) var routed: Int
     package let batch: Int
@@ -74,17 +79,26 @@ package final class ForwardContext {
         keyMask: Tensor? = nil, firstKey: Tensor? = nil, source: Source? = nil, memory: LeadingKeys? = nil, padding: [Int]? = nil, caches: [KeyValueCache] = [],
         recomputedBlocks: Int = 0
     ) {
-        (self.tape, self.routing, self.batch, self.length) = (tape, routing, batch, length)
+        (self.tape, self.batch, self.length) = (tape, batch, length)
         routed = isByToken ? batch * length : batch
         (self.positions, self.positionsAreGiven, self.tokenTypes) = (positions, positionsAreGiven, tokenTypes)
         positionCount = max(length, unsafe positions.withInt32s { unsafe Int($0.max() ?? 0) } + 1)
         (self.keyMask, self.firstKey, self.source, self.memory, self.padding) = (keyMask, firstKey, source, memory, padding)
         (self.caches, self.recomputedBlocks) = (caches, recomputedBlocks)
         learnsBeside = memory?.needsGradient ?? false
+        route(routing)
+    }
+
+    /// From now on these adapters act.
+    func route(_ routing: Routing) {
+        switch routing {
+        case .all(let adaptation): (commonAdaptation, groups) = (adaptation, nil)
+        case .samples(let samples): (commonAdaptation, groups) = (nil, samples)
+        }
     }
 
     private init(_ other: ForwardContext) {
-        (tape, routing, routed, batch, length) = (other.tape, other.routing, other.routed, other.batch, other.length)
+        (tape, commonAdaptation, groups, routed, batch, length) = (other.tape, other.commonAdaptation, other.groups, other.routed, other.batch, other.length)
         (positions, positionsAreGiven, tokenTypes, positionCount) = (other.positions, other.positionsAreGiven, other.tokenTypes, other.positionCount)
         (keyMask, firstKey, source, memory, padding) = (other.keyMask, other.firstKey, other.source, other.memory, other.padding)
         (caches, recomputedBlocks, runNumber, learnsBeside, shares, isWholeText) = (other.caches, other.recomputedBlocks, other.runNumber, other.learnsBeside, other.shares, other.isWholeText)
@@ -107,7 +121,8 @@ package final class ForwardContext {
     /// The same pass for one run through a block.
     func run(_ number: Int, _ adaptation: Adaptation) -> ForwardContext {
         let context = ForwardContext(self)
-        (context.routing, context.routed, context.runNumber) = (.all(adaptation), batch, number)
+        context.route(.all(adaptation))
+        (context.routed, context.runNumber) = (batch, number)
         return context
     }
 }
@@ -139,17 +154,9 @@ extension ForwardContext {
 // MARK: Which adapters apply to which rows
 
 extension ForwardContext {
-    /// What applies to all rows alike; nil when samples differ.
-    var commonAdaptation: Adaptation? {
-        if case .all(let adaptation) = routing { adaptation } else { nil }
-    }
-
     /// No adapter does anything at `layer`.
     package func isPlain(_ layer: any Layer) -> Bool {
-        switch routing {
-        case .all(let adaptation): adaptation[layer] == nil
-        case .samples(let groups): groups.allSatisfy { $0.adaptation[layer] == nil }
-        }
+        groups.map { $0.allSatisfy { $0.adaptation[layer] == nil } } ?? (commonAdaptation?[layer] == nil)
     }
 
     /// The rows of some samples in a matrix of `count` rows, which has the same number of rows for each sample.
@@ -163,7 +170,7 @@ extension ForwardContext {
 
     /// The rows of each group of samples that have adapters of their own at `layer`; all `rows` when none has.
     func groups(at layer: any Layer, rows: Int) throws(PEFTError) -> [(rows: Range<Int>, adaptation: LayerAdaptation?)] {
-        guard case .samples(let groups) = routing, groups.contains(where: { $0.adaptation[layer] != nil }) else {
+        guard let groups, groups.contains(where: { $0.adaptation[layer] != nil }) else {
             return [(0..<rows, commonAdaptation?[layer])]
         }
         return try groups.map { (group) throws(PEFTError) in (try self.rows(of: group.range, in: rows), group.adaptation[layer]) }
@@ -173,7 +180,7 @@ extension ForwardContext {
     func applied(
         to x: Variable, _ layer: any Layer, _ body: (_ x: Variable, _ adaptation: LayerAdaptation?, _ tape: Tape) throws(PEFTError) -> Variable
     ) throws(PEFTError) -> Variable {
-        guard case .samples(let groups) = routing, groups.contains(where: { $0.adaptation[layer] != nil }) else {
+        guard let groups, groups.contains(where: { $0.adaptation[layer] != nil }) else {
             return try body(x, commonAdaptation?[layer], tape)
         }
         var parts: [Variable] = []
@@ -185,7 +192,7 @@ extension ForwardContext {
     func applied(
         toIDs ids: Tensor, _ layer: any Layer, _ body: (_ ids: Tensor, _ adaptation: LayerAdaptation?, _ tape: Tape) throws(PEFTError) -> Variable
     ) throws(PEFTError) -> Variable {
-        guard case .samples(let groups) = routing, groups.contains(where: { $0.adaptation[layer] != nil }) else {
+        guard let groups, groups.contains(where: { $0.adaptation[layer] != nil }) else {
             return try body(ids, commonAdaptation?[layer], tape)
         }
         let column = try ids.reshaped([ids.count, 1])

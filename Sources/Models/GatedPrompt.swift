@@ -23,7 +23,7 @@ extension SelfAttention {
     /// What is added to the layer's own attention, for queries `q`; nil: no adapter has a prompt here.
     func beside(_ q: Variable, _ layerOf: any KeyProjection, _ context: ForwardContext) throws(PEFTError) -> Variable? {
         let tape = context.tape
-        guard case .samples(let groups) = context.routing else {
+        guard let groups = context.groups else {
             return try context.commonAdaptation?.gatedPrompts[layer].map { (own) throws(PEFTError) in try attention(q, own, layerOf, context.caches.first, tape) }
         }
         guard groups.contains(where: { $0.adaptation.gatedPrompts[layer] != nil }) else { return nil }

@@ -75,7 +75,7 @@ package final class Linear: Layer, @unchecked Sendable {
     package func callAsFunction(_ x: Variable, _ context: ForwardContext, as dtype: DType? = nil) throws(PEFTError) -> Variable {
         let tape = context.tape
         if let product = fewRowProduct(x, context), let y = try tape.linears(x, [product], as: dtype).first { return y }
-        guard case .samples(let groups) = context.routing, groups.contains(where: { $0.adaptation[self] != nil }) else {
+        guard let groups = context.groups, groups.contains(where: { $0.adaptation[self] != nil }) else {
             return try self(x, context.commonAdaptation?[self], tape, as: dtype)
         }
         let parts = try groups.map { (group) throws(PEFTError) in
@@ -121,12 +121,9 @@ package final class Linear: Layer, @unchecked Sendable {
             }
             return true
         }
-        switch context.routing {
-        case .all(let adaptation): guard collect(adaptation[self], nil) else { return nil }
-        case .samples(let groups):
-            for group in groups {
-                guard let rows = try? context.rows(of: group.range, in: rows), collect(group.adaptation[self], rows) else { return nil }
-            }
+        guard collect(context.commonAdaptation?[self], nil) else { return nil }
+        for group in context.groups ?? [] {
+            guard let rows = try? context.rows(of: group.range, in: rows), collect(group.adaptation[self], rows) else { return nil }
         }
         return FewRowProduct(weight: weight, bias: bias, branches: found)
     }

@@ -17,7 +17,7 @@ package protocol ShadowPath: AnyObject, Sendable {
 extension ForwardContext {
     /// - Throws: `.unsupported` where it cannot be beside what acts too.
     func shadow() throws(PEFTError) -> (any ShadowPath)? {
-        if case .samples(let groups) = routing, groups.contains(where: { $0.adaptation.shadow != nil }) {
+        if let groups, groups.contains(where: { $0.adaptation.shadow != nil }) {
             throw PEFTError(.unsupported, "SHADOW acts on whole batches; this batch has an adapter for each sample")
         }
         guard let adaptation = commonAdaptation, let shadow = adaptation.shadow else { return nil }
@@ -30,7 +30,8 @@ extension ForwardContext {
     /// The same pass through a network of an adapter's own.
     package func beside(_ network: any Network, _ adaptation: Adaptation) throws(PEFTError) -> ForwardContext {
         try with { (context) throws(PEFTError) in
-            (context.routing, context.recomputedBlocks, context.shadowStart) = (.all(adaptation), 0, nil)
+            context.route(.all(adaptation))
+            (context.recomputedBlocks, context.shadowStart) = (0, nil)
             context.caches = try context.caches.map { (cache) throws(PEFTError) in try cache.companion(network.cacheShape) }
         }
     }

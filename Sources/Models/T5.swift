@@ -209,7 +209,7 @@ private final class T5Stack: Sendable {
     /// The table's values with whatever adapts it, f32.
     private func values(_ context: ForwardContext) throws(PEFTError) -> Variable {
         let tape = context.tape
-        if case .samples(let groups) = context.routing, groups.contains(where: { $0.adaptation[distances] != nil }) {
+        if let groups = context.groups, groups.contains(where: { $0.adaptation[distances] != nil }) {
             throw PEFTError(.unsupported, "'\(distances.name)' is adapted for some samples of a batch and not for others")
         }
         guard let adaptation = context.commonAdaptation?[distances] else {

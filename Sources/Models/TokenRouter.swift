@@ -26,7 +26,7 @@ extension Model {
     }
 
     private func routed(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {
-        guard case .samples(let groups) = context.routing else {
+        guard let groups = context.groups else {
             guard let adaptation = context.commonAdaptation, let router = adaptation.router else { return try network.hidden(input, context) }
             return try hidden(input, context, router, adaptation)
         }
@@ -42,13 +42,15 @@ extension Model {
         // As in PEFT, nothing goes back through the first pass.
         let first = Tape(tape.engine, tape.precision)
         let states = try network.hidden(input, context.with { (context) throws(PEFTError) in
-            (context.tape, context.routing) = (first, .all(unadapted))
+            context.route(.all(unadapted))
+            context.tape = first
             context.caches = try context.caches.map { (cache) throws(PEFTError) in try cache.companion() }
         })
         let routed = try router.routed(adaptation, by: Variable(states.value), tape)
         context.shares?.layers = routed.shares
         return try network.hidden(input, context.with { (context) throws(PEFTError) in
-            (context.routing, context.learnsBeside) = (.all(routed), true)
+            context.route(.all(routed))
+            context.learnsBeside = true
         })
     }
 }
