@@ -3,7 +3,7 @@ internal import Platform
 internal import Tensors
 
 /// An activation kept for the backward pass in 8 bits and a scale for every 32 values (after GACT, arXiv:2206.11357, in its
-/// simplest form): 9/16 of bf16's bytes. Only where activations are bf16, so that f32 computations stay exact.
+/// simplest form): 17/32 of bf16's bytes. Only where activations are bf16, so that f32 computations stay exact.
 struct CompressedActivation {
     private let values: Tensor
     private let scales: Tensor
@@ -18,11 +18,11 @@ struct CompressedActivation {
         let count = x.count
         (shape, dtype) = (x.shape, x.dtype)
         values = try Tensor(engine, [count], .i8)
-        scales = try Tensor(engine, [count / CompressedActivation.block])
+        scales = try Tensor(engine, [count / CompressedActivation.block], .bf16)
         let (q, s) = (values, scales)
         engine.parallel(engine.shares(count)) { part, parts in
             unsafe pk_compress(
-                engine.level, x.dtype.rawValue, x.pointer, q.pointer.assumingMemoryBound(to: Int8.self), s.floatPointer, count, part, parts)
+                engine.level, x.dtype.rawValue, x.pointer, q.pointer.assumingMemoryBound(to: Int8.self), s.pointer.assumingMemoryBound(to: UInt16.self), count, part, parts)
         }
     }
 
@@ -32,7 +32,7 @@ struct CompressedActivation {
         let count = result.count
         engine.parallel(engine.shares(count)) { part, parts in
             unsafe pk_decompress(
-                engine.level, dtype.rawValue, values.pointer.assumingMemoryBound(to: Int8.self), scales.floatPointer, result.pointer, count, part, parts)
+                engine.level, dtype.rawValue, values.pointer.assumingMemoryBound(to: Int8.self), scales.pointer.assumingMemoryBound(to: UInt16.self), result.pointer, count, part, parts)
         }
         return result
     }

@@ -37,8 +37,7 @@ package final class GradientStore {
         return fresh
     }
 
-    /// Zeroes the sums, keeping the memory.
-    package func clear() {
-        for gradient in gradients.values { gradient.clear() }
-    }
+    /// Drops the sums, as torch's `zero_grad(set_to_none=True)`: parameters that the next backward pass does not reach have none then
+    /// (optimizers leave them alone), and activations may use the memory meanwhile.
+    package func clear() { gradients.removeAll(keepingCapacity: true) }
 }

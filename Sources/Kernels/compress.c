@@ -1,5 +1,5 @@
-/* Activations kept for the backward pass in 8 bits: blocks of 32 values with one f32 scale, 1.125 bytes a value. The error is
- * at most 1/254 of the block's largest value, about what bf16 loses on it. Plain loops that the compiler turns into vectors:
+/* Activations kept for the backward pass in 8 bits: blocks of 32 values with one bf16 scale, rounded up, 1.0625 bytes a value. The
+ * error is at most 1/252 of the block's largest value, about what bf16 loses on it. Plain loops that the compiler turns into vectors:
  * maxima and rounding are done on integers, which need no promise about NaN. Left to itself the compiler unrolls them to
  * 32 scalar steps before it looks for vectors: three times slower and thirty times longer. */
 #define VECTOR _Pragma("clang loop unroll(disable)")
@@ -7,17 +7,17 @@
 #define BODY "compress.c"
 #include "levels.h"
 
-void pk_compress(int32_t level, int32_t act, const void *x, int8_t *q, float *scales, size_t count, int32_t part, int32_t parts) {
+void pk_compress(int32_t level, int32_t act, const void *x, int8_t *q, uint16_t *scales, size_t count, int32_t part, int32_t parts) {
   AT_LEVEL(level, compress)(act, x, q, scales, pk_share((int64_t)count / 32, 2, part, parts));
 }
 
-void pk_decompress(int32_t level, int32_t act, const int8_t *q, const float *scales, void *y, size_t count, int32_t part, int32_t parts) {
+void pk_decompress(int32_t level, int32_t act, const int8_t *q, const uint16_t *scales, void *y, size_t count, int32_t part, int32_t parts) {
   AT_LEVEL(level, decompress)(act, q, scales, y, pk_share((int64_t)count / 32, 2, part, parts));
 }
 
 #else
 
-static void NAME(compress)(int32_t act, const void *x, int8_t *q, float *scales, pk_range blocks) {
+static void NAME(compress)(int32_t act, const void *x, int8_t *q, uint16_t *scales, pk_range blocks) {
   for (int64_t block = blocks.begin; block < blocks.end; block++) {
     uint32_t bits[32];
     if (act == PK_F32) {
@@ -34,8 +34,10 @@ static void NAME(compress)(int32_t act, const void *x, int8_t *q, float *scales,
     float values[32], most;
     memcpy(values, bits, sizeof bits);
     memcpy(&most, &largest, sizeof most);
-    const float inverse = most > 0 ? 127 / most : 0;
-    scales[block] = most / 127;
+    most /= 127;
+    memcpy(&largest, &most, sizeof most);
+    scales[block] = (uint16_t)((largest + 0xffff) >> 16); /* up: no integer is beyond 127 */
+    const float scale = pk_bf16_to_f32(scales[block]), inverse = scale > 1e-35f ? 1 / scale : 0;
     int8_t *to = q + block * 32;
     VECTOR for (int i = 0; i < 32; i++) {
       const float moved = values[i] * inverse + 12582912.0f; /* 1.5 · 2²³: the integer is in the low bits, rounded to even */
@@ -46,9 +48,9 @@ static void NAME(compress)(int32_t act, const void *x, int8_t *q, float *scales,
   }
 }
 
-static void NAME(decompress)(int32_t act, const int8_t *q, const float *scales, void *y, pk_range blocks) {
+static void NAME(decompress)(int32_t act, const int8_t *q, const uint16_t *scales, void *y, pk_range blocks) {
   for (int64_t block = blocks.begin; block < blocks.end; block++) {
-    const float scale = scales[block];
+    const float scale = pk_bf16_to_f32(scales[block]);
     const int8_t *from = q + block * 32;
     float values[32];
     VECTOR for (int i = 0; i < 32; i++) values[i] = (float)from[i] * scale;

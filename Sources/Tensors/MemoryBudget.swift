@@ -58,14 +58,17 @@ package final class MemoryBudget: Sendable {
         let freedAt: UInt64
     }
 
-    /// What live and kept together may exceed the most that was ever live by, beside a 32nd of it.
-    private static let slack = 4 << 20
+    /// What live and kept together may exceed the most that was ever live by, beside a 128th of it.
+    private static let slack = 1 << 20
 
     /// Every block starts on a cache line.
     package static let alignment = 64
     /// Blocks of at least this size begin on a huge page and ask for them: products walk through rows that lie pages apart,
     /// and each page of 4 kB must be looked up (2 % of a training step).
     private static let hugePage = 2 << 20
+    /// Blocks of at least this size are pages of their own: what is given back is the machine's at once. The C library would keep most of
+    /// it in pieces between others (30 MB after a few training steps).
+    private static let ownPages = 128 << 10
 
     /// Bytes; `Int.max` means no limit.
     package let limit: Int
@@ -126,7 +129,7 @@ package final class MemoryBudget: Sendable {
             let total = state.statistics.live + size
             let most = max(state.mostLive, total)
             state.mostLive = most
-            giveBackOldest(total + state.statistics.kept - (most + most / 32 + MemoryBudget.slack), &state)
+            giveBackOldest(total + state.statistics.kept - (most + most / 128 + MemoryBudget.slack), &state)
             guard limit - state.statistics.live >= size else { return nil }
             count(size, category, in: &state.statistics)
             return .some(.none)
@@ -201,14 +204,29 @@ package final class MemoryBudget: Sendable {
 
     private func systemAllocate(_ size: Int) -> UnsafeMutableRawPointer? {
         if let host { return unsafe host.allocate(size, MemoryBudget.alignment) }
+        if size >= MemoryBudget.ownPages { return unsafe MemoryBudget.mapPages(size) }
         var pointer: UnsafeMutableRawPointer?
-        let isLarge = size >= MemoryBudget.hugePage
-        guard unsafe posix_memalign(&pointer, isLarge ? MemoryBudget.hugePage : MemoryBudget.alignment, size) == 0 else { return nil }
-        if isLarge { unsafe madvise(pointer, size, MADV_HUGEPAGE) }  // a hint: a refusal is no error
+        guard unsafe posix_memalign(&pointer, MemoryBudget.alignment, size) == 0 else { return nil }
         return unsafe pointer
     }
 
     private func systemFree(_ pointer: UnsafeMutableRawPointer, _ size: Int) {
-        if let host { unsafe host.free(pointer, size) } else { unsafe Glibc.free(pointer) }
+        if let host { return unsafe host.free(pointer, size) }
+        if size >= MemoryBudget.ownPages { unsafe munmap(pointer, size) } else { unsafe Glibc.free(pointer) }
+    }
+
+    /// Fresh pages, from the beginning of a huge one where that is worth it.
+    private static func mapPages(_ size: Int) -> UnsafeMutableRawPointer? {
+        let isLarge = size >= hugePage
+        let length = isLarge ? size + hugePage : size
+        guard let base = unsafe mmap(nil, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0), unsafe base != MAP_FAILED else { return nil }
+        guard isLarge else { return unsafe base }
+        let before = (hugePage - Int(bitPattern: base) % hugePage) % hugePage
+        let start = unsafe base + before
+        // Pages are 4 kB; sizes of this size class are multiples of that.
+        if before > 0 { unsafe munmap(base, before) }
+        if before < hugePage { unsafe munmap(start + size, hugePage - before) }
+        unsafe madvise(start, size, MADV_HUGEPAGE)  // a hint: a refusal is no error
+        return unsafe start
     }
 }

@@ -67,9 +67,9 @@ extension Trainer {
     private func plan(_ batch: Batch, recomputedBlocks: Int) throws(PEFTError) -> TrainingPlan {
         let planner = model.engine.planner()
         let store = GradientStore(planner)
-        // From the second step on the gradients are there before the first activation.
-        for parameter in trainee.trainableParameters { _ = try store.buffer(for: parameter) }
-        let tape = Tape(planner, model.precision, gradients: store, isTraining: options.usesDropout)
+        // From an update's second micro-batch on the gradients are there before the first activation.
+        if options.accumulationSteps > 1 { for parameter in trainee.trainableParameters { _ = try store.buffer(for: parameter) } }
+        let tape = Tape(planner, precision, gradients: store, isTraining: options.usesDropout)
         _ = try Trainer.accumulate(model, trainee, batch, tape, accumulationSteps: options.accumulationSteps, recomputedBlocks)
         let step = planner.budget.statistics
         let now = model.engine.budget.statistics
