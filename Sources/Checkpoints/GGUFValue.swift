@@ -70,16 +70,19 @@ package enum GGUFValue: Sendable {
     package var startIndex: Int { 0 }
     package var endIndex: Int { starts.count - 1 }
 
-    /// The string, repaired where it is not UTF-8.
+    /// The string, repaired where it is not UTF-8; "" for an index outside the array.
     package subscript(index: Int) -> String {
-        unsafe withBytes(at: index) { unsafe String(decoding: $0, as: UTF8.self) }
+        guard index >= 0, index < starts.count - 1 else { return "" }
+        // Safe: the reader checked that all strings lie within the file.
+        return unsafe String(decoding: file.bytes[starts[index]..<starts[index + 1] - 8], as: UTF8.self)
     }
 
-    /// The bytes of a string, valid inside the closure. An index outside the array gives no bytes.
-    package func withBytes<R>(at index: Int, _ body: (UnsafeRawBufferPointer) -> R) -> R {
-        guard index >= 0, index < starts.count - 1 else { return unsafe body(UnsafeRawBufferPointer(start: nil, count: 0)) }
-        // Safe: the reader checked that all strings lie within the file.
-        return unsafe body(UnsafeRawBufferPointer(rebasing: file.bytes[starts[index]..<starts[index + 1] - 8]))
+    /// The bytes of all strings, in one copy of their part of the file.
+    package func slices() -> [ArraySlice<UInt8>] {
+        guard let first = starts.first, starts.count > 1 else { return [] }
+        // Safe: as above; the last string ends 8 bytes before the sentinel.
+        let text = unsafe Array(file.bytes[first..<starts[starts.count - 1] - 8])
+        return indices.map { text[starts[$0] - first..<starts[$0 + 1] - 8 - first] }
     }
 }
 

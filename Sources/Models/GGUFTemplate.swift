@@ -76,7 +76,7 @@ struct GGUFTemplate {
     }
 
     private mutating func addVocabulary(_ vocabulary: GGUFVocabulary) throws(PEFTError) {
-        func strings(_ list: [[UInt8]]) -> GGUF.Field { .strings(list.map { String(decoding: $0, as: UTF8.self) }) }
+        func strings(_ list: [ArraySlice<UInt8>]) -> GGUF.Field { .strings(list.map { String(decoding: $0, as: UTF8.self) }) }
         func add(_ key: String, _ field: GGUF.Field?) {
             if let field { metadata.append(("tokenizer.\(key)", field)) }
         }

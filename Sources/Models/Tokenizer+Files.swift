@@ -35,10 +35,7 @@ extension Tokenizer {
     /// Of a GGUF file's metadata; nil when there is none.
     convenience init?(_ gguf: GGUF) throws(PEFTError) {
         guard let model = gguf["tokenizer.ggml.model"]?.stringValue else { return nil }
-        func bytes(_ key: String) -> [[UInt8]] {
-            guard let strings = gguf["tokenizer.ggml.\(key)"]?.stringsValue else { return [] }
-            return strings.indices.map { index in unsafe strings.withBytes(at: index) { unsafe Array($0) } }
-        }
+        func bytes(_ key: String) -> [ArraySlice<UInt8>] { gguf["tokenizer.ggml.\(key)"]?.stringsValue?.slices() ?? [] }
         func integer(_ key: String) -> Int? { gguf["tokenizer.ggml.\(key)"]?.intValue }
         var vocabulary = GGUFVocabulary(model: model, pre: gguf["tokenizer.ggml.pre"]?.stringValue, tokens: bytes("tokens"))
         vocabulary.tokenTypes = gguf["tokenizer.ggml.token_type"]?.numbersValue?.integers()?.map { Int32(clamping: $0) } ?? []

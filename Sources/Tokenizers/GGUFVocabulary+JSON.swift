@@ -10,13 +10,13 @@ extension GGUFVocabulary {
             throw PEFTError(.unsupported, "a tokenizer \(model.typeName) in a GGUF file; BPE is written")
         }
         let isSentencePiece = try model.flag("byte_fallback", default: false)
-        self.init(model: isSentencePiece ? "llama" : "gpt2", tokens: (0..<rows).map { Array("[PAD\($0)]".utf8) })
+        self.init(model: isSentencePiece ? "llama" : "gpt2", tokens: (0..<rows).map { Array("[PAD\($0)]".utf8)[...] })
         tokenTypes = Array(repeating: Kind.unused, count: rows)
         func set(_ id: Int?, _ text: String, _ kind: Int32) throws(PEFTError) {
             guard let id, tokens.indices.contains(id) else {
                 throw PEFTError(.format, "the token \"\(text)\" has the id \(id.map(String.init) ?? "?"); the model's embedding has \(rows) rows")
             }
-            (tokens[id], tokenTypes[id]) = (Array(text.utf8), kind)
+            (tokens[id], tokenTypes[id]) = (Array(text.utf8)[...], kind)
         }
         for (text, id) in vocabulary.pairs { try set(id.intValue, text, isSentencePiece && GGUFVocabulary.isByte(text) ? Kind.byte : Kind.normal) }
         for token in definition["added_tokens"]?.arrayValue ?? [] {
@@ -35,7 +35,7 @@ extension GGUFVocabulary {
         addsEnd = roles.end.map { around.last == $0 && around.count > (addsBeginning == true ? 1 : 0) } ?? false
         chatTemplate = tokenizer.chatTemplate
         guard isSentencePiece else {
-            merges = pairs.map { Array("\($0.left) \($0.right)".utf8) }
+            merges = pairs.map { Array("\($0.left) \($0.right)".utf8)[...] }
             pre = try ByteLevelFamily(definition: definition).name
             return
         }

@@ -6,13 +6,14 @@ package struct GGUFVocabulary: Sendable {
     package var model: String
     /// `tokenizer.ggml.pre`: which pattern cuts text, "smollm", "llama-bpe", "qwen2"…; only for "gpt2".
     package var pre: String?
-    package var tokens: [[UInt8]]
+    /// Slices, because a file's 50,000 tokens and as many merges lie in one piece of memory (`GGUFStrings.slices`).
+    package var tokens: [ArraySlice<UInt8>]
     /// 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte; empty: all normal.
     package var tokenTypes: [Int32] = []
     /// `tokenizer.ggml.scores`: for "llama", the pair with the highest score is joined first.
     package var scores: [Float] = []
     /// `tokenizer.ggml.merges`: "left right", best first; for "gpt2".
-    package var merges: [[UInt8]] = []
+    package var merges: [ArraySlice<UInt8>] = []
     package var beginningID: Int?
     package var endID: Int?
     package var paddingID: Int?
@@ -25,7 +26,7 @@ package struct GGUFVocabulary: Sendable {
     package var addsSpacePrefix: Bool?
     package var chatTemplate: String?
 
-    package init(model: String, pre: String? = nil, tokens: [[UInt8]]) {
+    package init(model: String, pre: String? = nil, tokens: [ArraySlice<UInt8>]) {
         self.model = model
         self.pre = pre
         self.tokens = tokens
@@ -77,7 +78,7 @@ extension GGUFVocabulary {
         let family = try ByteLevelFamily(pre: pre)
         var pairs: [(left: ArraySlice<UInt8>, right: ArraySlice<UInt8>)] = []
         pairs.reserveCapacity(merges.count)
-        for (index, merge) in merges.enumerated() { pairs.append(try MergeTable.pair(merge[...], index)) }
+        for (index, merge) in merges.enumerated() { pairs.append(try MergeTable.pair(merge, index)) }
         let options = BPEModel.Options(symbols: .bytes, ignoresMerges: family.ignoresMerges)
         let model = BPEModel(vocabulary: vocabulary, merges: try MergeTable(pairs, vocabulary), options: options)
         let pattern = PreTokenizer.byteLevel(
@@ -117,7 +118,7 @@ extension GGUFVocabulary {
         for (id, type) in tokenTypes.enumerated()
         where type == Kind.control || type == Kind.userDefined || type == Kind.unknown {
             added.append(
-                AddedToken(content: tokens[id], id: Int32(clamping: id), isSpecial: type != Kind.userDefined))
+                AddedToken(content: Array(tokens[id]), id: Int32(clamping: id), isSpecial: type != Kind.userDefined))
         }
         return added
     }

@@ -26,13 +26,13 @@ extension TokenizerJSON {
         guard let object = json["vocab"]?.objectValue else {
             throw PEFTError(.format, "\"vocab\" must be an object, is \(json["vocab"]?.kindName ?? "missing")")
         }
-        var entries: [(token: [UInt8], id: Int)] = []
+        var entries: [(token: ArraySlice<UInt8>, id: Int)] = []
         entries.reserveCapacity(object.count)
         for (token, value) in object.pairs {
             guard let id = value.intValue else {
                 throw PEFTError(.format, "vocab: the id of \"\(token)\" must be an integer, is \(value.kindName)")
             }
-            entries.append((Array(token.utf8), id))
+            entries.append((Array(token.utf8)[...], id))
         }
         return try Vocabulary(entries)
     }
@@ -56,13 +56,13 @@ extension TokenizerJSON {
 
     /// `vocab`: pairs of a piece and its score, in the order of the ids.
     private func readUnigram(_ json: JSONValue) throws(PEFTError) -> (any TokenModel, Int32?) {
-        var entries: [(token: [UInt8], id: Int)] = []
+        var entries: [(token: ArraySlice<UInt8>, id: Int)] = []
         var scores: [Double] = []
         for (id, pair) in try json.list("vocab").enumerated() {
             guard let both = pair.arrayValue, both.count == 2, let piece = both[0].stringValue, let score = both[1].doubleValue, score.isFinite else {
                 throw PEFTError(.format, "vocab: entry \(id) is no piece with a score")
             }
-            entries.append((Array(piece.utf8), id))
+            entries.append((Array(piece.utf8)[...], id))
             scores.append(score)
         }
         let unknown = json["unk_id"]?.intValue

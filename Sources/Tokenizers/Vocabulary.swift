@@ -29,7 +29,7 @@ struct Vocabulary: Sendable {
     var count: Int { places.count }
 
     /// Errors: `.format` for an id out of range or given twice. Of two equal tokens the later id is found.
-    init(_ entries: [(token: [UInt8], id: Int)]) throws(PEFTError) {
+    init(_ entries: [(token: ArraySlice<UInt8>, id: Int)]) throws(PEFTError) {
         var capacity = 16
         while capacity < entries.count * 2 { capacity *= 2 }
         slots = [Slot](repeating: Slot(), count: capacity)
@@ -51,7 +51,7 @@ struct Vocabulary: Sendable {
             }
             text += token
             places[id] = Place(start: start, count: count)
-            let (slot, tag) = slot(of: token[...])
+            let (slot, tag) = slot(of: token)
             slots[slot] = Slot(id: Int32(id), tag: tag)
         }
     }

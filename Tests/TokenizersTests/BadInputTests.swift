@@ -128,7 +128,7 @@ import Tokenizers
         #expect(broken { $0.tokenTypes.removeLast() }.contains("token types"))
         #expect(broken { $0.scores = [1] }.contains("scores"))
         #expect(broken { $0.merges = [] }.contains("merges"))
-        #expect(broken { $0.merges[5] = Array("zzzz qqqq".utf8) }.contains("merge 5"))
+        #expect(broken { $0.merges[5] = Array("zzzz qqqq".utf8)[...] }.contains("merge 5"))
         #expect(broken { $0.merges[5] = [0x20, 0xFF, 0x20] }.contains("merge 5"))
         #expect(broken { $0.beginningID = 1 << 50 }.contains("bos_token_id"))
         #expect(broken { $0.endID = -1 }.contains("eos_token_id"))

@@ -132,7 +132,7 @@ import Tokenizers
     @Test func sameIDsAsSentencePiece() throws {
         let model = try Fixtures.json("sentencepiece.model.json")
         var gguf = GGUFVocabulary(
-            model: "llama", tokens: (model["vocab"]?.objectValue?.keys ?? []).map { Array($0.utf8) })
+            model: "llama", tokens: (model["vocab"]?.objectValue?.keys ?? []).map { Array($0.utf8)[...] })
         gguf.scores = (model["scores"]?.arrayValue ?? []).map { Float($0.doubleValue ?? 0) }
         gguf.tokenTypes = Fixtures.ids(model["types"])
         (gguf.beginningID, gguf.endID, gguf.unknownID) = (1, 2, 0)

@@ -52,14 +52,14 @@ func ggufVocabulary(_ definition: JSONValue, pre: String) -> GGUFVocabulary {
         )
     var gguf = GGUFVocabulary(model: "gpt2", pre: pre, tokens: Array(repeating: [], count: count))
     gguf.tokenTypes = Array(repeating: 1, count: count)
-    for (token, id) in vocabulary.pairs { gguf.tokens[id.intValue ?? 0] = Array(token.utf8) }
+    for (token, id) in vocabulary.pairs { gguf.tokens[id.intValue ?? 0] = Array(token.utf8)[...] }
     for token in added {
         guard let id = token["id"]?.intValue else { continue }
-        gguf.tokens[id] = Array((token["content"]?.stringValue ?? "").utf8)
+        gguf.tokens[id] = Array((token["content"]?.stringValue ?? "").utf8)[...]
         gguf.tokenTypes[id] = token["special"]?.boolValue == true ? 3 : 4
     }
     gguf.merges = (definition["model"]?["merges"]?.arrayValue ?? []).map { merge in
-        Array((merge.stringValue ?? (merge.arrayValue ?? []).compactMap(\.stringValue).joined(separator: " ")).utf8)
+        Array((merge.stringValue ?? (merge.arrayValue ?? []).compactMap(\.stringValue).joined(separator: " ")).utf8)[...]
     }
     return gguf
 }

@@ -77,9 +77,9 @@ private struct GGUFMetadata {
             texts["tokenizer.\(key)"]?.first.map { String(decoding: $0, as: UTF8.self) }
         }
         var gguf = GGUFVocabulary(
-            model: string("ggml.model") ?? "", pre: string("ggml.pre"), tokens: texts["tokenizer.ggml.tokens"] ?? [])
+            model: string("ggml.model") ?? "", pre: string("ggml.pre"), tokens: (texts["tokenizer.ggml.tokens"] ?? []).map { $0[...] })
         gguf.tokenTypes = lists["tokenizer.ggml.token_type"] ?? []
-        gguf.merges = texts["tokenizer.ggml.merges"] ?? []
+        gguf.merges = (texts["tokenizer.ggml.merges"] ?? []).map { $0[...] }
         gguf.beginningID = numbers["tokenizer.ggml.bos_token_id"]
         gguf.endID = numbers["tokenizer.ggml.eos_token_id"]
         gguf.paddingID = numbers["tokenizer.ggml.padding_token_id"]

@@ -11,10 +11,7 @@ import Tokenizers
 struct RealModelTests {
     static func tokenizer() throws -> Tokenizer {
         let gguf = try GGUF(path: String(cString: getenv("PEFTSWIFT_TEST_MODEL")), budget: .init())
-        func bytes(_ key: String) throws -> [[UInt8]] {
-            let strings = try gguf.strings(key)
-            return strings.indices.map { index in strings.withBytes(at: index) { Array($0) } }
-        }
+        func bytes(_ key: String) throws -> [ArraySlice<UInt8>] { try gguf.strings(key).slices() }
         var vocabulary = GGUFVocabulary(model: try gguf.string("tokenizer.ggml.model"), pre: gguf["tokenizer.ggml.pre"]?.stringValue, tokens: try bytes("tokenizer.ggml.tokens"))
         vocabulary.tokenTypes = gguf["tokenizer.ggml.token_type"]?.numbersValue?.integers()?.map { Int32($0) } ?? []
         vocabulary.merges = try bytes("tokenizer.ggml.merges")
