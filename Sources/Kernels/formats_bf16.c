@@ -98,6 +98,13 @@ static void decode_bf16(const void *row, int64_t first, int64_t count, void *out
 BLOCKS(q4_0, 18, look_up(table16(first_of(halves_at(p)), 8, _mm512_setzero_ps()), nibbles_at(p + 2), to))
 BLOCKS(q5_0, 22, look_up(table32(first_of(halves_at(p)), 16, _mm512_setzero_ps()), with_fifth_bits(only_nibbles(nibbles_at(p + 6)), pk_load32(p + 2)), to))
 
+INLINE void store_iq4_nl(const uint8_t *p, uint16_t *to) {
+  const __m512 levels = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)pk_iq4_nl_levels)));
+  const __m512 values = _mm512_mul_ps(first_of(halves_at(p)), levels);
+  look_up(round_two(values, values), nibbles_at(p + 2), to);
+}
+BLOCKS(iq4_nl, 18, store_iq4_nl(p, to))
+
 INLINE void store_q4_1(const uint8_t *p, uint16_t *to) {
   const __m128 halves = halves_at(p);
   look_up(table16(first_of(halves), 0, second_of(halves)), nibbles_at(p + 4), to);
@@ -185,18 +192,71 @@ INLINE void decode_coded(const float *table, pk_decode_fn *slow, const void *row
 static void decode_nf4(const void *row, int64_t first, int64_t count, void *out) { decode_coded(pk_nf4_values, pk_decode_nf4, row, first, count, out); }
 static void decode_fp4(const void *row, int64_t first, int64_t count, void *out) { decode_coded(pk_fp4_values, pk_decode_fp4, row, first, count, out); }
 
+/* Eight bits, an entry of a table of 256 times the scale. */
+static void decode_blockwise8(const void *row, int64_t first, int64_t count, void *out) {
+  const pk_coded_row r = pk_coded_row_at(row);
+  uint16_t *to = out;
+  if (r.phase % 32 == 0 && first % 32 == 0) {
+    for (; count >= 32; first += 32, count -= 32, to += 32) {
+      const __m512 scale = _mm512_set1_ps(pk_coded_scale(&r, (r.phase + first) >> r.shift));
+      const __m512i low = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(r.codes + first)));
+      const __m512i high = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(r.codes + first + 16)));
+      _mm512_storeu_si512(to, round_two(_mm512_mul_ps(_mm512_i32gather_ps(low, pk_dynamic_values, 4), scale),
+                                        _mm512_mul_ps(_mm512_i32gather_ps(high, pk_dynamic_values, 4), scale)));
+    }
+  }
+  if (count > 0) through_f32(pk_decode_blockwise8, row, first, count, to);
+}
+
+/* q·largest/127 of the row, multiplied in the order of the f32 decoder. */
+static void decode_int8(const void *row, int64_t first, int64_t count, void *out) {
+  const __m512 largest = _mm512_set1_ps(pk_float(pk_load32(row))), part = _mm512_set1_ps(7.874015718698502e-3f);
+  const uint8_t *q = (const uint8_t *)row + 4 + first;
+  uint16_t *to = out;
+  for (; count >= 32; q += 32, first += 32, count -= 32, to += 32) {
+    const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)q)));
+    const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(q + 16))));
+    _mm512_storeu_si512(to, round_two(_mm512_mul_ps(_mm512_mul_ps(low, largest), part), _mm512_mul_ps(_mm512_mul_ps(high, largest), part)));
+  }
+  if (count > 0) through_f32(pk_decode_int8, row, first, count, to);
+}
+
+/* 32 f16 times a power of two. */
+INLINE __m512i round_halves(__m512i halves, __m512 factor) {
+  const __m512 low = _mm512_cvtph_ps(_mm512_castsi512_si256(halves)), high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
+  return round_two(_mm512_mul_ps(low, factor), _mm512_mul_ps(high, factor));
+}
+
+/* Exponent and mantissa of an e4m3 in the place of an f16's are the value over 2⁸, exponent 0 included; NaN is all ones. */
+static void decode_f8_e4m3(const void *row, int64_t first, int64_t count, void *out) {
+  const uint8_t *p = (const uint8_t *)row + first;
+  uint16_t *to = out;
+  for (; count >= 32; p += 32, first += 32, count -= 32, to += 32) {
+    const __m512i words = words_at(p), magnitude = _mm512_and_si512(words, _mm512_set1_epi16(0x7f));
+    const __m512i sign = _mm512_slli_epi16(_mm512_srli_epi16(words, 7), 15);
+    const __m512i values = round_halves(_mm512_or_si512(sign, _mm512_slli_epi16(magnitude, 7)), _mm512_set1_ps(256));
+    const __mmask32 nan = _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x7f));
+    _mm512_storeu_si512(to, _mm512_mask_blend_epi16(nan, values, _mm512_or_si512(sign, _mm512_set1_epi16(0x7fc0))));
+  }
+  if (count > 0) through_f32(pk_decode_f8_e4m3, row, first, count, to);
+}
+
+static void decode_f8_e5m2(const void *row, int64_t first, int64_t count, void *out) {
+  const uint8_t *p = (const uint8_t *)row + first;
+  uint16_t *to = out;
+  for (; count >= 32; p += 32, first += 32, count -= 32, to += 32) {
+    _mm512_storeu_si512(to, round_halves(_mm512_slli_epi16(words_at(p), 8), _mm512_set1_ps(1)));
+  }
+  if (count > 0) through_f32(pk_decode_f8_e5m2, row, first, count, to);
+}
+
 /* The rarer formats. */
 #define THROUGH(name, type) \
   static void decode_##name(const void *row, int64_t first, int64_t count, void *out) { through_f32(pk_decoder(PK_LEVEL_AVX512, type), row, first, count, out); }
-THROUGH(f8_e4m3, PK_F8_E4M3)
-THROUGH(f8_e5m2, PK_F8_E5M2)
 THROUGH(q2_K, PK_Q2_K)
 THROUGH(q3_K, PK_Q3_K)
-THROUGH(iq4_nl, PK_IQ4_NL)
 THROUGH(tq1_0, PK_TQ1_0)
 THROUGH(tq2_0, PK_TQ2_0)
-THROUGH(int8, PK_INT8)
-THROUGH(blockwise8, PK_BLOCKWISE8)
 
 pk_decode_fn *pk_decoder_bf16(int32_t type) {
   switch (type) {

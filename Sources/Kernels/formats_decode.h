@@ -186,12 +186,18 @@ LINKAGE void DECODER(tq2_0)(const void *restrict row, int64_t first, int64_t cou
 LINKAGE void DECODER(tq1_0)(const void *restrict row, int64_t first, int64_t count, void *restrict out) {
   static const uint8_t powers[5] = {1, 3, 9, 27, 81};
   float *restrict values = out;
-  for (int64_t i = first; i < first + count; i++) {
-    const uint8_t *restrict p = (const uint8_t *)row + i / 256 * 54;
-    const int n = (int)(i & 255);
-    const int byte = n < 160 ? n % 32 : n < 240 ? 32 + n % 16 : 48 + n % 4;
-    const int digit = n < 160 ? n / 32 : n < 240 ? (n - 160) / 16 : (n - 240) / 4;
-    *values++ = pk_f16_to_f32(pk_load16(p + 52)) * (float)((((uint8_t)(p[byte] * powers[digit])) * 3 >> 8) - 1);
+  for (int64_t run = first / 16; run < (first + count) / 16; run++, values += 16) {
+    const uint8_t *restrict p = (const uint8_t *)row + run / 16 * 54;
+    const float d = pk_f16_to_f32(pk_load16(p + 52));
+    const int n = (int)(run & 15);
+    if (n == 15) {
+      for (int i = 0; i < 16; i++) values[i] = d * (float)((((uint8_t)(p[48 + i % 4] * powers[i / 4])) * 3 >> 8) - 1);
+      continue;
+    }
+    const uint8_t *restrict bytes = p + (n < 10 ? 16 * (n & 1) : 32);
+    const uint8_t power = powers[n < 10 ? n / 2 : n - 10];
+    VECTOR
+    for (int i = 0; i < 16; i++) values[i] = d * (float)((((uint8_t)(bytes[i] * power)) * 3 >> 8) - 1);
   }
 }
 
