@@ -69,7 +69,7 @@ def train(arguments):
     model = open_model(arguments)
     model.add_adapter("default", LORA)
     options = {"auto": "auto", "on": True, "off": False}
-    trainer = model.trainer(optimizer="adamw", lr=1e-4, gradient_checkpointing=options[arguments.checkpointing])
+    trainer = model.trainer(optimizer="adamw", lr=1e-4, gradient_checkpointing=options[arguments.checkpointing], int8_activations=arguments.int8)
     ids = random_ids(arguments.batch, arguments.seq)
     plan = trainer.plan(arguments.batch, arguments.seq)
     trainer.step(input_ids=ids, labels=ids)
@@ -194,6 +194,7 @@ def main():
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--seq", type=int, default=512)
     parser.add_argument("--checkpointing", default="off", choices=["auto", "on", "off"])
+    parser.add_argument("--int8", action="store_true", help="train: int8_activations")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--lookup", type=int, default=0, help="prompt_lookup_num_tokens")
     parser.add_argument("--question", help="decode: what the text answers")

@@ -34,6 +34,8 @@ JOBS = [
     Job("lora bf16 B4", "engine", "train {bf16} --compute bfloat16 --batch 4"),
     Job("peft bf16 B4", "peers", "train-hf {cache} --dtype bf16 --batch 4 --repeats 2"),
     Job("peft bf16 B4 recompute", "peers", "train-hf {cache} --dtype bf16 --batch 4 --checkpointing --repeats 2"),
+    Job("lora int8 B1", "engine", "train {bf16} --compute bfloat16 --batch 1 --int8", quick=True),
+    Job("qlora int8 B1", "engine", "train {gguf} --compute bfloat16 --batch 1 --int8"),
     Job("lora f32 B1", "engine", "train {bf16} --compute float32 --batch 1", quick=True),
     Job("peft f32 B1", "peers", "train-hf {cache} --dtype f32 --batch 1"),
     Job("lora f32 avx2 B1", "engine", "train {bf16} --compute float32 --level avx2 --batch 1"),
@@ -53,6 +55,9 @@ JOBS = [
 RATIOS = [
     Ratio("LoRA, S=512 B=1, bf16, tok/s", ("lora bf16 B1", "tok_s"), ("peft bf16 B1", "tok_s"), "≥ 2.4"),
     Ratio("LoRA, S=512 B=4, bf16, tok/s", ("lora bf16 B4", "tok_s"), ("peft bf16 B4", "tok_s"), "≥ 2.4"),
+    Ratio("LoRA, S=512 B=1, int8 forward : PEFT bf16, tok/s", ("lora int8 B1", "tok_s"), ("peft bf16 B1", "tok_s"), "≥ 3"),
+    Ratio("LoRA, S=512 B=1, int8 forward : bf16, tok/s", ("lora int8 B1", "tok_s"), ("lora bf16 B1", "tok_s")),
+    Ratio("QLoRA, int8 forward : LoRA in bf16, tok/s", ("qlora int8 B1", "tok_s"), ("lora bf16 B1", "tok_s")),
     Ratio("LoRA, S=512 B=1, f32, tok/s", ("lora f32 B1", "tok_s"), ("peft f32 B1", "tok_s"), "≥ 1.6"),
     Ratio("LoRA, S=512 B=1, f32 with AVX2 only, tok/s", ("lora f32 avx2 B1", "tok_s"), ("peft f32 B1", "tok_s"), "≥ 1.2"),
     Ratio("QLoRA (Q4_1) : bitsandbytes NF4, tok/s", ("qlora q4_1 B1", "tok_s"), ("bitsandbytes nf4 B1", "tok_s")),

@@ -31,27 +31,42 @@ static void run(void *context) {
 
 static size_t round64(size_t n) { return (n + 63) / 64 * 64; }
 
+static int64_t row_bytes(int32_t type, int64_t columns) {
+  const pk_format *format = pk_format_of(type);
+  if (type == PK_INT8) return 4 + (columns + 3) / 4 * 4;
+  return format->encode ? columns / format->block_values * format->block_bytes : pk_coded_row_bytes(type, columns, 64, 0);
+}
+
+/* A row in a coded format, blocks of 64. */
+static void encode_coded(int32_t type, const float *values, int64_t columns, int64_t bytes, void *row) {
+  float *scales = malloc((size_t)columns / 64 * 4);
+  uint8_t *codes = malloc((size_t)columns);
+  pk_coded_encode(type, values, columns, 64, scales, codes, 0, 1);
+  const pk_coded parts = {.type = type, .shift = 6, .blocks = columns / 64, .codes = codes, .scales = scales};
+  pk_coded_write(&parts, 0, columns, bytes, row);
+  free(scales), free(codes);
+}
+
 /* A matrix of the type, with decodable random contents. */
 static void *matrix(int32_t type, int64_t rows, int64_t columns) {
   const pk_format *format = pk_format_of(type);
-  const size_t row = (size_t)(columns / format->block_values) * (size_t)format->block_bytes;
+  const size_t row = (size_t)row_bytes(type, columns);
   char *bytes = bench_memory(row * (size_t)rows + 64);
   float *values = malloc((size_t)columns * 4);
   for (int64_t i = 0; i < rows; i++) {
     if (i < 8) { /* encoders of some formats search long: eight different rows do */
       bench_fill_f32(values, (size_t)columns, 1);
-      format->encode(values, bytes + (size_t)i * row, (size_t)columns);
+      if (format->encode) {
+        format->encode(values, bytes + (size_t)i * row, (size_t)columns);
+      } else {
+        encode_coded(type, values, columns, (int64_t)row, bytes + (size_t)i * row);
+      }
     } else {
       memcpy(bytes + (size_t)i * row, bytes + (size_t)(i & 7) * row, row);
     }
   }
   free(values);
   return bytes;
-}
-
-static int64_t row_bytes(int32_t type, int64_t columns) {
-  const pk_format *format = pk_format_of(type);
-  return columns / format->block_values * format->block_bytes;
 }
 
 static product make(const bench_options *o, int32_t compute, int32_t mode, int32_t x_type, int32_t w_type, int32_t y_type, int64_t m, int64_t n, int64_t k) {
@@ -81,7 +96,7 @@ static double row(const bench_options *o, int32_t compute, int32_t mode, int32_t
   char name[128];
   snprintf(name, sizeof name, "%s %-4s×%-4s→%-4s m=%-5lld n=%-5lld k=%-5lld", mode_names[mode], pk_format_of(x_type)->name, pk_format_of(w_type)->name,
            pk_format_of(y_type)->name, (long long)m, (long long)n, (long long)k);
-  const double peak = compute == PK_COMPUTE_F32 ? (o->level >= PK_LEVEL_AVX512 ? o->peaks.f32 : o->peaks.f32_avx2) : o->peaks.bf16;
+  const double peak = compute == PK_COMPUTE_ROUNDED ? o->peaks.int8 : compute == PK_COMPUTE_F32 ? (o->level >= PK_LEVEL_AVX512 ? o->peaks.f32 : o->peaks.f32_avx2) : o->peaks.bf16;
   bench_row(name, seconds, 2.0 * (double)m * (double)n * (double)k, peak);
   drop(&p);
   return seconds;
@@ -104,7 +119,8 @@ static void decode_row(const bench_options *o, int32_t compute, int32_t w_type, 
 }
 
 void bench_products(const bench_options *o) {
-  static const int32_t formats[] = {PK_F32, PK_F16, PK_BF16, PK_Q4_0, PK_Q4_1, PK_Q5_0, PK_Q5_1, PK_Q8_0, PK_Q4_K, PK_Q5_K, PK_Q6_K};
+  static const int32_t formats[] = {PK_F32, PK_F16, PK_BF16, PK_Q4_0, PK_Q4_1, PK_Q5_0, PK_Q5_1, PK_Q8_0, PK_Q2_K, PK_Q3_K,
+                                    PK_Q4_K, PK_Q5_K, PK_Q6_K, PK_IQ4_NL, PK_TQ1_0, PK_TQ2_0, PK_F8_E4M3, PK_F8_E5M2, PK_NF4, PK_FP4, PK_BLOCKWISE8, PK_INT8};
   const int32_t compute = o->level >= PK_LEVEL_AVX512_BF16 ? PK_COMPUTE_BF16 : PK_COMPUTE_F32;
   const int32_t act = compute == PK_COMPUTE_BF16 ? PK_BF16 : PK_F32;
 
@@ -115,6 +131,13 @@ void bench_products(const bench_options *o) {
         for (int s = 0; s < 4; s++) row(o, compute, PK_NT, act, few[f], act, m, layers[s].out, layers[s].in);
         for (int s = 0; s < 4; s++) row(o, compute, PK_NN, act, few[f], act, m, layers[s].in, layers[s].out);
       }
+    }
+  }
+  if (o->level >= PK_LEVEL_AVX512_BF16 && bench_table(o, "products of a layer, int8")) {
+    static const int32_t few[] = {PK_BF16, PK_Q4_1, PK_Q8_0};
+    for (int f = 0; f < 3; f++) {
+      for (int s = 0; s < 4; s++) row(o, PK_COMPUTE_ROUNDED, PK_NT, act, few[f], act, 512, layers[s].out, layers[s].in);
+      row(o, PK_COMPUTE_ROUNDED, PK_NT, act, few[f], act, 2048, 1536, 576);
     }
   }
   if (bench_table(o, "products of a layer, f32")) {
@@ -133,8 +156,12 @@ void bench_products(const bench_options *o) {
     row(o, PK_COMPUTE_F32, PK_NN, PK_F32, PK_Q8_0, PK_F32, 512, 576, 49152);
   }
   if (bench_table(o, "weight formats")) {
-    for (int mode = PK_NT; mode <= PK_NN; mode++) {
-      for (size_t f = 0; f < sizeof formats / sizeof *formats; f++) row(o, compute, mode, act, formats[f], act, 512, 1536, 768);
+    for (int mode = PK_NT; mode <= PK_NN; mode++) { /* beside weights that need no decoding */
+      const double plain = row(o, compute, mode, act, act, act, 512, 1536, 768);
+      for (size_t f = 0; f < sizeof formats / sizeof *formats; f++) {
+        const double seconds = row(o, compute, mode, act, formats[f], act, 512, 1536, 768);
+        printf("    decoding %+.1f %%\n", (seconds / plain - 1) * 100);
+      }
     }
   }
   if (bench_table(o, "LoRA, r = 8")) {

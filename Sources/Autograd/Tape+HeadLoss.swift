@@ -31,7 +31,7 @@ extension Tape {
             let rows = counted[start..<min(start + height, counted.count)]
             let x = try engine.selectRows(hidden.value, rows)
             let chunk = try HeadChunk(engine, labels: rows.map { labels[$0] }, classes: classes, softcap: softcap, keepsLogits: isWanted)
-            try chunk.observe(x, w, bias)
+            try chunk.observe(x, w, bias, precision.roundsForward && engine.gainsByRounding(x, w) ? .rounded : .bf16)
             let (loss, gradient) = try chunk.finish(gradientScale: gradientScale / divisor)
             sum += loss
             guard let gradient, let dHidden, let first = rows.first, let last = rows.last else { continue }
@@ -69,12 +69,12 @@ private struct HeadChunk {
     }
 
     /// Logits `x·Wᵀ + bias` of all classes.
-    func observe(_ x: Tensor, _ w: Tensor, _ bias: Tensor?) throws(PEFTError) {
+    func observe(_ x: Tensor, _ w: Tensor, _ bias: Tensor?, _ compute: Compute) throws(PEFTError) {
         for first in stride(from: 0, to: classes, by: HeadChunk.blockClasses) {
             let range = first..<min(first + HeadChunk.blockClasses, classes)
             let logits = try Tensor(engine, [x.rows, range.count], .f32, .scratch)
             let own = try bias.map { (bias) throws(PEFTError) in try bias.reshaped([bias.count, 1]).rows(range).reshaped([range.count]) }
-            try engine.multiply(.forward, x, try w.rows(range), into: logits, compute: .bf16, bias: own)
+            try engine.multiply(.forward, x, try w.rows(range), into: logits, compute: compute, bias: own)
             engine.parallel(engine.shares(logits.count)) { part, parts in
                 unsafe pk_softmax_observe(
                     engine.level, logits.floatPointer, Int64(x.rows), Int64(range.count), Int64(first), labels.int32Pointer, softcap, top.floatPointer,

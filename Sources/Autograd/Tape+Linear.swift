@@ -29,8 +29,9 @@ extension Tape {
     ) throws(PEFTError) -> Variable {
         let out = transposed ? w.value.columns : w.value.rows
         let y = try Tensor(engine, [x.value.rows, out], dtype ?? x.value.dtype)
+        let rounds = precision.roundsForward && !transposed && !w.needsGradient && engine.gainsByRounding(x.value, w.value)
         try engine.multiply(
-            transposed ? .inputGradient : .forward, x.value, w.value, into: y, compute: compute(for: x.value), bias: bias?.value)
+            transposed ? .inputGradient : .forward, x.value, w.value, into: y, compute: rounds ? .rounded : compute(for: x.value), bias: bias?.value)
         let output = bias.map { result(y, of: x, w, $0) } ?? result(y, of: x, w)
         let input = w.needsGradient ? x.kept : nil
         let weights = x.needsGradient ? w.kept : nil

@@ -6,15 +6,18 @@ package struct Precision: Sendable, Equatable {
     /// f32 or bf16.
     package let activation: DType
     package let compute: Compute
+    /// Forward products of linear layers and heads with frozen weights of 16 bits or fewer round both sides to int8.
+    package let roundsForward: Bool
 
     /// What the conformance cases run.
     package static let f32 = Precision(activation: .f32, compute: .f32)
     /// bf16 activations and products, f32 sums, norms, losses and parameters.
     package static let bf16 = Precision(activation: .bf16, compute: .bf16)
 
-    package init(activation: DType, compute: Compute) {
+    package init(activation: DType, compute: Compute, roundsForward: Bool = false) {
         self.activation = activation
         self.compute = compute
+        self.roundsForward = roundsForward
     }
 }
 

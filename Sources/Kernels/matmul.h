@@ -93,6 +93,11 @@ int32_t pk_outer_serves(const pk_matmul *op);
 void pk_outer_scratch(const pk_matmul *op, size_t *each);
 void pk_outer_run(const pk_matmul *op, int32_t part, int32_t parts, void *each);
 
+/* Forward products of many rows in eight bits, matmul_rounded.c. */
+int32_t pk_rounded_serves(const pk_matmul *op);
+void pk_rounded_scratch(const pk_matmul *op, size_t *shared, size_t *each);
+void pk_rounded_run(const pk_matmul *op, int32_t phase, int32_t part, int32_t parts, void *shared, void *each);
+
 void pk_reference_scratch(const pk_matmul *op, size_t *shared, size_t *each);
 void pk_reference_run(const pk_matmul *op, int32_t part, int32_t parts, void *each);
 

@@ -7,6 +7,8 @@ package enum Compute: Int32, Sendable {
     case bf16 = 1
     /// Forward products of few rows with quantised weights: activations rounded to int8 per 32 values. All others: bf16.
     case int8 = 2
+    /// Forward products alone: activations and weights rounded to int8 (matmul_rounded.c).
+    case rounded = 3
 }
 
 /// A product of low rank beside another: `y[rows] += scale · x[rows]·Aᵀ·Bᵀ`; A f32 `[r, in]`, B f32 `[out, r]`.
@@ -43,6 +45,14 @@ extension Tensor {
 }
 
 extension Engine {
+    /// The processor multiplies numbers of eight bits faster than those of bf16.
+    package var hasRoundedProducts: Bool { level >= PK_LEVEL_AVX512_BF16 }
+
+    /// Whether the forward product of activations with weights that stay as they are gains from `Compute.rounded`: weights in f32 are not rounded.
+    package func gainsByRounding(_ x: Tensor, _ w: Tensor) -> Bool {
+        w.dtype != .f32 && !w.roundsActivations && x.rows >= 32 && w.rows >= 48 && w.columns >= 64
+    }
+
     /// Whether forward products of so many rows take branches with them, and each other.
     package func joinsProducts(rows: Int) -> Bool {
         var op = unsafe pk_matmul()

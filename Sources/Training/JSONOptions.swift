@@ -72,7 +72,7 @@ extension TrainerOptions {
     /// The options as JSON: `{"optimizer", "lr", "betas", "eps", "weight_decay", "momentum", "riemannian_reg", "lr_scheduler", "warmup_steps",
     /// "max_steps", "epochs", "gradient_accumulation_steps", "max_grad_norm", "loraplus_lr_ratio", "loraplus_lr_embedding",
     /// "loraplus_weight_decay", "lorafa", "gradient_checkpointing", "seed", "evaluation_steps", "early_stopping_patience",
-    /// "dropout"}`. What is left out keeps its default.
+    /// "dropout", "int8_activations"}`. What is left out keeps its default.
     ///
     /// - Parameters:
     ///   - otherKeys: keys the caller reads itself ("adapter").
@@ -110,6 +110,7 @@ extension TrainerOptions {
         patience = try keys.integer("early_stopping_patience")
         followsMode = keys.value("dropout") == .string("mode")
         usesDropout = followsMode ? true : try keys.flag("dropout") ?? true
+        roundsForward = try keys.flag("int8_activations") ?? false
         // PEFT's create_lorafa_optimizer takes r and lora_alpha; like PEFT's, ours uses each layer's own scaling.
         let loraFA = keys.value("lorafa")
         for key in otherKeys { _ = keys.value(key) }

@@ -6,7 +6,7 @@ package import Tensors
 /// Hosts that compute forward and backward themselves: gradients gather in the trainer, and an update uses them up.
 extension Trainer {
     /// For one run of a layer; give it to `keep(_:)` afterwards, so that the next has dropout masks of its own.
-    package func tape() -> Tape { Tape(model.engine, model.precision, gradients: gradients, isTraining: options.usesDropout, random: random) }
+    package func tape() -> Tape { Tape(model.engine, precision, gradients: gradients, isTraining: options.usesDropout, random: random) }
 
     package func keep(_ tape: Tape) { random = tape.random }
 

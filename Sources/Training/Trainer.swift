@@ -31,6 +31,8 @@ package final class Trainer {
     package let model: Model
     package let options: TrainerOptions
     package let trainee: Trainee
+    /// Arithmetic of its steps.
+    let precision: Precision
     let optimizer: any Optimizer
     private let preconditioner: RiemannianPreconditioner?
     let gradients: GradientStore
@@ -53,12 +55,13 @@ package final class Trainer {
     private let cancelled = Atomic(false)
 
     /// Takes the optimizer's memory.
-    /// - Throws: `.argument` for wrong options or nothing to train, `.memory`.
+    /// - Throws: `.argument` for wrong options or nothing to train, `.unsupported` for arithmetic that is not here, `.memory`.
     package init(_ model: Model, _ trainee: Trainee, _ options: TrainerOptions) throws(PEFTError) {
         try options.validate()
         self.model = model
         self.options = options
         self.trainee = trainee
+        precision = try Trainer.precision(of: options, model)
         optimizer = try Trainer.makeOptimizer(trainee, options, model, model.engine)
         preconditioner = try options.optimizer.riemannianDamping.map { (damping) throws(PEFTError) in
             try RiemannianPreconditioner(trainee, damping: damping, model.engine)
@@ -66,6 +69,15 @@ package final class Trainer {
         gradients = GradientStore(model.engine)
         random = RandomStream(seed: options.seed, purpose: "dropout")
         totalSteps = options.maxSteps
+    }
+
+    private static func precision(of options: TrainerOptions, _ model: Model) throws(PEFTError) -> Precision {
+        guard options.roundsForward else { return model.precision }
+        guard model.precision == .bf16, model.engine.hasRoundedProducts else {
+            throw PEFTError(
+                .unsupported, "int8_activations needs a model that trains in bf16 (this one: \(model.precision.compute)) and a processor with AVX512-VNNI")
+        }
+        return Precision(activation: .bf16, compute: .bf16, roundsForward: true)
     }
 
     static func makeOptimizer(_ trainee: Trainee, _ options: TrainerOptions, _ model: Model, _ engine: Engine) throws(PEFTError) -> any Optimizer {
@@ -122,7 +134,7 @@ package final class Trainer {
 
     /// Forward and backward under the read lock; returns the loss.
     private func accumulate(_ batch: Batch, _ recomputedBlocks: Int, isTraining: Bool) throws(PEFTError) -> Double {
-        let tape = Tape(model.engine, model.precision, gradients: gradients, isTraining: isTraining, random: random)
+        let tape = Tape(model.engine, precision, gradients: gradients, isTraining: isTraining, random: random)
         let loss = try model.lock.read { () throws(PEFTError) in
             try Trainer.accumulate(model, trainee, batch, tape, accumulationSteps: options.accumulationSteps, recomputedBlocks)
         }

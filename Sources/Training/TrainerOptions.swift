@@ -33,6 +33,8 @@ package struct TrainerOptions: Sendable, Equatable {
     package var usesDropout = true
     /// But in steps of a host's own as its model's mode says.
     package var followsMode = false
+    /// Forward products round activations and weights to eight bits (`Precision.roundsForward`).
+    package var roundsForward = false
 
     package init() {}
 
@@ -58,8 +60,9 @@ package struct TrainerOptions: Sendable, Equatable {
     var identity: [(name: String, value: String)] {
         // A run of constant rate may be made longer; elsewhere its length is part of every rate.
         let end = schedule.needsEnd ? [("max_steps", maxSteps.map { "\($0)" } ?? "null"), ("epochs", maxSteps == nil ? "\(epochs)" : "null")] : []
+        let rounding = roundsForward ? [("int8_activations", "true")] : []
         let damping = optimizer.riemannianDamping.map { [("riemannian_reg", "\($0)")] } ?? []
-        return end + damping + [
+        return end + rounding + damping + [
             ("optimizer", optimizer.rule.rawValue), ("lr", "\(optimizer.learningRate)"), ("betas", "[\(optimizer.beta1), \(optimizer.beta2)]"),
             ("eps", "\(optimizer.epsilon)"), ("weight_decay", "\(optimizer.weightDecay)"), ("momentum", "\(optimizer.momentum)"),
             ("loraplus_lr_ratio", optimizer.loraPlusRatio.map { "\($0)" } ?? "null"),

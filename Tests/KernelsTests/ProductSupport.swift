@@ -13,7 +13,8 @@ struct Product {
     /// Values between rows of x and of y.
     var gap = 0
 
-    let xValues, wValues, yValues, bias: [Float]
+    var xValues, wValues: [Float]
+    let yValues, bias: [Float]
 
     init(_ m: Int, _ n: Int, _ k: Int, seed: UInt64 = 1) {
         (self.m, self.n, self.k) = (m, n, k)
@@ -91,7 +92,7 @@ struct Product {
     func expected() -> [(value: Double, bound: Double)] {
         func operand(_ type: Int32, _ values: [Float]) -> [Double] {
             let seen = Buffer(type, values).values
-            return (compute == PK_COMPUTE_BF16 && type != PK_BF16 ? Buffer(PK_BF16, seen).values : seen).map(Double.init)
+            return ((compute == PK_COMPUTE_BF16 || compute == PK_COMPUTE_ROUNDED) && type != PK_BF16 ? Buffer(PK_BF16, seen).values : seen).map(Double.init)
         }
         let x = operand(types.x, xValues), w = operand(types.w, wValues), old = Buffer(types.y, yValues).doubles
         // The few-row kernels do not round to bf16 though they may: the bound allows for both.
@@ -101,21 +102,23 @@ struct Product {
         result.reserveCapacity(m * n)
         for i in 0..<m {
             var quantum = [Double](repeating: 0, count: k)  // half a step of int8, per value
-            if compute == PK_COMPUTE_INT8 {
-                for start in stride(from: 0, to: k, by: 32) {
-                    let block = start..<min(start + 32, k)
+            if compute == PK_COMPUTE_INT8 || compute == PK_COMPUTE_ROUNDED {
+                let length = compute == PK_COMPUTE_INT8 ? 32 : 192
+                for start in stride(from: 0, to: k, by: length) {
+                    let block = start..<min(start + length, k)
                     let step = block.reduce(0) { max($0, abs(x[i * k + $1])) } / 127
                     for l in block { quantum[l] = 0.51 * step }
                 }
             }
             for j in 0..<n {
                 var (sum, size, quanta) = (0.0, 0.0, 0.0)
+                let step = compute == PK_COMPUTE_ROUNDED ? (0..<k).reduce(0.0) { max($0, abs(w[j * k + $1])) } / 127 * 0.51 : 0
                 for l in 0..<k {
                     let a = mode == PK_TN ? x[l * m + i] : x[i * k + l]
                     let b = mode == PK_NT ? w[j * k + l] : w[l * n + j]
                     sum += a * b
                     size += abs(a * b)
-                    quanta += abs(b) * quantum[l]
+                    quanta += abs(b) * quantum[l] + step * (abs(a) + quantum[l])
                 }
                 let value = Double(alpha) * sum + (hasBias ? Double(bias[j]) : 0) + (accumulates ? old[i * n + j] : 0)
                 let terms = abs(Double(alpha)) * size + (hasBias ? abs(Double(bias[j])) : 0) + (accumulates ? abs(old[i * n + j]) : 0)

@@ -69,6 +69,38 @@ import Testing
         }
     }
 
+    /// Beside the bound of rounding: the levels have the same codes, so they differ by roundings of f32 only, and NaN does not hide.
+    @Test("both sides in eight bits", arguments: weightFormats)
+    func rounded(_ type: Int32) {
+        let block = Int(format(type).block_values)
+        for (turn, (m, n, k)) in [(1, 1, 1), (3, 49, 33), (9, 47, 64), (8, 48, 192), (33, 100, 200), (17, 97, 576), (40, 20, 1000)].enumerated() {
+            var p = vary(Product(m, n, (k + block - 1) / block * block, seed: UInt64(turn + 300)), turn)
+            (p.compute, p.types.w) = (PK_COMPUTE_ROUNDED, type)
+            p.check(levels: [PK_LEVEL_PORTABLE, levels.last ?? 0])
+            p.types.y = PK_F32
+            let reference = p.run(level: PK_LEVEL_PORTABLE, parts: 1).values
+            let largest = reference.reduce(0) { max($0, abs($1)) }
+            for (a, b) in zip(p.run(level: levels.last ?? 0, parts: 2).values, reference) { #expect(abs(a - b) <= 1e-5 * largest) }
+        }
+    }
+
+    @Test("what is not finite does not become a number in eight bits", arguments: [Float.nan, .infinity])
+    func roundedNotFinite(_ wrong: Float) {
+        var p = Product(3, 50, 400, seed: 7)
+        p.compute = PK_COMPUTE_ROUNDED
+        p.xValues[400 + 250] = wrong
+        for level in [PK_LEVEL_PORTABLE, levels.last ?? 0] {
+            let y = p.run(level: level, parts: 1).values
+            for (index, value) in y.enumerated() { #expect(value.isNaN == (index / 50 == 1)) }
+        }
+        p.xValues[400 + 250] = 1
+        p.wValues[20 * 400 + 399] = wrong
+        for level in [PK_LEVEL_PORTABLE, levels.last ?? 0] {
+            let y = p.run(level: level, parts: 1).values
+            for (index, value) in y.enumerated() { #expect(value.isNaN == (index % 50 == 20)) }
+        }
+    }
+
     @Test("a layer's own sizes", arguments: computes)
     func layers(_ compute: Int32) {
         for (turn, (mode, type, m, n, k)) in [

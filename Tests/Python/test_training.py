@@ -263,6 +263,19 @@ def test_a_loss_that_is_not_finite_changes_nothing(learner, ids):
         learner.trainer(lr=1e-3).step(input_ids=ids, labels=ids)
 
 
+def test_int8_activations_are_for_models_that_train_in_bf16(talking_folder):
+    model = Model.from_pretrained(talking_folder, dtype="float32")
+    model.add_adapter("default", LORA)
+    with pytest.raises(PeftError, match="int8_activations needs a model that trains in bf16"):
+        model.trainer(int8_activations=True)
+    with pytest.raises(PeftError, match="int8_activations is 1; it must be true or false"):
+        model.trainer(int8_activations=1)
+    model = Model.from_pretrained(talking_folder, dtype="bfloat16", context=Context(level="avx2"))
+    model.add_adapter("default", LORA)
+    with pytest.raises(PeftError, match="AVX512-VNNI"):
+        model.trainer(int8_activations=True)
+
+
 # ---- data sets
 
 

@@ -116,6 +116,7 @@ const float *pk_coded_values(int32_t type);
 #define PK_COMPUTE_F32 0
 #define PK_COMPUTE_BF16 1 /* operands rounded to bf16, f32 accumulation; falls back to f32 arithmetic on bf16-rounded operands below AVX512_BF16 */
 #define PK_COMPUTE_INT8 2 /* weight blocks × activations quantised to int8 per 32 values (forward, small m); falls back to f32 where a format has no int8 form */
+#define PK_COMPUTE_ROUNDED 3 /* PK_NT only: X in int8 per 192 values, W per row (matmul_rounded.c); fast on AVX512_BF16, a reference below */
 
 #define PK_NT 0 /* Y[m,n] = X[m,k] · W[n,k]ᵀ   forward of a linear layer */
 #define PK_NN 1 /* Y[m,n] = X[m,k] · W[k,n]    gradient to the input: dX = dY · W */
@@ -276,8 +277,8 @@ void pk_softmax_rows(int32_t level, float *x, int64_t rows, int64_t n, int64_t l
 /* ---- compress.c: activations in 8 bits ---- */
 
 /* q[count] and scales[count/32] of x (act); count is a multiple of 32. */
-void pk_compress(int32_t level, int32_t act, const void *x, int8_t *q, float *scales, size_t count, int32_t part, int32_t parts);
-void pk_decompress(int32_t level, int32_t act, const int8_t *q, const float *scales, void *y, size_t count, int32_t part, int32_t parts);
+void pk_compress(int32_t level, int32_t act, const void *x, int8_t *q, uint16_t *scales, size_t count, int32_t part, int32_t parts);
+void pk_decompress(int32_t level, int32_t act, const int8_t *q, const uint16_t *scales, void *y, size_t count, int32_t part, int32_t parts);
 
 /* ---- unfold.c: convolutions as products ---- */
 
