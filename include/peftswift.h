@@ -355,8 +355,8 @@ int32_t peft_model_quantize(char *report, size_t capacity, size_t *needed, peft_
  * the tokenizer's files where the model came with them.
  * `options_json`: {"dtype": "float32"|"bfloat16"|"float16"} (default: as stored; linear layers of nf4, fp4 and int8 as
  * bitsandbytes writes them, other quantised formats as float32).
- * A path that ends in ".gguf": one GGUF file, of a model that was opened from one, or from a folder (llama, mistral, qwen2,
- * qwen3, with a BPE tokenizer that such files have a name for). "dtype" is then a GGUF type for all matrices
+ * A path that ends in ".gguf": one GGUF file, of a model that was opened from one, or from a folder (llama, mistral, mixtral,
+ * qwen2, qwen3, gemma, gemma2, gemma3_text, phi3, with a BPE tokenizer that such files have a name for). "dtype" is then a GGUF type for all matrices
  * ("q8_0", "q4_K", "f16" …), or "Q4_K_M" or "Q5_K_M" (llama.cpp's mixes: more bits for the head, and for values and the way
  * down in some layers); rows that are not whole blocks get what llama.cpp takes instead (q4_K: q5_0, q6_K: q8_0 …).
  * Default: as stored.

@@ -33,11 +33,7 @@ struct GGUFModel {
     // MARK: Names
 
     static let rotaryFactors = "rope_freqs.weight"
-    private static let longFactors = "rope_factors_long.weight", shortFactors = "rope_factors_short.weight"
-
-    /// The architectures that files are written of from folders; Mistral is one of Llama's there.
-    static let modelTypes = ["llama", "mistral", "qwen2", "qwen3"]
-    static func family(of modelType: String) -> String? { modelType == "mistral" ? "llama" : modelTypes.first { $0 == modelType } }
+    static let longFactors = "rope_factors_long.weight", shortFactors = "rope_factors_short.weight"
 
     private static let globals = ["token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"]
 
@@ -49,9 +45,14 @@ struct GGUFModel {
         return name
     }
 
-    /// The other way round; nil: there is none (norms of Gemma and stacks of experts would have to be made anew).
-    static func fileName(_ name: String, _ architecture: String) -> String? {
-        guard let family = GGUFFamily.of(architecture, isMixture: false), !family.addsOne else { return nil }
+    /// The other way round: two names for a stack of gates and ups; none: it has none.
+    static func fileNames(_ name: String, _ family: GGUFFamily) -> [String] {
+        let stem = name.lastIndex(of: ".").map { String(name[...$0]) } ?? ""
+        if name.hasSuffix(".experts.gate_up_proj") { return ["gate", "up"].compactMap { fileName("\(stem)\($0).weight", family) } }
+        return [fileName(name.hasSuffix(".experts.down_proj") ? name + ".weight" : name, family)].compactMap(\.self)
+    }
+
+    private static func fileName(_ name: String, _ family: GGUFFamily) -> String? {
         guard let dot = name.lastIndex(of: ".") else { return nil }
         let (module, kind) = (String(name[..<dot]), name[dot...])
         if let global = globals.first(where: { $0.value == module }) { return global.key + kind }
@@ -114,9 +115,11 @@ struct GGUFModel {
         if let factors = gguf.tensors.peek(rotaryFactors) { return try llama3(factors, base, headSize, gguf.origin, engine) }
         if let long = gguf.tensors.peek(longFactors), let short = gguf.tensors.peek(shortFactors) {
             func list(_ factors: Tensor) throws(PEFTError) -> JSONValue { .array(try factors.floats(engine).map { .number(decimal(Double($0))) }) }
-            return [
+            var rotary: JSONObject = [
                 "rope_type": .string("longrope"), "rope_theta": .number(base), "partial_rotary_factor": part, "short_factor": try list(short), "long_factor": try list(long),
             ]
+            rotary["attention_factor"] = gguf["\(family).rope.scaling.attn_factor"]?.doubleValue.map { .number(decimal($0)) }
+            return rotary
         }
         switch kind {
         case "none" where family == "phi3": return ["rope_type": .string("default"), "rope_theta": .number(base), "partial_rotary_factor": part]

@@ -12,30 +12,60 @@ extension OpenedModel {
         guard !path.isEmpty else { throw PEFTError(.unsupported, "a GGUF file is written of models from a GGUF file or a folder, whose vocabulary it takes over; this one came from memory") }
         let engine = model.engine
         let template = Files.isFile(path) ? try GGUFTemplate(try GGUF(path: path, budget: engine.budget)) : try GGUFTemplate(model, folder: path, tokenizer)
-        let isTied = !model.parameters.contains { GGUFModel.fileName($0.name, template.family) == "output.weight" }
+        let isTied = !model.parameters.contains { GGUFModel.fileNames($0.name, template.family) == ["output.weight"] }
         let mix = try type.map { (name) throws(PEFTError) in try GGUFMix(name, layers: template.layerCount, isTied: isTied) }
         var descriptions: [TensorDescription] = []
-        var tensors: [(tensor: Tensor, heads: Int?)] = []
+        var parts: [GGUFPart] = []
         for (name, tensor) in model.parameters {
-            guard let target = GGUFModel.fileName(name, template.family) else { throw PEFTError(.unsupported, "'\(name)' has no name in a GGUF file of the family \"\(template.family)\"") }
-            let dtype = tensor.shape.count == 1 ? tensor.dtype : try mix?.dtype(of: target, tensor.columns) ?? tensor.dtype
-            guard dtype.rawValue < 1000 else { throw PEFTError(.argument, "'\(name)' is \(dtype.name), which GGUF does not have; name a dtype that it has, such as \"Q4_K_M\" or \"q8_0\"") }
-            descriptions.append(TensorDescription(target, dtype, tensor.shape))
-            tensors.append((tensor, template.heads(of: target)))
+            let targets = GGUFModel.fileNames(name, template.family)
+            guard !targets.isEmpty else { throw PEFTError(.unsupported, "'\(name)' has no name in a GGUF file of the family \"\(template.name)\"") }
+            for (index, target) in targets.enumerated() {
+                let part = GGUFPart(
+                    tensor: tensor, heads: template.heads(of: target), half: targets.count == 2 ? index : nil, addsOne: template.family.addsOne && target.hasSuffix("norm.weight"))
+                // Vectors and routers are f32 in files.
+                let dtype = tensor.shape.count == 1 || target.hasSuffix("_inp.weight") ? .f32 : try mix?.dtype(of: target, tensor.columns) ?? tensor.dtype
+                guard dtype.rawValue < 1000 else { throw PEFTError(.argument, "'\(name)' is \(dtype.name), which GGUF does not have; name a dtype that it has, such as \"Q4_K_M\" or \"q8_0\"") }
+                descriptions.append(TensorDescription(target, dtype, part.shape))
+                parts.append(part)
+            }
         }
         // What the model keeps in another form (frequencies of Llama 3).
         for item in template.settings {
             descriptions.append(TensorDescription(item.name, item.tensor.dtype, item.tensor.shape))
-            tensors.append((item.tensor, nil))
+            parts.append(GGUFPart(tensor: item.tensor))
         }
         var metadata = template.metadata
         if let number = mix?.fileType ?? GGUFMix.fileType(of: descriptions.map(\.dtype)) { metadata.append(("general.file_type", .u32(number))) }
         metadata.append(("general.quantization_version", .u32(2)))
         try GGUF.write(metadata, descriptions, to: file) { (index) throws(PEFTError) -> Tensor in
-            let (tensor, heads) = tensors[index]
-            let ordered = try heads.map { (heads) throws(PEFTError) in try GGUFModel.reordered(tensor, heads, engine, descriptions[index].name, toFile: true) } ?? tensor
-            return ordered.dtype == descriptions[index].dtype ? ordered : try ordered.encoded(as: descriptions[index].dtype, engine, .scratch)
+            let tensor = try parts[index].made(engine, descriptions[index].name)
+            return tensor.dtype == descriptions[index].dtype ? tensor : try tensor.encoded(as: descriptions[index].dtype, engine, .scratch)
         }
+    }
+}
+
+/// A tensor of the file, and how it comes of one of the model's.
+private struct GGUFPart {
+    let tensor: Tensor
+    /// Rows of so many heads get llama.cpp's order.
+    var heads: Int?
+    /// The gates of a stack of experts (0), or the ups below them (1).
+    var half: Int?
+    var addsOne = false
+
+    var shape: [Int] { half == nil ? tensor.shape : [tensor.shape[0], tensor.shape[1] / 2, tensor.shape[2]] }
+
+    func made(_ engine: Engine, _ name: String) throws(PEFTError) -> Tensor {
+        if let heads { return try GGUFModel.reordered(tensor, heads, engine, name, toFile: true) }
+        if addsOne { return try Tensor(engine, try tensor.floats(engine).map { $0 + 1 }, shape: tensor.shape, .scratch) }
+        guard let half else { return tensor }
+        let source = tensor.dtype.isCoded ? try tensor.converted(to: .f32, engine, .scratch) : tensor
+        let result = try Tensor(engine, shape, source.dtype, .scratch)
+        let size = shape[1] * source.rowBytes
+        for expert in 0..<shape[0] {
+            unsafe (result.pointer + expert * size).copyMemory(from: source.pointer + (2 * expert + half) * size, byteCount: size)
+        }
+        return result
     }
 }
 

@@ -43,10 +43,11 @@ extension RotaryTable {
 }
 
 /// Phi-3's rule for longer contexts.
-private struct LongRope {
+struct LongRope {
     let short: [Float], long: [Float]
     /// Longest text of the first training.
     let border: Int
+    /// Of sines and cosines.
     let factor: Float
 
     init(_ scaling: ModelConfiguration, _ configuration: ModelConfiguration, count: Int) throws(PEFTError) {
