@@ -141,12 +141,38 @@ final class PictureBlock: Sendable {
     }
 }
 
-extension [PictureBlock] {
-    func run(_ x: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable {
-        var x = x
-        for (number, block) in enumerated() {
-            x = try context.block(number, consume x) { (x, _, context) throws(PEFTError) in try block(x, context) }
+/// What networks of pictures have in front of their heads: tokens, blocks, a norm.
+final class PictureEncoder: Sendable {
+    let task: ModelTask
+    let blocks: [PictureBlock]
+    private let tokens: PictureTokens
+    private let norm: LayerNorm
+
+    /// - Parameter layers: what the blocks are under.
+    init(
+        _ prefix: String, _ tokens: PictureTokens, layers: String, norms: (attention: String, feedForward: String), isScaled: Bool, _ hidden: Int, _ inner: Int,
+        _ configuration: ModelConfiguration, _ build: LayerBuilder
+    ) throws(PEFTError) {
+        let name = configuration.headClass ?? ""
+        task = name.hasSuffix("ForImageClassification") ? .classification : .features
+        guard task == .classification || name.hasSuffix("Model") else { throw configuration.unsupported("architectures", "…ForImageClassification, …Model") }
+        try configuration.warnOfAttentionDropout("attention_probs_dropout_prob", build)
+        self.tokens = tokens
+        blocks = try (0..<(try configuration.size("num_hidden_layers", most: 4096))).map { (layer) throws(PEFTError) in
+            try PictureBlock(layer, "\(prefix)\(layers).\(layer)", norms: norms, isScaled: isScaled, hidden, inner, configuration, build)
         }
-        return x
+        norm = try build.layerNorm(prefix + "layernorm", hidden, epsilon: try configuration.number("layer_norm_eps", or: isScaled ? 1e-6 : 1e-12))
+    }
+
+    var featureShape: [Int] { [tokens.channels] + tokens.imageSize }
+
+    /// `[batch·(patches + 1), hiddenSize]`
+    func callAsFunction(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {
+        let (tokens, inner) = try self.tokens(input, context)
+        var x = tokens
+        for (number, block) in blocks.enumerated() {
+            x = try inner.block(number, consume x) { (x, _, context) throws(PEFTError) in try block(x, context) }
+        }
+        return try norm(x, inner)
     }
 }

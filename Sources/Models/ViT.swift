@@ -7,10 +7,7 @@ internal import Tensors
 package final class ViT: Architecture {
     package static let modelTypes = ["vit"]
 
-    package let task: ModelTask
-    private let tokens: PictureTokens
-    private let blocks: [PictureBlock]
-    private let norm: LayerNorm
+    private let encoder: PictureEncoder
     /// `pooler.dense` of a bare model, or the classifier.
     private let pooler: Linear?
     private let classifier: Linear?
@@ -29,31 +26,21 @@ package final class ViT: Architecture {
 
     package init(_ configuration: ModelConfiguration, _ build: LayerBuilder) throws(PEFTError) {
         let hidden = try configuration.size("hidden_size")
-        let name = configuration.headClass ?? ""
-        task = name.hasSuffix("ForImageClassification") ? .classification : .features
-        guard task == .classification || name.hasSuffix("Model") else { throw configuration.unsupported("architectures", "…ForImageClassification, …Model") }
-        try configuration.warnOfAttentionDropout("attention_probs_dropout_prob", build)
         let prefix = build.has("vit.layernorm.weight") ? "vit." : ""
-        tokens = try PictureTokens(prefix + "embeddings", kind: "ViTEmbeddings", patchSize: 16, hidden, configuration, build)
-        let inner = try configuration.size("intermediate_size")
-        blocks = try (0..<(try configuration.size("num_hidden_layers", most: 4096))).map { (layer) throws(PEFTError) in
-            try PictureBlock(layer, prefix + "layers.\(layer)", norms: ("layernorm_before", "layernorm_after"), isScaled: false, hidden, inner, configuration, build)
-        }
-        norm = try build.layerNorm(prefix + "layernorm", hidden, epsilon: try configuration.number("layer_norm_eps", or: 1e-12))
-        let hasPooler = task == .features && build.has(prefix + "pooler.dense.weight")
+        let tokens = try PictureTokens(prefix + "embeddings", kind: "ViTEmbeddings", patchSize: 16, hidden, configuration, build)
+        encoder = try PictureEncoder(
+            prefix, tokens, layers: "layers", norms: ("layernorm_before", "layernorm_after"), isScaled: false, hidden, try configuration.size("intermediate_size"), configuration, build)
+        let hasPooler = encoder.task == .features && build.has(prefix + "pooler.dense.weight")
         pooler = hasPooler ? try build.linear(prefix + "pooler.dense", hidden, hidden, bias: .required) : nil
-        classifier = task == .classification ? try build.linear("classifier", hidden, try configuration.labelCount(), bias: .required) : nil
+        classifier = encoder.task == .classification ? try build.linear("classifier", hidden, try configuration.labelCount(), bias: .required) : nil
     }
 
-    package var blockCount: Int { blocks.count }
-    package var joins: [BlockPlace] { blocks.flatMap { [$0.places.attention, $0.places.output] } }
-    package var featureShape: [Int]? { [tokens.channels] + tokens.imageSize }
+    package var task: ModelTask { encoder.task }
+    package var blockCount: Int { encoder.blocks.count }
+    package var joins: [BlockPlace] { encoder.blocks.flatMap { [$0.places.attention, $0.places.output] } }
+    package var featureShape: [Int]? { encoder.featureShape }
 
-    /// `[batch·(patches + 1), hiddenSize]`
-    package func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {
-        let (x, inner) = try tokens(input, context)
-        return try norm(try blocks.run(x, inner), inner)
-    }
+    package func hidden(_ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable { try encoder(input, context) }
 
     package func logits(_ hidden: Variable, of input: ModelInput, rows: LogitRows, _ context: ForwardContext) throws(PEFTError) -> Variable {
         guard let classifier else { return hidden }
