@@ -1,6 +1,7 @@
 """Real data of the jobs (scripts/fetch_inputs.py), the same for this library and for PEFT (Tests/Fixtures/Jobs/peft_figures.py). numpy only."""
 
 import json
+import re
 import wave
 from pathlib import Path
 
@@ -39,6 +40,18 @@ def training_order(count, size, epochs=1, seed=0):
         yield from (order[start:start + size] for start in range(0, count - size + 1, size))
 
 
+def beginning(state, seed=0):
+    """The same start for both: what of an adapter's state is random at first (lora_A, a new head), drawn by numpy in the order of the keys."""
+    random, drawn = np.random.default_rng(seed), {}
+    for key in sorted(state):
+        shape = tuple(state[key].shape)
+        if "lora_A" in key:
+            drawn[key] = (random.uniform(-1, 1, shape) / np.sqrt(shape[1])).astype(np.float32)
+        elif key.endswith((".classifier.weight", ".score.weight")):
+            drawn[key] = random.normal(0, 0.02, shape).astype(np.float32)
+    return drawn
+
+
 def recording(path, rate=16000):
     """A WAV file's samples as f32 in −1…1 at another rate (through the spectrum)."""
     with wave.open(str(path)) as file:
@@ -48,6 +61,10 @@ def recording(path, rate=16000):
     kept = min(len(spectrum), len(result))
     result[:kept] = spectrum[:kept]
     return (np.fft.irfft(result, count) * count / len(samples)).astype(np.float32)
+
+
+def words(text):
+    return re.findall(r"\w+", text.lower())
 
 
 def stamps():
