@@ -376,6 +376,9 @@ int32_t peft_model_export(const peft_model *model, const char *folder, const cha
  * the principal part of a weight into the adapter and quantises the rest in the base (QPiSSA; more turns fit both anew).
  * Beside PEFT's keys PROMPT_TUNING and P_TUNING have "prompt_token_ids": an id for each virtual token, which then stands wherever
  * the text has that id, and not in front. Experts of XLORA with "use_trainable_adapters" are saved with their router.
+ * UniPELT's gates, as AdapterHub has them: LORA and PREFIX_TUNING (as BOTTLENECK) have "use_gating", a prefix also "shared_gating" (true;
+ * false: a gate for keys and one for values): what the adapter does at a layer is multiplied by the mean of σ(w·x + b) over the text
+ * (of LORA instead of lora_alpha / r). Such an adapter is not merged; packed texts are taken apart for it.
  * Errors: PEFT_ERROR_ARGUMENT, also for a configuration that matches no module; PEFT_ERROR_UNSUPPORTED naming the
  * method or option; PEFT_ERROR_STATE when there is an adapter of that name. */
 int32_t peft_adapter_add(peft_model *model, const char *name, const char *config_json, const char *options_json,
@@ -419,7 +422,9 @@ int32_t peft_adapter_set_active(peft_model *model, const char *const *names, con
  * {"type", "children": [names and blocks], "kwargs": {…}}:
  *   "Stack"                  one behind the other
  *   "Fuse"                   AdapterFusion: attention over bottleneck adapters (or Stacks of them), which is an adapter of its own:
- *                            {"peft_type": "ADAPTER_FUSION", "adapters": ["a", "b"], "config": "dynamic" or "static", …}. It is
+ *                            {"peft_type": "ADAPTER_FUSION", "adapters": ["a", "b"], "config": "dynamic" or "static", …}. With
+ *                            "temperature": true its scores are divided by 50, by 0.05 less after each step of training, at last
+ *                            by 1; what it is now is saved with it. It is
  *                            the one named "a,b", or {"name": …}; naming it alone is the Fuse of its members. Only fusions
  *                            learn then: they are what trainers train and gradients are of, their members stay
  *   "Average"                of what its members make of each layer (y + Σ w·(yᵢ − y)) and block (Σ w·yᵢ). {"weights": [numbers] (default: all the same),
@@ -430,6 +435,9 @@ int32_t peft_adapter_set_active(peft_model *model, const char *const *names, con
  *   "Parallel"               all rows to each member: outputs have as many times the rows, the first member's first; labels are
  *                            repeated
  *   "single"                 one name; {"weight": 1}
+ * A combination with a name is a Stack of adapters with the right configurations: Mix-and-Match (He et al.) of PREFIX_TUNING
+ * {"prefix_projection": true, "num_virtual_tokens": 30, "encoder_hidden_size": 800} and BOTTLENECK {"config": "par_bn"}; UniPELT (Mao et
+ * al.) of PREFIX_TUNING {"num_virtual_tokens": 10}, BOTTLENECK {"config": "seq_bn"} and LORA {"r": 8}, each with "use_gating": true.
  * Members are adapters of any method or blocks again. What stands in front of a text (virtual tokens, prefixes) can be in a Stack, a
  * BatchSplit or a Parallel; a Parallel is the whole or in a Stack. BatchSplit and Parallel are for batches, not for sessions.
  * An adapter is removed only after others became active. Errors: PEFT_ERROR_ARGUMENT for sizes and weights that are not one for each
@@ -733,6 +741,9 @@ typedef int32_t (*peft_texts_fn)(void *user_data, int64_t index, const char *tex
  *                               the one before them; the text is the same, sooner where it repeats itself)
  *   "kv_cache_type": "f32"|"bf16"|"q8_0" (how keys and values are kept; default: as the model computes. q8_0, 32 values in 34
  *                    bytes, is about half of bf16, and read as it is; a head whose size is no multiple of 32 is filled up)
+ *   "gates": "text"|"call" (of adapters with "use_gating", whose gates are means over a text. "text": over all of it, as in a forward
+ *            pass: with each token all before it changes, and is read anew. "call": over what one call reads, then each token by
+ *            itself, as AdapterHub's library writes with its cache: nothing is read twice, and sessions can step together)
  *   "on_full": "stop"|"shift" (drop the oldest tokens after the first "keep"), "keep": 4
  *   "adapters": [names] ([]: the base model; default: those active in the model, followed as they change), or a block of
  *                            peft_adapter_set_composition }

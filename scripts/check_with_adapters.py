@@ -4,7 +4,8 @@
     python scripts/check_with_adapters.py [--fixtures FOLDER]
 
 Needs `pip install adapters torch` in an environment of its own, and build/libpeftswift.so.1; not part of `make test`. Bases: the golden
-kit's tiny models. --fixtures also keeps what the library wrote for BERT, with its outputs: Tests/Python/fixtures_adapters.
+kit's tiny models. --fixtures also keeps what the library wrote for BERT, with its outputs, and outputs of MAM and UniPELT:
+Tests/Python/fixtures_adapters.
 """
 import argparse
 import shutil
@@ -44,9 +45,12 @@ MISSING = {(base, name) for base in ("bert", "t5") for name in ("compacter", "co
 # Members of compositions. The library's Average divides by their number once more (its `mean` takes torch.mean of what is weighed
 # already); its weights are therefore given so many times as large.
 MEMBERS = {"a": "double_seq_bn", "a2": "double_seq_bn", "b": "double_seq_bn", "c": "seq_bn", "d": "seq_bn"}
-FUSED = {"a,b": "dynamic", "c,d": adapters.StaticAdapterFusionConfig(query_before_ln=True, residual_before=True)}
+FUSED = {"a,b": "dynamic", "c,d": adapters.StaticAdapterFusionConfig(query_before_ln=True, residual_before=True),
+         "a2,b": adapters.DynamicAdapterFusionConfig(temperature=True, value_before_softmax=False, regularization=False, query=False),
+         "a,a2": adapters.DynamicAdapterFusionConfig(key=False, value_initialized=False, residual_before=True)}
 COMPOSITIONS = {
     "Stack": lambda p, n: p.Stack("a", "c"), "Fuse": lambda p, n: p.Fuse("a", "b"), "Fuse of seq_bn": lambda p, n: p.Fuse("c", "d"),
+    "Fuse, temperature": lambda p, n: p.Fuse("a2", "b"), "Fuse without key": lambda p, n: p.Fuse("a", "a2"),
     "Stack of Fuse": lambda p, n: p.Stack("c", p.Fuse("a", "b")), "Fuse of Stack": lambda p, n: p.Fuse(p.Stack("c", "a"), "b"),
     "Average": lambda p, n: p.Average("a", "b", weights=[0.3 * n, 0.7 * n], normalize_weights=False),
     "Average of Stack": lambda p, n: p.Average(p.Stack("a", "b"), "a2", weights=[0.4 * n, 0.6 * n], normalize_weights=False),
@@ -119,6 +123,87 @@ def compositions(base, report, fixtures):
         np.savez(fixtures / "composed" / "outputs.npz", ids=ids, **outputs)
 
 
+# Configurations that are several: the library's, and ours, which are adapters that act together. A prefix of the library takes no places,
+# so its models are told positions behind it.
+PREFIX = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3}
+UNIONS = {
+    "mam": (adapters.MAMConfig(adapters.PrefixTuningConfig(prefix_length=3, bottleneck_size=16)), {"prefix": PREFIX, "bottleneck": {"peft_type": "BOTTLENECK", "config": "par_bn"}}),
+    "unipelt": (adapters.UniPELTConfig(adapters.PrefixTuningConfig(prefix_length=3, flat=True)), {
+        "prefix": {**PREFIX, "use_gating": True}, "bottleneck": {"peft_type": "BOTTLENECK", "config": "seq_bn", "use_gating": True},
+        "lora": {"peft_type": "LORA", "r": 8, "lora_alpha": 2, "use_gating": True}}),
+    "unipelt, a gate for each": (adapters.UniPELTConfig(adapters.PrefixTuningConfig(prefix_length=3, flat=True, shared_gating=False)), {
+        "prefix": {**PREFIX, "use_gating": True, "shared_gating": False}, "bottleneck": {"peft_type": "BOTTLENECK", "config": "seq_bn", "use_gating": True},
+        "lora": {"peft_type": "LORA", "r": 8, "lora_alpha": 2, "use_gating": True}}),
+}
+TARGETS = {"llama": ["q_proj", "v_proj"], "bert": ["query", "value"]}
+
+
+def parts(model, base, members):
+    """The library's parameters of "own" under our names, by adapter."""
+    own = {key: value.detach().numpy() for key, value in model.named_parameters() if ".own." in key}
+    found = {name: {} for name in members}
+    with torch.no_grad():
+        # What its network makes: for each layer keys and values [2, 1, heads, length, size].
+        layers = model.base_model.prefix_tuning.prefix_tunings["own"]["self_prefix"](1)
+        found["prefix"]["prompt_embeddings"] = torch.cat([part[0].transpose(0, 1).flatten(1) for layer in layers for part in layer], 1).numpy()
+    for key, value in own.items():
+        name = key.replace(".own", "")
+        if "prefix_tunings" in key:
+            continue
+        if "prefix_gates" in key:
+            layer = next(part for part in key.split(".") if part.isdigit())
+            found["prefix"][f"prefix_gates.{layer}.{key.split('.')[-1]}"] = value
+        elif ".loras." in key:
+            name = name.replace("loras.lora_A", "lora_A.weight").replace("loras.lora_B", "lora_B.weight").replace("loras.gate", "lora_gate")
+            found["lora"]["base_model.model." + name] = value
+        else:
+            found["bottleneck"][name] = value
+    return found
+
+
+def unions(base, report, fixtures):
+    """MAM and UniPELT, and how the library writes with its cache: a gate is the mean of what one call reads."""
+    ids, kept = np.concatenate([IDS, IDS[:, ::-1]]), {}
+    places = torch.arange(3, 3 + ids.shape[1])[None].expand(2, -1)
+    for name, (config, members) in UNIONS.items():
+        model = HEADS.get(base, transformers.AutoModelForCausalLM).from_pretrained(ROOT / "Tests/Golden/data/bases" / base, dtype=torch.float32, attn_implementation="eager")
+        adapters.init(model)
+        model.add_adapter("own", config=config)
+        torch.manual_seed(11)
+        for key, parameter in model.named_parameters():
+            if ".own." in key:
+                parameter.data.add_(torch.randn_like(parameter) * (1 if "gate" in key else 0.2))
+        model.set_active_adapters("own")
+        model.eval()
+        state = parts(model, base, members)
+        ours = peftswift.Model.from_pretrained(ROOT / "Tests/Golden/data/bases" / base, dtype="float32")
+        for member, own in members.items():
+            ours.add_adapter(member, {**own, "target_modules": TARGETS[base]} if member == "lora" else own)
+            ours.load_adapter_state_dict(member, state[member])
+        ours.set_adapter(list(members))
+        with torch.no_grad():
+            result = model(input_ids=torch.tensor(ids), position_ids=places)
+            expected = (result.logits if base == "llama" else result.last_hidden_state).numpy()
+        report(f"{base}, {name}", output(ours, base, ids), expected)
+        kept |= {f"{base}|{name}|{member}|{key}": value for member in state for key, value in state[member].items()} | {f"{base}|{name}": expected}
+        if base != "llama":
+            continue
+        for layer in model.model.layers:
+            # Its Llama knows the cache by the name it had in transformers before 4.56, and else does without.
+            layer.register_forward_pre_hook(lambda layer, args, given: (args, {**given, "past_key_value": given.get("past_key_values")}), with_kwargs=True)
+        cache, read, steps = transformers.DynamicCache(), IDS, []
+        session = ours.session(temperature=0, ignore_eos=True, gates="call")
+        with torch.no_grad():
+            for place in range(6):
+                start = 3 + cache.get_seq_length()
+                logits = model(input_ids=torch.tensor(read), position_ids=torch.arange(start, start + read.shape[1])[None], past_key_values=cache, use_cache=True).logits[0, -1]
+                session.append(read[0].tolist())
+                report(f"{base}, {name}, token {place} with a cache", session.logits(), logits.numpy())
+                read, steps = np.array([[int(logits.argmax())]]), steps + [logits.numpy()]
+        kept[f"{base}|{name}|cached"] = np.array(steps)
+    return kept
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fixtures", type=Path)
@@ -131,6 +216,9 @@ def main():
         failures += not error < 1e-5
         print("PASS" if error < 1e-5 else "FAIL", f"{what}: {error:.1e}", flush=True)
 
+    kept = unions("llama", report, fixtures) | unions("bert", report, fixtures)
+    if fixtures:
+        np.savez_compressed(fixtures / "unions.npz", ids=np.concatenate([IDS, IDS[:, ::-1]]), **kept)
     for base in ("llama", "mistral", "gpt2", "bert", "t5", "vit"):
         if base not in ("t5", "vit"):
             compositions(base, report, fixtures)

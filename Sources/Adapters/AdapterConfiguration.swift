@@ -66,9 +66,8 @@ package struct AdapterConfiguration: Sendable {
         var json = values
         json["inference_mode"] = .bool(true)
         // PEFT has no such keys, and warns of those it does not know.
-        if json["weight_decompose"] == .bool(false) { json["weight_decompose"] = nil }
-        if json["dylora_block_size"] == .null { json["dylora_block_size"] = nil }
-        if json["prompt_token_ids"] == .null { json["prompt_token_ids"] = nil }
+        let added = method == Bottleneck.self ? [] : ["weight_decompose", "dylora_block_size", "prompt_token_ids", "shared_gating", "use_gating"]
+        for key in added where [.null, .bool(false)].contains(json[key] ?? .null) { json[key] = nil }
         if let baseName, (json["base_model_name_or_path"]?.stringValue ?? "").isEmpty {
             json["base_model_name_or_path"] = .string(baseName)
         }

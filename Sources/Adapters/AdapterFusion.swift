@@ -6,8 +6,10 @@ package import Tensors
 /// AdapterFusion (Pfeiffer et al., arXiv:2005.00247): at each place attention over what several bottleneck adapters make there. With uᵢ
 /// their results, q what the block computed (or, before its norm, what the adapter sees) and r the residual,
 ///
-///     r + V·Σᵢ σᵢ·uᵢ        σ = softmax((Q·q)·(K·uᵢ))
+///     r + V·Σᵢ σᵢ·uᵢ        σ = softmax((Q·q)·(K·uᵢ) / T)
 ///
+/// T is 1; with `temperature` it begins at 50 and falls by 0.05 with each step of training (in the library with each pass, and it begins
+/// anew whenever it is loaded; here files say what it is).
 /// The members are other adapters of the model; they are named, not held.
 package struct AdapterFusion: AdapterMethod {
     package static let peftType = "ADAPTER_FUSION"
@@ -25,7 +27,7 @@ package struct AdapterFusion: AdapterMethod {
 
     let members: [String]
     let modules: [FusionModule]
-    private let isRegularized: Bool
+    private let companion: FusionCompanion
     package var shared: [SavedTensor] { modules.flatMap { $0.parameters.map { SavedTensor($0) } } }
 
     package init(_ configuration: inout AdapterConfiguration, _ model: Model, isNew: Bool) throws(PEFTError) {
@@ -41,14 +43,14 @@ package struct AdapterFusion: AdapterMethod {
             configuration.values[key] = .bool(isOn)
         }
         configuration.values["config"] = .null
-        try configuration.refuse(["temperature"])
         let settings = try FusionSettings(configuration, model)
-        isRegularized = try configuration.flag("regularization") && settings.hasValue
+        let isRegularized = try configuration.flag("regularization") && settings.hasValue
         var parts: Set<BlockPlace.Part> = []
         for place in AdapterFusion.places where try configuration.flag(place.key) { parts.insert(place.part) }
         modules = try model.network.joins.filter { parts.contains($0.part) }.map { (place) throws(PEFTError) in
             try FusionModule(place, width: width, settings, model.engine)
         }
+        companion = FusionCompanion(isRegularized ? modules.compactMap(\.value) : [], settings.temperature)
         guard !modules.isEmpty else { throw PEFTError(.argument, "mh_adapter, output_adapter and cross_adapter are false: there is no place where all of \(members.joined(separator: ", ")) stand") }
     }
 
@@ -74,7 +76,7 @@ package struct AdapterFusion: AdapterMethod {
     }
 
     package func companion(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> (any AdapterCompanion)? {
-        isRegularized ? FusionPenalty(self.modules.compactMap(\.value)) : nil
+        companion
     }
 
     /// Adds it to what acts: the members' modules, place by place.
@@ -85,6 +87,8 @@ package struct AdapterFusion: AdapterMethod {
                 chain.compactMap { item in item.method.modules.first { $0.place == module.place }.map { BottleneckHook($0, item.scale, isFrozen: true) } }
             }.filter { !$0.isEmpty }
             guard let hook = FusionHook(module, chains) else { continue }
+            // Gates of the last of a chain do not act.
+            if chains.contains(where: { $0.dropLast().contains { $0.isGated } }) { adaptation.readsWholeText = true }
             adaptation.joins[module.place, default: []].append(hook)
         }
     }
@@ -122,6 +126,8 @@ struct FusionSettings: Sendable {
     let addsResidualFirst: Bool
     /// Of the scores.
     let dropout: Float
+    /// f32 `[1]`: T, 1 nearly always.
+    let temperature: Tensor
 
     init(_ configuration: AdapterConfiguration, _ model: Model) throws(PEFTError) {
         (hasKey, hasQuery, hasValue) = (try configuration.flag("key"), try configuration.flag("query"), try configuration.flag("value"))
@@ -135,6 +141,14 @@ struct FusionSettings: Sendable {
         let p = own != 0 ? own : model.configuration["attention_probs_dropout_prob"]?.doubleValue ?? 0
         guard p >= 0, p < 1 else { throw PEFTError(.argument, "dropout_prob is \(p); it must be from 0 to below 1") }
         dropout = Float(p)
+        let first = switch configuration.values["temperature"] {
+        case .bool(let isOn): isOn ? FusionCompanion.highest : 1
+        case let value: value?.doubleValue ?? .nan
+        }
+        guard first >= 1, first <= FusionCompanion.highest else {
+            throw PEFTError(.argument, "temperature is \(configuration.values["temperature"]?.text() ?? "null"); true (it begins at 50), false (1) or a number between is possible")
+        }
+        temperature = try Tensor(model.engine, [Float(first)], shape: [1], .adapters)
     }
 }
 
@@ -185,8 +199,6 @@ final class FusionHook: JoinHook {
     }
 
     var isBeside: Bool { last.isBeside }
-    /// Gates of the last of a chain do not act.
-    var readsWholeText: Bool { chains.contains { $0.dropLast().contains { $0.readsWholeText } } }
 
     func inside(_ x: Variable, _ join: BlockJoin, _ tape: Tape) throws(PEFTError) -> Variable {
         let settings = module.settings
@@ -197,11 +209,19 @@ final class FusionHook: JoinHook {
         var query = settings.readsQueryBeforeNorm && !isBeside ? x : seen
         if let layer = module.query { query = try tape.linear(query, tape.variable(layer.weight), bias: tape.variable(layer.bias)) }
         let ones = Variable(try Tensor(tape.engine, [Float](repeating: 1, count: x.value.columns), shape: [1, x.value.columns]))
-        let scores = try made.map { (y) throws(PEFTError) in
-            let key = try module.key.map { (layer) throws(PEFTError) in try tape.linear(y, tape.variable(layer.weight), bias: tape.variable(layer.bias)) } ?? y
-            return try tape.linear(try tape.multiply(query, key), ones, as: .f32)
+        // (Q·q)·(K·u + b) = (Kᵀ·Q·q)·u + (Q·q)·b: one product with K, whatever the number of members.
+        var (seeking, shift): (Variable, Variable?) = (query, nil)
+        if let key = module.key {
+            seeking = try tape.linear(query, tape.variable(key.weight), transposed: true)
+            shift = try tape.linear(query, try tape.reshaped(tape.variable(key.bias), ones.shape), as: .f32)
         }
-        let shares = try tape.softmax(try tape.dropout(try tape.concatenateColumns(scores), settings.dropout))
+        let scores = try made.map { (y) throws(PEFTError) in
+            let score = try tape.linear(try tape.multiply(seeking, y), ones, as: .f32)
+            return try shift.map { (shift) throws(PEFTError) in try tape.add(score, shift) } ?? score
+        }
+        let temperature = unsafe settings.temperature.withFloats { unsafe $0.first ?? 1 }
+        let all = try tape.dropout(try tape.concatenateColumns(scores), settings.dropout)
+        let shares = try tape.softmax(temperature == 1 ? all : try tape.scaled(all, by: 1 / temperature))
         var sum: Variable?
         for (y, share) in zip(made, try tape.splitColumns(shares, Array(repeating: 1, count: made.count))) {
             let term = try tape.scaleRows(y, try tape.reshaped(share, [share.value.count]))
@@ -228,13 +248,33 @@ final class FusionHook: JoinHook {
     func after(_ y: Variable, _ x: Variable, _ join: BlockJoin, _ tape: Tape) throws(PEFTError) -> Variable { try last.after(y, x, join, tape) }
 }
 
-/// `0.01·Σ ‖V − I‖²`: V stays near the identity it began as.
-private final class FusionPenalty: AdapterCompanion, LossPenalty {
+/// The temperature, and `0.01·Σ ‖V − I‖²`: V stays near the identity it began as.
+private final class FusionCompanion: AdapterCompanion, LossPenalty {
+    static let highest = 50.0
+    /// Of one step.
+    private static let fall: Float = 0.05
+
     private let values: [Parameter]
+    private let temperature: Tensor
+    /// At the beginning.
+    private let isWarm: Bool
 
-    init(_ values: [Parameter]) { self.values = values }
+    init(_ values: [Parameter], _ temperature: Tensor) {
+        (self.values, self.temperature) = (values, temperature)
+        isWarm = unsafe temperature.withFloats { unsafe ($0.first ?? 1) > 1 }
+    }
 
-    var penalty: (any LossPenalty)? { self }
+    var penalty: (any LossPenalty)? { values.isEmpty ? nil : self }
+    var state: [(name: String, tensor: Tensor)] { isWarm ? [("temperature", temperature)] : [] }
+
+    func didStep(_ step: Int, _ gradients: GradientStore, factor: Double) {
+        unsafe temperature.withMutableFloats { for index in $0.indices { unsafe $0[index] = max($0[index] - FusionCompanion.fall, 1) } }
+    }
+
+    func complete(_ configuration: inout JSONObject) {
+        let now = unsafe temperature.withFloats { unsafe $0.first ?? 1 }
+        configuration["temperature"] = now > 1 ? now == Float(FusionCompanion.highest) ? .bool(true) : .number(Double(now)) : .bool(false)
+    }
 
     func value(_ tape: Tape) throws(PEFTError) -> Variable {
         var sum: Variable?

@@ -173,6 +173,7 @@ struct AdapterTable: Sendable {
         let parts = try composition.tokens()
         guard var adaptation = try parts.first.map({ (first) throws(PEFTError) in try built(first.part, model) }) else { return model.unadapted }
         adaptation.later = try parts.dropFirst().map { (item) throws(PEFTError) in (item.start, try built(item.part, model)) }
+        for item in adaptation.later where item.adaptation.readsWholeText { adaptation.readsWholeText = true }
         if cached.count >= AdapterTable.mostCached { cached.removeAll() }
         cached[composition] = adaptation
         return adaptation
@@ -239,6 +240,7 @@ struct AdapterTable: Sendable {
                     throw PEFTError(.unsupported, "an Average with \(member.json.text()), which does more than change what layers and blocks give (virtual tokens, prefixes, routers, modules of its own, aLoRA)")
                 }
                 adaptation.penalties += own.penalties
+                adaptation.readsWholeText = adaptation.readsWholeText || own.readsWholeText
                 return own
             }
             for index in adaptation.layers.indices where made.contains(where: { !$0.layers[index].hooks.isEmpty }) {

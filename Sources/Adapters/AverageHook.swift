@@ -58,7 +58,6 @@ final class AverageJoin: JoinHook {
     }
 
     var isBeside: Bool { last.isBeside }
-    var readsWholeText: Bool { members.contains { $0.hooks.contains { $0.readsWholeText } } }
 
     func inside(_ x: Variable, _ join: BlockJoin, _ tape: Tape) throws(PEFTError) -> Variable {
         // A member that does not stand here leaves what the block computed; beside it, it adds nothing.

@@ -76,6 +76,7 @@ package struct Bottleneck: AdapterMethod {
     package func act(on adaptation: inout Adaptation, scale: Float) throws(PEFTError) {
         // As in the library, of several the first one's.
         if adaptation.coupling == nil { adaptation.coupling = inverse }
+        if modules.contains(where: { $0.gate != nil }) { adaptation.readsWholeText = true }
         for module in modules { adaptation.joins[module.place, default: []].append(BottleneckHook(module, scale)) }
     }
 

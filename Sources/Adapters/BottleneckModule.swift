@@ -14,7 +14,7 @@ final class BottleneckModule: Sendable {
     let place: BlockPlace
     let settings: BottleneckSettings
     let down: Projection, up: Projection
-    let gate: Dense?
+    let gate: TextGate?
     let normFirst: Dense?, normLast: Dense?
     /// `[1]`, or one for each value.
     let scaling: Parameter?
@@ -39,7 +39,7 @@ final class BottleneckModule: Sendable {
         down = try projection("adapter_down.\(settings.normsFirst ? 1 : 0)", width, size, isDown: true)
         up = try projection("adapter_up", size, width, isDown: false)
         normLast = settings.normsLast ? try norm("adapter_norm_after") : nil
-        gate = settings.hasGate ? try linear("gate", width, 1) : nil
+        gate = settings.hasGate ? try TextGate(key + "gate", inputs: width, engine) : nil
         scaling =
             switch settings.scaling {
             case .fixed: nil
@@ -56,7 +56,7 @@ final class BottleneckModule: Sendable {
             case .hypercomplex(let layer): layer.own
             }
         }
-        return parts(normFirst) + parts(down) + parts(up) + parts(normLast) + parts(gate) + (scaling.map { [$0] } ?? [])
+        return parts(normFirst) + parts(down) + parts(up) + parts(normLast) + (gate?.parameters ?? []) + (scaling.map { [$0] } ?? [])
     }
 
     func initialize(_ random: inout RandomStream) {
@@ -74,7 +74,7 @@ final class BottleneckModule: Sendable {
                 }
             }
         }
-        gate?.weight.value.fillNormal(0.02, &random)
+        gate?.initialize(&random)
         for norm in [normFirst, normLast] { norm?.weight.value.fill { 1 } }
         scaling?.value.fill { 1 }
     }
@@ -127,7 +127,7 @@ final class BottleneckHook: JoinHook {
     init(_ module: BottleneckModule, _ scale: Float, isFrozen: Bool = false) { (self.module, self.scale, self.isFrozen) = (module, scale, isFrozen) }
 
     var isBeside: Bool { module.settings.isParallel }
-    var readsWholeText: Bool { module.settings.hasGate }
+    var isGated: Bool { module.gate != nil }
 
     func inside(_ x: Variable, _ join: BlockJoin, _ tape: Tape) throws(PEFTError) -> Variable {
         let (seen, residual) = try prepared(x, join)
@@ -160,8 +160,9 @@ final class BottleneckHook: JoinHook {
         var y = try project(inner, module.up, tape)
         if settings.dropPath > 0, tape.isTraining {
             // Whole samples are left out (stochastic depth).
-            let kept = try tape.dropout(Variable(try Tensor(tape.engine, [Float](repeating: 1, count: samples(x, join)), shape: [samples(x, join), 1])), settings.dropPath)
-            y = try tape.scaleRows(y, try perSample(kept, x, join, tape))
+            let samples = x.value.rows / max(join.length, 1)
+            let kept = try tape.dropout(Variable(try Tensor(tape.engine, [Float](repeating: 1, count: samples), shape: [samples, 1])), settings.dropPath)
+            y = try tape.scaleTexts(y, kept, length: join.length)
         }
         switch settings.scaling {
         case .fixed(let factor): if factor * scale != 1 { y = try tape.scaled(y, by: factor * scale) }
@@ -187,20 +188,7 @@ final class BottleneckHook: JoinHook {
     /// Times the mean of the gate over the text.
     private func gated(_ y: Variable, _ x: Variable, _ join: BlockJoin, _ tape: Tape) throws(PEFTError) -> Variable {
         guard let gate = module.gate else { return y }
-        guard !join.isCached else {
-            throw PEFTError(.unsupported, "use_gating in sessions that step together: the gate is a mean over the whole text, which a session by itself reads anew for each token")
-        }
-        let values = try tape.cast(try tape.activation(try linear(x, gate, tape), .sigmoid), to: .f32)
-        let means = try tape.meanRows(values, (0..<samples(x, join)).map { $0 * join.length..<($0 + 1) * join.length })
-        return try tape.scaleRows(y, try perSample(means, x, join, tape))
-    }
-
-    private func samples(_ x: Variable, _ join: BlockJoin) -> Int { x.value.rows / max(join.length, 1) }
-
-    /// `[samples, 1]` for each row.
-    private func perSample(_ values: Variable, _ x: Variable, _ join: BlockJoin, _ tape: Tape) throws(PEFTError) -> Variable {
-        let each = try tape.gatherRows(values, (0..<x.value.rows).map { Int32(clamping: $0 / max(join.length, 1)) })
-        return try tape.reshaped(each, [x.value.rows])
+        return try tape.scaleTexts(y, try gate.means(x, length: join.length, isFrozen: isFrozen, tape), length: join.length)
     }
 
     private func variable(_ parameter: Parameter, _ tape: Tape) -> Variable { isFrozen ? Variable(parameter.value) : tape.variable(parameter) }

@@ -27,7 +27,7 @@ package struct LoRA: AdapterMethod {
         "qalora_group_size": .integer(16), "r": .integer(8),
         "rank_pattern": .object([:]), "target_modules": .null, "target_parameters": .null,
         "trainable_token_indices": .null, "use_bdlora": .null,
-        "use_dora": .bool(false), "use_qalora": .bool(false), "use_rslora": .bool(false), "velora_config": .null,
+        "use_dora": .bool(false), "use_gating": .bool(false), "use_qalora": .bool(false), "use_rslora": .bool(false), "velora_config": .null,
     ]
 
     private let rank: Int
@@ -129,6 +129,10 @@ package struct LoRA: AdapterMethod {
         try AdapterConfiguration.checkRank(rank, layer)
         let alpha = try alphas.value(for: name) ?? self.alpha
         return (rank, isRankStabilized ? alpha / Double(rank).squareRoot() : alpha / Double(rank))
+    }
+
+    package func act(on adaptation: inout Adaptation, scale: Float) throws(PEFTError) {
+        if case .gated? = variant { adaptation.readsWholeText = true }
     }
 
     package func others(beside modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> [any AdapterModule] {

@@ -22,10 +22,12 @@ enum LoRAVariant: Sendable {
     case dynamic(Int)
     /// Arrow (Ostapenko et al., arXiv:2405.11157): other adapters act, chosen token by token (`ArrowRouting`).
     case arrow(ArrowRouting)
+    /// UniPELT's gate (`TextGate`), AdapterHub's `use_gating`: `y += g·B·A·x`, without the factor s.
+    case gated
     /// aLoRA (Greenewald et al., arXiv:2504.12397): it acts from the last place on where these tokens stand in a text.
     case activated(by: [Int32])
 
-    static let keys = ["alora_invocation_tokens", "kasa_config", "use_bdlora", "velora_config", "monteclora_config", "use_qalora", "arrow_config", "dylora_block_size"]
+    static let keys = ["alora_invocation_tokens", "kasa_config", "use_bdlora", "velora_config", "monteclora_config", "use_qalora", "arrow_config", "dylora_block_size", "use_gating"]
 
     /// - Returns: nil: plain LoRA, or DoRA.
     static func chosen(_ configuration: AdapterConfiguration, isNew: Bool) throws(PEFTError) -> LoRAVariant? {
@@ -37,6 +39,7 @@ enum LoRAVariant: Sendable {
         }
         if key == "alora_invocation_tokens" { return .activated(by: try invocation(configuration.values[key])) }
         if key == "dylora_block_size" { return .dynamic(try configuration.positive(key)) }
+        if key == "use_gating" { return try configuration.flag(key) ? .gated : nil }
         if key == "use_qalora" {
             guard try configuration.flag(key) else { return nil }
             return .pooled(try configuration.positive("qalora_group_size"))
@@ -114,6 +117,9 @@ enum LoRAVariant: Sendable {
             guard rank % size == 0 else { throw PEFTError(.argument, "dylora_block_size is \(size); it must divide r, which is \(rank) for '\(linear.name)'") }
             form = .dynamic(size)
         case .arrow: form = .routed
+        case .gated:
+            let gate = try TextGate(key + ".lora_gate", inputs: inputs, model.engine)
+            (more, form) = (gate.parameters, .gated(gate))
         }
         return VariantLoRA(
             linear, a: try model.parameter(key + ".lora_A.weight", aShape, isTrainable: !isRouted),
@@ -168,6 +174,7 @@ final class VariantLoRA: LinearBranch {
         case dynamic(Int)
         case routed
         case activated([Int32])
+        case gated(TextGate)
     }
 
     let linear: Linear
@@ -206,6 +213,7 @@ final class VariantLoRA: LinearBranch {
             return ["weight": try truncated()]
         case .compressed(let direction): direction.initialize(&random)
         case .sampled(let sampler): sampler.initialize(&random)
+        case .gated(let gate): gate.initialize(&random)
         default: break
         }
         return [:]
@@ -224,6 +232,7 @@ final class VariantLoRA: LinearBranch {
 
     func fold(into weights: inout FoldedWeights, scale: Float) throws(PEFTError) {
         if case .routed = form { throw PEFTError(.unsupported, "'\(linear.name)': arrow_config chooses adapters token by token, so no weights can hold it") }
+        if case .gated = form { throw PEFTError(.unsupported, "'\(linear.name)': an adapter with use_gating does something else to each text, so no weights can hold it") }
         guard invocation == nil else { throw PEFTError(.unsupported, "'\(linear.name)': an adapter with alora_invocation_tokens does not act on all tokens, so no weights can hold it") }
         try weights.fold(hook(scale: scale, beside: [:]), target)
     }
@@ -231,7 +240,7 @@ final class VariantLoRA: LinearBranch {
     func add(to y: consuming Variable, input x: Variable, beside w: Tensor, scale: Float, _ tape: Tape)
         throws(PEFTError) -> Variable
     {
-        let scale = scale * Float(factor)
+        let (strength, scale) = (scale, scale * Float(factor))
         var (a, b) = (tape.variable(a), tape.variable(b))
         switch form {
         case .plain, .activated: break
@@ -261,6 +270,10 @@ final class VariantLoRA: LinearBranch {
             let used = Float(rank) / Float(start + size)
             return try tape.addLowRank(to: y, input: x, a: a, b: b, scale: scale * used, dropout: dropout)
         case .routed: return y
+        case .gated(let gate):
+            // As in the library, the gate stands instead of the factor.
+            let inner = try tape.scaleTexts(try tape.linear(try tape.dropout(x, dropout), a), try gate.means(x, length: tape.textRows, tape), length: tape.textRows)
+            return try tape.addProduct(to: y, input: inner, [.matrix(b)], scale: strength)
         }
         return try tape.addLowRank(to: y, input: x, a: a, b: b, scale: scale, dropout: dropout)
     }

@@ -5,7 +5,8 @@ internal import Synchronization
 package import Tensors
 
 /// Prefix tuning (Li and Liang, arXiv:2101.00190): learned keys and values in front of each layer's own, which a small network may
-/// make while they are trained.
+/// make while they are trained. With `use_gating` (not PEFT's; AdapterHub's, for UniPELT) gates of each layer weigh them by what its
+/// attention reads: `g·K` and `g·V`, or with `shared_gating` false a gate for each.
 package struct PrefixTuning: PromptMethod {
     package static let peftType = "PREFIX_TUNING"
     package static let defaults: JSONObject = {
@@ -13,6 +14,8 @@ package struct PrefixTuning: PromptMethod {
         keys["encoder_hidden_size"] = .null
         keys["init_weights"] = .null
         keys["prefix_projection"] = .bool(false)
+        keys["shared_gating"] = .null
+        keys["use_gating"] = .bool(false)
         return keys
     }()
 
@@ -30,8 +33,13 @@ package struct PrefixTuning: PromptMethod {
             return true
         } ?? false
         let network = try configuration.flag("prefix_projection") ? try PromptMLP("transform", [settings.width, hidden, size], .tanh, endsInZero: isZero, model.engine) : nil
+        let outputs = try configuration.values.boolean("shared_gating") ?? true ? 1 : 2
+        let gates = try configuration.flag("use_gating") ? try (0..<settings.layers).map { (layer) throws(PEFTError) in
+            try TextGate("\(PromptEncoder.prefix)prefix_gates.\(layer)", inputs: settings.embedding.dimension, outputs: outputs, model.engine)
+        } : []
+        guard gates.isEmpty || !model.network.readsSource else { throw PEFTError(.unsupported, "use_gating of a prefix for an encoder-decoder") }
         encoder = try PromptEncoder(
-            PrefixTuning.peftType, count: settings.count, rows: settings.count, width: network == nil ? size : settings.width, network: network,
+            PrefixTuning.peftType, count: settings.count, rows: settings.count, width: network == nil ? size : settings.width, network: network, gates: gates,
             start: isZero && network == nil ? .zeros : .random, isNew: isNew, model)
         memory = PrefixMemory(encoder, layers: settings.layers, width: settings.width, isOfDecoder: model.network.readsSource)
     }
@@ -55,6 +63,11 @@ package final class PrefixMemory: AttentionMemory {
     }
 
     package var count: Int { encoder.count }
+    package var isGated: Bool { !encoder.gates.isEmpty }
+
+    package func gate(layer: Int, _ x: Variable, length: Int, _ tape: Tape) throws(PEFTError) -> Variable? {
+        layer < encoder.gates.count ? try encoder.gates[layer].means(x, length: length, tape) : nil
+    }
 
     package func layers(_ tape: Tape) throws(PEFTError) -> [(keys: Variable, values: Variable)] {
         let slots = try tape.splitColumns(

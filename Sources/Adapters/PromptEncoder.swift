@@ -28,6 +28,7 @@ extension PromptMethod {
         if let memory {
             guard adaptation.runs == nil else { throw PEFTError(.unsupported, "\(Self.peftType) beside layer_replication: it has keys for the model's own layers") }
             adaptation.memory = memory
+            if memory.isGated { adaptation.readsWholeText = true }
         } else {
             adaptation.prompt = encoder
         }
@@ -79,6 +80,8 @@ package final class PromptEncoder: VirtualTokens {
     private let frozen: Parameter?
     private let network: (any PromptNetwork)?
     private let factors: TaskFactors?
+    /// Of a prefix, by layer (`PrefixTuning`).
+    let gates: [TextGate]
     package let labels: ContextLabels?
     private let start: PromptStart
     private let engine: Engine
@@ -93,12 +96,12 @@ package final class PromptEncoder: VirtualTokens {
     ///   - isNew: false: it comes from a file, which has no network.
     init(
         _ method: String, count: Int, rows: Int, width: Int, name: String = "embedding.weight", frozenRows: Int = 0, network: (any PromptNetwork)? = nil,
-        factors: TaskFactors? = nil, trainsEmbedding: Bool = true, start: PromptStart,
+        factors: TaskFactors? = nil, gates: [TextGate] = [], trainsEmbedding: Bool = true, start: PromptStart,
         context: ContextLabels? = nil, isNew: Bool, _ model: Model
     ) throws(PEFTError) {
         self.count = count
         self.start = start
-        self.factors = factors
+        (self.factors, self.gates) = (factors, gates)
         labels = context
         engine = model.engine
         shape = [rows, network?.outputSize ?? width]
@@ -114,14 +117,16 @@ package final class PromptEncoder: VirtualTokens {
     }
 
     /// In torch's order.
-    var parameters: [Parameter] { (frozen.map { [$0] } ?? []) + [embedding] + (factors?.parameters ?? []) + (network?.parameters ?? []) }
+    var parameters: [Parameter] { (frozen.map { [$0] } ?? []) + [embedding] + more + (network?.parameters ?? []) }
+    /// What files have beside the rows.
+    private var more: [Parameter] { (factors?.parameters ?? []) + gates.flatMap(\.parameters) }
 
     var saved: [SavedTensor] {
         let rows =
             if network != nil { SavedTensor(encodedBy: self, key: PromptEncoder.savedKey) } else if let frozen {
                 SavedTensor(stacking: [frozen, embedding], key: PromptEncoder.savedKey)
             } else { SavedTensor(embedding, key: PromptEncoder.savedKey) }
-        return [rows] + (factors?.parameters.map { SavedTensor($0, key: String($0.name.dropFirst(PromptEncoder.prefix.count))) } ?? [])
+        return [rows] + more.map { SavedTensor($0, key: String($0.name.dropFirst(PromptEncoder.prefix.count))) }
     }
 
     /// What files have: f32 of `shape`.
@@ -152,6 +157,7 @@ package final class PromptEncoder: VirtualTokens {
         var random = random
         network?.initialize(&random)
         factors?.initialize(&random)
+        for gate in gates { gate.initialize(&random) }
         if let frozen, case .random = start { engine.axpby(1, try Tensor(engine, random.normals(frozen.value.count), shape: frozen.value.shape, .scratch), 0, into: frozen.value) }
         let (value, rows) = (embedding.value, embedding.value.rows)
         switch start {

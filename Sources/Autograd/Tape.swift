@@ -35,6 +35,8 @@ package final class Tape {
     package let isTraining: Bool
     /// Source of dropout masks; an operation captures the position it starts at.
     package var random: RandomStream
+    /// Of each text in the rows that a layer sees just now: what gates take means over.
+    package var textRows = 0
     /// A trainable parameter was asked for (what a recomputed block needs to know about its silent run).
     private var sawTrainable = false
     /// The silent first run of a block that the backward pass runs again: it records nothing, but must compute what that run will.

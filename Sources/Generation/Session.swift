@@ -177,9 +177,12 @@ package final class Session: @unchecked Sendable {
                 leading = try model.begin(cache, adaptation, task: options.task)
                 self.cache = cache
             }
+            let readsAnew = adaptation.readsWholeText && !options.gatesEachCall
+            guard !readsAnew || adaptation.prompt == nil else {
+                throw PEFTError(.unsupported, "use_gating beside virtual tokens in a session, which reads these once; set gates to \"call\"")
+            }
             var (known, all) = (tokens, ids + guess)
-            let isWholeText = adaptation.readsWholeText
-            if isWholeText, !tokens.isEmpty {
+            if readsAnew, !tokens.isEmpty {
                 // Nothing that was computed before is so any more.
                 cache = try cache.copy(capacity: cache.capacity)
                 cache.truncate(to: leading)
@@ -190,7 +193,6 @@ package final class Session: @unchecked Sendable {
             let context = ForwardContext(
                 tape: Tape(engine, model.generationPrecision), routing: byToken ?? .all(adaptation), isByToken: byToken != nil, batch: 1, length: all.count,
                 positions: try Tensor(engine, (0..<Int32(all.count)).map { first + $0 }, shape: [all.count]), caches: [cache])
-            context.isWholeText = isWholeText
             let input = ModelInput.ids(try Tensor(engine, all, shape: [all.count]))
             let hidden = try model.hidden(input, context)
             return after.isEmpty ? try model.logits(hidden, of: input, rows: guess.isEmpty ? .last : .all, context).value : nil

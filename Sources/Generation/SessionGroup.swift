@@ -53,6 +53,9 @@ package enum SessionGroup {
         var groups: [(range: Range<Int>, adaptation: Adaptation)] = []
         for (index, pair) in pairs.enumerated() {
             let adaptation = try pair.session.adaptation().acting(on: pair.token, after: pair.session.tokens)
+            guard !adaptation.readsWholeText || pair.session.options.gatesEachCall else {
+                throw PEFTError(.unsupported, "use_gating in sessions that step together: the gate is a mean over the whole text, which a session by itself reads anew for each token; set gates to \"call\"")
+            }
             if let last = groups.last, last.adaptation.isSame(as: adaptation) {
                 groups[groups.count - 1].range = last.range.lowerBound..<index + 1
             } else {

@@ -25,6 +25,9 @@ package struct SessionOptions: Sendable {
     package var task: Int?
     /// Tokens guessed from the text itself and read ahead (`PromptLookup`); 0: none.
     package var promptLookupTokens = 0
+    /// Adapters' gates (`use_gating`) are means over what one call reads, and then each token by itself, as the `adapters` library generates
+    /// with its cache; else over all of the text, as without a cache: with each token all before it changes, and is read anew.
+    package var gatesEachCall = false
     /// How keys and values are kept; nil: as the model computes.
     package var cacheFormat: CacheFormat?
 
@@ -33,7 +36,7 @@ package struct SessionOptions: Sendable {
     /// The keys of the JSON form.
     package static let keys: Set<String> = [
         "context_length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "on_full", "keep", "ignore_eos", "task_id", "prompt_lookup_num_tokens", "suppress_tokens",
-        "kv_cache_type",
+        "kv_cache_type", "gates",
     ]
 
     /// These options with what `json` says; keys that are not of sampling are ignored (the caller knows them).
@@ -67,6 +70,10 @@ package struct SessionOptions: Sendable {
         if let name = try json.text("on_full") {
             guard let choice = FullContext(rawValue: name) else { throw PEFTError(.argument, "on_full is \"\(name)\"; \"stop\" and \"shift\" are accepted") }
             options.onFull = choice
+        }
+        if let name = try json.text("gates") {
+            guard name == "text" || name == "call" else { throw PEFTError(.argument, "gates is \"\(name)\"; \"text\" and \"call\" are accepted") }
+            options.gatesEachCall = name == "call"
         }
         if let name = try json.text("kv_cache_type") {
             guard let format = CacheFormat(rawValue: name) else {

@@ -22,8 +22,6 @@ package struct BlockJoin {
     let context: ForwardContext
     /// Of the residual: rows of each sample lie together.
     package let length: Int
-    /// Tokens come one after the other, and earlier ones are in a cache.
-    package var isCached: Bool { !context.caches.isEmpty && !context.isWholeText }
 
     package func callAsFunction(_ x: Variable) throws(PEFTError) -> Variable { try normed(try sum(x)) }
 
@@ -38,8 +36,6 @@ package struct BlockJoin {
 package protocol JoinHook: AnyObject, Sendable {
     /// `inside` gives what is added to `x`, not what stands for it.
     var isBeside: Bool { get }
-    /// What it does to a token depends on all of the text, also on what comes behind it.
-    var readsWholeText: Bool { get }
     /// What stands for `x`, what the block computed.
     func inside(_ x: Variable, _ join: BlockJoin, _ tape: Tape) throws(PEFTError) -> Variable
     /// - Parameter x: as the block computed it.

@@ -67,8 +67,6 @@ package final class ForwardContext {
     private(set) var runNumber: Int?
     /// What the network beside the blocks began with, and what its own loss weighs (`ShadowPath`).
     package internal(set) var shadowStart: (state: Variable, weight: Float)?
-    /// The tokens are those of the whole text, though there is a cache.
-    package var isWholeText = false
     /// Where a router's shares are left; nil: nobody asks.
     package var shares: RoutedShares?
     /// What adapters do holds variables of this tape (see `Tape.recomputed`).
@@ -101,7 +99,7 @@ package final class ForwardContext {
         (tape, commonAdaptation, groups, routed, batch, length) = (other.tape, other.commonAdaptation, other.groups, other.routed, other.batch, other.length)
         (positions, positionsAreGiven, tokenTypes, positionCount) = (other.positions, other.positionsAreGiven, other.tokenTypes, other.positionCount)
         (keyMask, firstKey, source, memory, padding) = (other.keyMask, other.firstKey, other.source, other.memory, other.padding)
-        (caches, recomputedBlocks, runNumber, learnsBeside, shares, isWholeText) = (other.caches, other.recomputedBlocks, other.runNumber, other.learnsBeside, other.shares, other.isWholeText)
+        (caches, recomputedBlocks, runNumber, learnsBeside, shares) = (other.caches, other.recomputedBlocks, other.runNumber, other.learnsBeside, other.shares)
     }
 
     /// The same pass but for what `change` does.
@@ -167,6 +165,9 @@ extension ForwardContext {
         let each = count / routed
         return samples.lowerBound * each..<samples.upperBound * each
     }
+
+    /// Rows of one text in a matrix of `count` rows, of which a group has `own`.
+    func textRows(in count: Int, of own: Int) -> Int { routed == batch ? count / max(routed, 1) : own }
 
     /// The rows of each group of samples that have adapters of their own at `layer`; all `rows` when none has.
     func groups(at layer: any Layer, rows: Int) throws(PEFTError) -> [(rows: Range<Int>, adaptation: LayerAdaptation?)] {

@@ -82,8 +82,9 @@ private final class GPT2Block: KeyProjection, Sendable {
     func callAsFunction(_ x: consuming Variable, _ context: ForwardContext) throws(PEFTError) -> Variable {
         let tape = context.tape
         let width = attention.heads * attention.headSize
-        let parts = try tape.splitColumns(try projection(try attentionNorm(x, context), context), [width, width, width])
-        var attended = try attentionOutput(try attention(parts[0], parts[1], parts[2], context), context)
+        let normed = try attentionNorm(x, context)
+        let parts = try tape.splitColumns(try projection(normed, context), [width, width, width])
+        var attended = try attentionOutput(try attention(parts[0], parts[1], parts[2], of: normed, context), context)
         // PEFT's prompts beside GPT-2's attention are not projected.
         if let beside = try attention.beside(parts[0], self, context) { attended = try tape.add(attended, beside) }
         let middle = try context.join(attended, to: x, at: places.attention)

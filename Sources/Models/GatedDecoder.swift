@@ -164,7 +164,7 @@ private final class GroupedAttention: KeyProjection, Sendable {
         }
         q = try rotated(try normed(consume q, queryNorm, context), attention.heads, context)
         k = try rotated(try normed(consume k, keyNorm, context), attention.keyValueHeads, context)
-        let attended = try attention(q, k, v, context)
+        let attended = try attention(q, k, v, of: x, context)
         guard let beside = try attention.beside(q, self, context) else { return try output(attended, context) }
         guard output.bias != nil else { return try output(try context.tape.add(attended, beside), context) }
         // As PEFT has it: both are projected, bias and all.

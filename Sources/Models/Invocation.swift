@@ -49,7 +49,7 @@ extension Adaptation {
     fileprivate func checkWaiting() throws(PEFTError) {
         let whole = [self] + later.map(\.adaptation)
         guard whole.allSatisfy({ $0.prompt == nil && $0.memory == nil && $0.runs == nil && $0.gatedPrompts.isEmpty && $0.router == nil }) || (invocations.isEmpty && later.isEmpty),
-            invocations.isEmpty || joins.isEmpty, later.isEmpty || whole.allSatisfy({ $0.invocations.isEmpty && $0.shadow == nil && $0.taskCount == nil })
+            invocations.isEmpty || (joins.isEmpty && !readsWholeText), later.isEmpty || whole.allSatisfy({ $0.invocations.isEmpty && $0.shadow == nil && $0.taskCount == nil })
         else {
             throw PEFTError(
                 .unsupported, "\(later.isEmpty ? "alora_invocation_tokens" : "a Split of a text") beside virtual tokens, prefixes, a router of experts, layer_replication, bottlenecks (aLoRA) or aLoRA (Split)")

@@ -1,3 +1,4 @@
+internal import Autograd
 internal import Glibc
 internal import Kernels
 package import Platform
@@ -46,6 +47,8 @@ package final class KeyValueCache {
     private var base: KeyValueCache?
     /// What layers made of the prompts beside their attention; kept until the sequence begins anew.
     private var gated: [Int: (owner: GatedPrompt, keys: Tensor, values: Tensor)] = [:]
+    /// A memory it began with whose rows are weighed anew by each pass, as they are without that.
+    var leading: (memory: any AttentionMemory, layers: [(keys: Tensor, values: Tensor)])?
     /// Of an encoder-decoder: keys and values of what the encoder read, per layer; never changed once they are there.
     private var sources: [Int: (keys: Tensor, values: Tensor)] = [:]
 
@@ -92,6 +95,15 @@ package final class KeyValueCache {
         return (try keys[layer].rows(0..<end), try values[layer].rows(0..<end))
     }
 
+    /// Weighs the rows of the memory in front for a pass over the rows `range` of `x`, what attention reads.
+    func weighLeading(by x: Variable?, _ range: Range<Int>, layer: Int, _ tape: Tape) throws(PEFTError) {
+        guard let leading, layer < leading.layers.count, layer < keys.count else { return }
+        let rows = leading.layers[layer]
+        let weighed = try leading.memory.weighed((Variable(rows.keys), Variable(rows.values)), of: x, range, layer: layer, tape)
+        write(weighed.keys.value, into: keys[layer], at: 0)
+        write(weighed.values.value, into: values[layer], at: 0)
+    }
+
     /// The last `count` rows that every layer appended are valid from now on.
     package func advance(by count: Int) {
         length = min(length + max(count, 0), allocated)
@@ -109,7 +121,7 @@ package final class KeyValueCache {
     package func truncate(to newLength: Int) {
         length = max(0, min(length, newLength))
         written = length
-        if length == 0 { gated = [:] }
+        if length == 0 { (gated, leading) = ([:], nil) }
         base?.truncate(to: newLength)
     }
 
@@ -142,7 +154,7 @@ package final class KeyValueCache {
             copyRows(values[layer], 0..<length, into: copy.values[layer], at: 0)
         }
         copy.length = length
-        copy.sources = sources
+        (copy.sources, copy.leading) = (sources, leading)
         copy.base = try base?.copy(capacity: copy.capacity)
         return copy
     }

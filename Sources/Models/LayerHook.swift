@@ -80,6 +80,8 @@ package struct Adaptation: Sendable {
     package var router: (any TokenRouter)?
     /// Of a pass: what a router gave each expert, `[tokens, experts]`, once or for each layer.
     package var shares: [Tensor] = []
+    /// What it does to a token depends on all of the text, also on what comes behind it (gates).
+    package var readsWholeText = false
     /// What acts instead of all this from so many tokens of a text on, in order.
     package var later: [(start: Int, adaptation: Adaptation)] = []
 
@@ -89,11 +91,6 @@ package struct Adaptation: Sendable {
     /// Nothing acts but around layers and where blocks add what they computed, and always.
     package var onlyHooks: Bool {
         runs == nil && invocations.isEmpty && prompt == nil && memory == nil && gatedPrompts.isEmpty && coupling == nil && router == nil && shadow == nil && taskCount == nil
-    }
-
-    /// Tokens that follow change what came before: nothing of it can be kept.
-    package var readsWholeText: Bool {
-        joins.values.contains { $0.contains { $0.readsWholeText } } || later.contains { $0.adaptation.readsWholeText }
     }
 
     package subscript(_ layer: any Layer) -> LayerAdaptation? {
@@ -161,6 +158,14 @@ extension Routing {
     }
 
     package var isCommon: Bool { if case .all = self { true } else { false } }
+
+    /// Some adapter's gate is a mean over a text.
+    package var readsWholeText: Bool {
+        switch self {
+        case .all(let adaptation): adaptation.readsWholeText
+        case .samples(let groups): groups.contains { $0.adaptation.readsWholeText }
+        }
+    }
 
     /// What its adapters add to a loss, each once.
     package var penalties: [any LossPenalty] {

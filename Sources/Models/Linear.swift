@@ -76,13 +76,15 @@ package final class Linear: Layer, @unchecked Sendable {
         let tape = context.tape
         if let product = fewRowProduct(x, context), let y = try tape.linears(x, [product], as: dtype).first { return y }
         guard let groups = context.groups, groups.contains(where: { $0.adaptation[self] != nil }) else {
+            tape.textRows = context.textRows(in: x.value.rows, of: x.value.rows)
             return try self(x, context.commonAdaptation?[self], tape, as: dtype)
         }
         let parts = try groups.map { (group) throws(PEFTError) in
             try Part(try tape.rows(x, try context.rows(of: group.range, in: x.value.rows)), group.adaptation[self], self, tape)
         }
         return try tape.concatenateRows(try products(of: x, parts, tape, dtype).enumerated().map { (index, y) throws(PEFTError) in
-            try outputs(of: parts[index], y, tape)
+            tape.textRows = context.textRows(in: x.value.rows, of: y.value.rows)
+            return try outputs(of: parts[index], y, tape)
         })
     }
 

@@ -51,7 +51,7 @@ package final class PostNormBlock: Sendable {
 
     package func callAsFunction(_ x: Variable, _ context: ForwardContext) throws(PEFTError) -> Variable {
         let tape = context.tape
-        let attended = try output(try attention(try query(x, context), try key(x, context), try value(x, context), context), context)
+        let attended = try output(try attention(try query(x, context), try key(x, context), try value(x, context), of: x, context), context)
         let middle = try context.join(try tape.dropout(attended, dropout), to: x, at: places.attention, attentionNorm)
         let inner = try tape.activation(try up(middle, context), activation)
         return try context.join(try tape.dropout(try down(inner, context), dropout), to: middle, at: places.output, outputNorm)

@@ -29,14 +29,15 @@ package struct SelfAttention: Sendable {
         self.softcap = softcap
     }
 
-    /// `q` `[batch·length, heads·headSize]`, `k`, `v` `[batch·length, keyValueHeads·headSize]`, rotated already; `bias`: positions that are added to the scores.
-    package func callAsFunction(_ q: Variable, _ k: Variable, _ v: Variable, bias: RelativeBias? = nil, _ context: ForwardContext) throws(PEFTError) -> Variable {
+    /// `q` `[batch·length, heads·headSize]`, `k`, `v` `[batch·length, keyValueHeads·headSize]`, rotated already; `bias`: positions that are added to the scores; `x`: what
+    /// all three were made of.
+    package func callAsFunction(_ q: Variable, _ k: Variable, _ v: Variable, of x: Variable? = nil, bias: RelativeBias? = nil, _ context: ForwardContext) throws(PEFTError) -> Variable {
         let engine = context.tape.engine
         guard !context.caches.isEmpty else {
             let memory = context.memory
             let shape = shape(batch: context.batch, keys: context.length + (memory?.count ?? 0), context)
             let positions = try bias?.table(shape, context.tape)
-            let (k, v) = try memory?.before(k, v, layer: context.runNumber ?? layer, context) ?? (k, v)
+            let (k, v) = try memory?.before(k, v, of: x, layer: context.runNumber ?? layer, context) ?? (k, v)
             return try context.tape.attention(
                 q: q, k: k, v: v, shape: shape, keyMask: memory == nil ? context.keyMask : memory?.keyMask, firstKey: context.firstKey,
                 bias: positions?.bias, distances: positions?.table)
@@ -47,6 +48,7 @@ package struct SelfAttention: Sendable {
         let result = try Tensor(engine, q.shape, q.value.dtype)
         for (sample, cache) in context.caches.enumerated() {
             let rows = sample * context.length..<(sample + 1) * context.length
+            if cache.leading != nil { try cache.weighLeading(by: x, rows, layer: context.runNumber ?? layer, context.tape) }
             let (keys, values) = try cache.append(try k.value.rows(rows), try v.value.rows(rows), layer: context.runNumber ?? layer)
             let shape = shape(batch: 1, keys: keys.rows, context)
             try engine.attention(

@@ -134,7 +134,7 @@ extension Model {
     /// - Parameter task: of an adapter with several.
     /// - Returns: the places taken.
     package func begin(_ cache: KeyValueCache, _ adaptation: Adaptation, task: Int?) throws(PEFTError) -> Int {
-        if let memory = adaptation.memory { try cache.begin(with: try memory.snapshot(self)) }
+        if let memory = adaptation.memory { try cache.begin(with: try memory.snapshot(self), gated: memory.isGated ? memory : nil) }
         guard let prompt = adaptation.prompt, !network.readsSource || prompt.leadsDecoder else { return cache.length }
         let (tape, count, first) = (Tape(engine, generationPrecision), prompt.count, Int32(clamping: cache.length))
         let context = ForwardContext(

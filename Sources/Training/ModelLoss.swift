@@ -142,8 +142,8 @@ package enum ModelLoss {
     package static func loss(_ model: Model, _ batch: Batch, _ routing: Routing, _ tape: Tape, gradientScale: Float = 1, recomputedBlocks: Int = 0)
         throws(PEFTError) -> (result: LossResult, seed: Float)
     {
-        // Virtual tokens stand in front of each sample of a packed row.
-        let (batch, counts) = batch.firstKey != nil && routing.leads ? batch.unpacked() : (batch, [])
+        // Virtual tokens stand in front of each sample of a packed row, and gates are means over it.
+        let (batch, counts) = batch.firstKey != nil && (routing.leads || routing.readsWholeText) ? batch.unpacked() : (batch, [])
         let routing = counts.isEmpty ? routing : routing.spread(over: counts)
         let (loss, seed) = try taskLoss(model, batch, routing, tape, gradientScale: gradientScale, recomputedBlocks: recomputedBlocks)
         // `seed` is what is missing of `gradientScale`; a penalty has nothing of it yet.

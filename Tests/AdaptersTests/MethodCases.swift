@@ -48,6 +48,7 @@ struct MethodCase: Sendable, CustomTestStringConvertible {
         MethodCase("LORA", ["r": .integer(4), "monteclora_config": .object(["num_samples": .integer(3), "use_entropy": .bool(true)])], hasExactGradients: false),
         MethodCase("LORA", ["r": .integer(4), "use_qalora": .bool(true), "qalora_group_size": .integer(8)], noise: 0.1),
         MethodCase("LORA", ["r": .integer(6), "dylora_block_size": .integer(2)]),
+        MethodCase("LORA", ["r": .integer(4), "use_gating": .bool(true)], isAdditive: false, isMergeable: false),
         MethodCase("IA3", ["feedforward_modules": names("v_proj")], targets: ["q_proj", "v_proj", "c_fc"]),
         MethodCase("LOHA", ["r": .integer(2)]),
         MethodCase("LOHA", ["r": .integer(12)]),

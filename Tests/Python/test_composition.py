@@ -15,7 +15,8 @@ IDS = np.arange(24).reshape(4, 6) % 90
 BOTTLENECK = {"peft_type": "BOTTLENECK", "config": "double_seq_bn", "reduction_factor": 4}
 # As in scripts/check_with_adapters.py, with true weights.
 BLOCKS = {
-    "Stack": Stack("a", "c"), "Fuse": Fuse("a", "b"), "Fuse of seq_bn": Fuse("c", "d"), "Stack of Fuse": Stack("c", Fuse("a", "b")),
+    "Stack": Stack("a", "c"), "Fuse": Fuse("a", "b"), "Fuse of seq_bn": Fuse("c", "d"), "Fuse, temperature": Fuse("a2", "b"),
+    "Fuse without key": Fuse("a", "a2"), "Stack of Fuse": Stack("c", Fuse("a", "b")),
     "Fuse of Stack": Fuse(Stack("c", "a"), "b"), "Average": Average("a", "b", weights=[0.3, 0.7]), "Average of Stack": Average(Stack("a", "b"), "a2", weights=[0.4, 0.6]),
     "Split": Split("a", "b", splits=[3, 5]), "BatchSplit": BatchSplit("a", "b", batch_sizes=[2, 1]),
     "BatchSplit of blocks": BatchSplit(Stack("a", "b"), Stack("b", "a2"), batch_sizes=[1, 2]), "Parallel": Parallel("a", "b", Stack("a2", "b")),
@@ -56,7 +57,7 @@ def test_blocks_are_the_librarys(composed, name):
 
 
 def test_a_fusion_is_written_as_the_library_writes_it(composed, tmp_path):
-    for name in ("a,b", "c,d"):
+    for name in ("a,b", "c,d", "a2,b", "a,a2"):
         composed.save_pretrained(tmp_path / name, name)
         theirs, ours = (json.loads((folder / name / "adapter_fusion_config.json").read_text()) for folder in (COMPOSED, tmp_path))
         assert theirs["config"] == {**ours["config"], "dropout_prob": theirs["config"]["dropout_prob"]} and theirs["adapter_names"] == ours["adapter_names"]
@@ -143,6 +144,38 @@ def test_a_fusion_learns_and_its_members_stay(tmp_path):
     other = again.trainer(lr=1e-2)
     other.resume(tmp_path / "run.h5")
     assert other.step(input_ids=IDS, labels=IDS) == ahead
+
+
+def test_the_temperature_falls_with_each_step_and_is_saved(tmp_path):
+    adapters = {"a": BOTTLENECK, "b": BOTTLENECK, "a,b": {"peft_type": "ADAPTER_FUSION", "adapters": ["a", "b"], "temperature": True}}
+    model = opened("llama", adapters)
+    model.set_adapter(Fuse("a", "b"))
+    assert model.adapter_config("a,b")["temperature"] is True
+    trainer = model.trainer(lr=1e-2)
+    for _ in range(3):
+        trainer.step(input_ids=IDS, labels=IDS)
+    assert abs(model.adapter_config("a,b")["temperature"] - 49.85) < 1e-4
+    model.save_pretrained(tmp_path / "a,b", "a,b")
+    trainer.save(tmp_path / "run.h5")
+    again = opened("llama", adapters)
+    again.delete_adapter("a,b")
+    again.load_adapter(tmp_path / "a,b", "a,b")
+    again.set_adapter(Fuse("a", "b"))
+    assert np.array_equal(again(input_ids=IDS).logits, model(input_ids=IDS).logits)
+    # Taken up again it goes on falling; a warmer one chooses otherwise, and at 1 it is none.
+    other = opened("llama", adapters)
+    other.set_adapter(Fuse("a", "b"))
+    taken = other.trainer(lr=1e-2)
+    taken.resume(tmp_path / "run.h5")
+    assert taken.step(input_ids=IDS, labels=IDS) == trainer.step(input_ids=IDS, labels=IDS)
+    assert abs(other.adapter_config("a,b")["temperature"] - 49.8) < 1e-4
+    plain = opened("llama", {**adapters, "a,b": {**adapters["a,b"], "temperature": False}})
+    cool = opened("llama", {**adapters, "a,b": {**adapters["a,b"], "temperature": 1.02}})
+    assert np.abs(logits(plain, IDS, "a,b") - logits(opened("llama", adapters), IDS, "a,b")).max() > 1e-4
+    cool.set_adapter("a,b")
+    step = cool.trainer(lr=0)
+    step.step(input_ids=IDS, labels=IDS)
+    assert cool.adapter_config("a,b")["temperature"] is False and np.abs(cool(input_ids=IDS).logits - logits(plain, IDS, "a,b")).max() < 1e-6
 
 
 def test_parallel_trains_several_at_once():

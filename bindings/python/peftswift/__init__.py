@@ -6,7 +6,7 @@
 
 from ._library import (Cancelled, Context, ContextFullError, PeftError, PeftIOError, PeftLookupError, PeftMemoryError, PeftValueError, Tensors,
                        decoded_json, lib)
-from .composition import Average, BatchSplit, Fuse, Parallel, Split, Stack
+from .composition import Average, BatchSplit, Fuse, Parallel, Split, Stack, mam, unipelt
 from .config import ArrowConfig, LoraConfig, PeftConfig, TaskType
 from .merging import combine_adapters, compare_adapters, compose_cartridge_adapters, prune_adapter, resize_adapter, scale_adapter
 from .model import Model, Output
@@ -32,4 +32,4 @@ def list_methods():
 __all__ = ["ArrowConfig", "Average", "BatchSplit", "Cancelled", "Context", "ContextFullError", "Dataset", "Fuse", "LoraConfig", "Model", "Output", "Parallel", "PeftConfig", "PeftError",
            "PeftIOError", "PeftLookupError", "PeftMemoryError", "PeftModel", "PeftValueError", "Quantized", "Session", "Split", "Stack", "TaskType", "Tensors", "Tokenizer",
            "Trainer", "combine_adapters", "compare_adapters", "compose_cartridge_adapters", "create_arrow_model",
-           "features", "get_peft_model", "list_methods", "prune_adapter", "quantize", "resize_adapter", "scale_adapter"]
+           "features", "get_peft_model", "list_methods", "mam", "prune_adapter", "quantize", "resize_adapter", "scale_adapter", "unipelt"]

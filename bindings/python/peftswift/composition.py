@@ -2,6 +2,12 @@
 
 >>> model.set_adapter(Stack("language", Fuse("a", "b")))
 >>> model.set_adapter(Average("a", "b", weights=[0.3, 0.7]))
+
+And the combinations that have names, as configurations of the adapters they are made of:
+
+>>> for part, config in unipelt().items():
+...     model.add_adapter(part, config)
+>>> model.set_adapter(Stack(*unipelt()))
 """
 
 
@@ -61,3 +67,20 @@ class Parallel(Block):
 
     def __init__(self, *children):
         super().__init__(*children)
+
+
+def mam(prefix_length=30, bottleneck_size=800, reduction_factor=2, scaling=4.0):
+    """Mix-and-Match (He et al., arXiv:2110.04366): a prefix, made by a network while it is trained, and a bottleneck beside each feed-forward."""
+    return {
+        "prefix": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": prefix_length, "prefix_projection": True, "encoder_hidden_size": bottleneck_size},
+        "bottleneck": {"peft_type": "BOTTLENECK", "config": "par_bn", "reduction_factor": reduction_factor, "scaling": scaling},
+    }
+
+
+def unipelt(prefix_length=10, reduction_factor=16, r=8, shared_gating=True, target_modules=None):
+    """UniPELT (Mao et al., arXiv:2110.07577): a prefix, a bottleneck behind each feed-forward and LoRA, each behind a gate that sees the text."""
+    return {
+        "prefix": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": prefix_length, "use_gating": True, "shared_gating": shared_gating},
+        "bottleneck": {"peft_type": "BOTTLENECK", "config": "seq_bn", "reduction_factor": reduction_factor, "use_gating": True},
+        "lora": {"peft_type": "LORA", "r": r, "target_modules": target_modules, "use_gating": True},
+    }
