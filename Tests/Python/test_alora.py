@@ -78,3 +78,18 @@ def test_merging_and_wrong_settings(activated):
             activated.add_adapter("b", {**LORA, "alora_invocation_tokens": tokens})
     with pytest.raises(PeftError, match="lm_head"):
         activated.add_adapter("b", {**LORA, "target_modules": ["lm_head"], "alora_invocation_tokens": INVOCATION})
+
+
+def test_the_cache_from_before_is_kept(activated):
+    """A conversation of the base model's: the adapter is chosen in the middle, and reads its invocation and what follows, nothing else."""
+    session = activated.session(adapters=[], temperature=0)
+    session.append(TEXT[:4])
+    base = session.fork()
+    session.set_adapters(["a"])
+    session.append(TEXT[4:])
+    assert np.abs(session.logits() - logits(activated, TEXT)[-1]).max() < 1e-4
+    # What was read before is not read again, and is no other than the base model's: without the adapter it goes on as if nothing had been.
+    session.set_adapters([])
+    session.rewind(4)
+    assert np.array_equal(session.append(TEXT[4:]).logits(), base.append(TEXT[4:]).logits())
+    assert np.abs(session.logits() - logits(activated, TEXT)[-1]).max() > 1e-3
