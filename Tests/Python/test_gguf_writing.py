@@ -116,7 +116,8 @@ def test_a_folder_becomes_a_file(base, changes, ids, tmp_path):
     *((base, "gemma" if base.startswith("gemma") else "llama2", changes) for base, changes in FAMILIES),
 ])
 def test_llama_cpp_says_the_same(base, tokenizer, changes, tmp_path):
-    """The file of a folder with a real kind of tokenizer in llama.cpp: the same tokens of a text, and the same forty after them (f32)."""
+    """The file of a folder with a real kind of tokenizer and an adapter merged into it, in llama.cpp: the same tokens of a text, and the same
+    forty after them (f32)."""
     llama_cpp = pytest.importorskip("llama_cpp")
     definition = json.loads((TOKENIZERS / f"{tokenizer}.json").read_text())
     if "vocab" not in definition["model"]:
@@ -129,10 +130,13 @@ def test_llama_cpp_says_the_same(base, tokenizer, changes, tmp_path):
     save(folder, {name: (random.normal(size=(count, array.shape[1])) / 2).astype(np.float32) if "embed_tokens" in name or "lm_head" in name else array
                   for name, array in arrays.items()})
     model = Model.from_pretrained(folder, dtype="float32")
+    model.add_adapter("default", {"peft_type": "LORA", "r": 2, "target_modules": "all-linear"})
+    stir(model)
+    model.merge_adapter()
     model.export(tmp_path / "made.gguf", dtype="f32")
     text = "The quick brown fox, 1234 jumps! déjà vu\n  ok don't"
     ids = model.tokenizer.encode(text, add_special_tokens=False)
-    theirs = llama_cpp.Llama(str(tmp_path / "made.gguf"), n_ctx=128, verbose=False, n_threads=1, logits_all=True)
+    theirs = llama_cpp.Llama(str(tmp_path / "made.gguf"), n_ctx=128, verbose=False, n_threads=1, logits_all=True, type_k=0, type_v=0)  # f32
     assert theirs.tokenize(text.encode(), add_bos=False, special=True) == list(ids)
     theirs.eval(list(ids))
     for token in model.session(ignore_eos=True, context_length=128).append(ids).tokens(40):
