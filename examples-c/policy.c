@@ -206,17 +206,22 @@ int main(int argc, char **argv) {
     code = peft_adapter_add(model, "misere", "{\"peft_type\": \"LORA\", \"r\": 8, \"lora_alpha\": 16, \"target_modules\": [\"stem\", \"conv1\", \"conv2\", \"linear\"]}", NULL, &error);
   if (code >= 0) code = peft_trainer_create(&trainer, model, "{\"lr\": 3e-3, \"lr_scheduler\": \"constant\"}", &error);
   double share = 0;
+  const unsigned long long first = seed;
+  if (code >= 0 && (share = play_all(games, context, model, "__base__", NULL, NULL, &error)) < 0) code = error.code;
+  if (code >= 0) printf("before learning: %.1f of %d games against itself\n", GAMES * share, GAMES);
+  seed = first;
   for (int round = 0; code >= 0 && round <= rounds; round++) {
     int count = 0;
     share = play_all(games, context, model, "__base__", examples, &count, &error);
     code = share < 0 ? error.code : 0;
     for (int pass = 0; code >= 0 && pass < PASSES; pass++) code = learn(examples, count, context, trainer, &error);
-    if (code >= 0) printf("round %2d: %.0f %% of the games against the frozen network\n", round, 100 * share), fflush(stdout);
+    if (code >= 0) printf("round %2d: %.1f of %d games against the frozen network\n", round, GAMES * share, GAMES), fflush(stdout);
   }
   if (code >= 0 && (share = play_all(games, context, model, "__base__", NULL, NULL, &error)) < 0) code = error.code;
   const double other = code >= 0 ? play_all(games, context, model, NULL, NULL, NULL, &error) : -1;
   if (code >= 0 && other < 0) code = error.code;
-  if (code >= 0) printf("playing its best: %.0f %% against the frozen network, %.0f %% against one that plays anything\n", 100 * share, 100 * other);
+  if (code >= 0) printf("playing its best: %.1f of %d games (%.0f %%) against the frozen network, %.1f of %d (%.0f %%) against one that plays anything\n", GAMES * share,
+                        GAMES, 100 * share, GAMES * other, GAMES, 100 * other);
   if (code < 0) fprintf(stderr, "policy: %s: %s\n", peft_status_text(code), error.message);
   peft_trainer_free(trainer), peft_model_free(model), peft_context_free(context);
   return code < 0;

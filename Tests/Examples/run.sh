@@ -68,11 +68,17 @@ check "quantize names a type that is none" 1 "nf5" "$build/quantize" --model mod
 check "quantize writes GGUF of tokenizers that it has a name for" 1 "unsupported: .*pre-tokenizer" "$build/quantize" --model model --out never.gguf --type Q4_K_M
 check "what was not quantised leaves nothing" 1 "" test -e never
 check "quantize explains itself" 2 "usage: quantize" "$build/quantize" --model model
-check "control adapts" 0 "after 100 updates: (4[5-9][0-9]|500)" "$build/control"
+check "control runs" 0 "" bash -c "$build/control > control.txt"
+check "control's first pole stands" 0 "of 500: (4[5-9][0-9]|500)$" cat control.txt
+check "control's other pole falls" 0 "same network: [0-9]{1,2}$" cat control.txt
+check "control adapts" 0 "after 100 updates: (4[5-9][0-9]|500)$" cat control.txt
+check "control without the adapter is as before" 0 "without the adapter: (4[5-9][0-9]|500)$" cat control.txt
 check "policy explains itself" 2 "usage: policy" "$build/policy"
 check "policy says what is missing" 1 "not found: .*nowhere" "$build/policy" nowhere
 if [ -e "$root/.cache/reversi/config.json" ]; then
-    check "policy learns the other rule" 0 "best: (9[0-9]|100) % against the frozen network" "$build/policy" "$root/.cache/reversi" 3
+    check "policy learns the other rule" 0 "" bash -c "$build/policy $root/.cache/reversi 3 > policy.txt"
+    check "policy is no better than itself at first" 0 "before learning: (2[0-9]|3[0-9]|4[0-3])\.[05] of 64 games" cat policy.txt
+    check "policy wins by the other rule" 0 "best: [0-9.]+ of 64 games \((9[0-9]|100) %\) against the frozen network" cat policy.txt
 else
     echo "SKIP policy: .cache/reversi is not there (scripts/fetch_inputs.py reversi)"
 fi
