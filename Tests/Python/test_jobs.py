@@ -146,21 +146,17 @@ def test_picture_features():
 
 @needs("vit-s14/model.safetensors", "stamps.npz")
 def test_picture_categories():
-    """OFT beats what a ridge regression makes of the frozen network's features, and the 72 % it was known to."""
+    """OFT of the last blocks beats what a ridge regression makes of the frozen network's features, and the 72 % it was known to."""
     figure = FIGURES["stamps_oft"]
     pictures, labels, is_training = stamps()
     model = Model.from_pretrained(CACHE / "vit-s14", dtype="bfloat16", new_head={"type": "ForImageClassification", "num_labels": int(labels.max()) + 1})
     pixels = np.concatenate([model.preprocess(picture)["pixel_values"] for picture in pictures])
     training, tests = np.flatnonzero(is_training), np.flatnonzero(~is_training)
-    model.add_adapter("default", figure["config"])
-    steps = list(training_order(len(training), figure["batch"], figure["epochs"]))
-    trainer = model.trainer(lr=figure["lr"], lr_scheduler="linear", max_steps=len(steps))
-    for some in steps:
-        trainer.step(pixel_values=pixels[training[some]], labels=labels[training[some]])
+    learn(model, figure, len(training), lambda some: {"pixel_values": pixels[training[some]], "labels": labels[training[some]]})
     found = np.concatenate([model(pixel_values=pixels[tests[i:i + 16]]).logits.argmax(-1) for i in range(0, len(tests), 16)])
     share = float((found == labels[tests]).mean())
-    print(f"stamps, ViT-S/14 with OFT: {share:.3f}; ridge probe {figure['ridge']:.3f}")
-    assert share > max(figure["ridge"], 0.72)
+    print(f"stamps, ViT-S/14 with OFT: {share:.3f}; PEFT {figure['accuracy']:.3f}, ridge probe {figure['ridge']:.3f}")
+    assert share > max(figure["ridge"], 0.72) and share >= figure["accuracy"] - 0.03
 
 
 # ---- DistilBERT's tags

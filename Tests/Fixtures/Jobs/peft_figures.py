@@ -139,15 +139,29 @@ def picture(name):
     FIGURES[name] = {"index": 5, "pixels": values[0, :, ::16, ::16].round(5).tolist(), "states": states[::32, ::32].round(5).tolist()}
 
 
+class Through(torch.nn.Module):
+    """In the place of blocks that ran already."""
+
+    def forward(self, x, *_, **__):
+        return x
+
+
 def pictures_job(name):
+    """The blocks that nothing adapts run once for each picture."""
     figure = FIGURES[name]
     pictures, labels, is_training = stamps()
     values, indices, tests = pixels(pictures), np.flatnonzero(is_training), np.flatnonzero(~is_training)
     with torch.no_grad():
-        bare = t.Dinov2Model.from_pretrained(CACHE / "vit-s14").eval()
+        bare, states = t.Dinov2Model.from_pretrained(CACHE / "vit-s14").eval(), []
+        bare.encoder.layer[figure["frozen_blocks"]].register_forward_pre_hook(lambda _, given: states.append(given[0].numpy()))
         features = np.concatenate([bare(pixel_values=torch.as_tensor(values[i:i + 16])).pooler_output.numpy() for i in range(0, len(values), 16)])
     figure["ridge"] = float((ridge(features[indices], labels[indices], features[tests]) == labels[tests]).mean())
-    model = adapted(t.Dinov2ForImageClassification.from_pretrained(CACHE / "vit-s14", num_labels=int(labels.max()) + 1), figure)
+    values = np.concatenate(states)
+    model = t.Dinov2ForImageClassification.from_pretrained(CACHE / "vit-s14", num_labels=int(labels.max()) + 1)
+    model.dinov2.embeddings = Through()
+    for block in range(figure["frozen_blocks"]):
+        model.dinov2.encoder.layer[block] = Through()
+    model = adapted(model, figure)
     steps = [lambda some=some: {"pixel_values": values[indices[some]], "labels": labels[indices[some]]} for some in training_order(len(indices), figure["batch"], figure["epochs"])]
     train(model, steps, figure["lr"])
     with torch.no_grad():
