@@ -73,49 +73,49 @@ INLINE vh vround_f16(vf x) {
 
 /* ---- memory: element i… of an array of type act (PK_F32 or PK_BF16); n lanes, the others 0 ---- */
 
+/* The last vector of a row, out of line: it stands in every loop and is rare in all. */
+#define APART static __attribute__((noinline, minsize, unused))
+APART vf NAME(vload_part)(int32_t act, const void *p, int64_t i, int64_t n) {
+  float part[WIDTH] = {0};
+  for (int64_t lane = 0; lane < n; lane++) {
+    part[lane] = act == PK_F32 ? ((const float *)p)[i + lane] : pk_bf16_to_f32(((const uint16_t *)p)[i + lane]);
+  }
+  vf x;
+  memcpy(&x, part, sizeof x);
+  return x;
+}
+
 #define vload NAME(vload)
 INLINE vf vload(int32_t act, const void *p, int64_t i, int64_t n) {
+  if (n != WIDTH) return NAME(vload_part)(act, p, i, n);
   if (act == PK_F32) {
-    vf x = 0;
-    if (n == WIDTH) {
-      memcpy(&x, (const float *)p + i, sizeof x);
-    } else {
-      float part[WIDTH] = {0};
-      for (int64_t lane = 0; lane < n; lane++) part[lane] = ((const float *)p)[i + lane];
-      memcpy(&x, part, sizeof x);
-    }
+    vf x;
+    memcpy(&x, (const float *)p + i, sizeof x);
     return x;
   }
-  vh h = 0;
-  if (n == WIDTH) {
-    memcpy(&h, (const uint16_t *)p + i, sizeof h);
-  } else {
-    uint16_t part[WIDTH] = {0};
-    for (int64_t lane = 0; lane < n; lane++) part[lane] = ((const uint16_t *)p)[i + lane];
-    memcpy(&h, part, sizeof h);
-  }
+  vh h;
+  memcpy(&h, (const uint16_t *)p + i, sizeof h);
   return vwiden(h);
+}
+
+APART void NAME(vstore_part)(int32_t act, void *p, int64_t i, int64_t n, vf x) {
+  const vh h = vround(x);
+  if (act == PK_F32) {
+    memcpy((float *)p + i, &x, (size_t)n * sizeof(float));
+  } else {
+    memcpy((uint16_t *)p + i, &h, (size_t)n * sizeof(uint16_t));
+  }
 }
 
 #define vstore NAME(vstore)
 INLINE void vstore(int32_t act, void *p, int64_t i, int64_t n, vf x) {
-  if (act == PK_F32) {
-    if (n == WIDTH) {
-      memcpy((float *)p + i, &x, sizeof x);
-    } else {
-      float part[WIDTH];
-      memcpy(part, &x, sizeof x);
-      for (int64_t lane = 0; lane < n; lane++) ((float *)p)[i + lane] = part[lane];
-    }
-    return;
-  }
-  const vh h = vround(x);
-  if (n == WIDTH) {
-    memcpy((uint16_t *)p + i, &h, sizeof h);
+  if (n != WIDTH) {
+    NAME(vstore_part)(act, p, i, n, x);
+  } else if (act == PK_F32) {
+    memcpy((float *)p + i, &x, sizeof x);
   } else {
-    uint16_t part[WIDTH];
-    memcpy(part, &h, sizeof h);
-    for (int64_t lane = 0; lane < n; lane++) ((uint16_t *)p)[i + lane] = part[lane];
+    const vh h = vround(x);
+    memcpy((uint16_t *)p + i, &h, sizeof h);
   }
 }
 
