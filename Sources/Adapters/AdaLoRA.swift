@@ -68,8 +68,7 @@ package struct AdaLoRA: AdapterMethod {
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let target = try MatrixTarget(layer, of: AdaLoRA.self)
-        guard target.groups == 1 else { throw PEFTError(.unsupported, "'\(layer.name)': ADALORA adapts convolutions without groups") }
+        let target = try MatrixTarget(layer, of: AdaLoRA.self, inGroups: false)
         try AdapterConfiguration.checkRank(rank, layer)
         let rank = kept[layer.name + ".lora_E"] ?? self.rank
         let factor = (alpha > 0 ? alpha : Double(self.rank)) / (Double(self.rank) + 1e-5)

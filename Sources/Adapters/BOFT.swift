@@ -39,8 +39,7 @@ package struct BOFT: AdapterMethod {
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let target = try MatrixTarget(layer, of: BOFT.self)
-        guard target.groups == 1 else { throw PEFTError(.unsupported, "'\(layer.name)': BOFT adapts convolutions without groups") }
+        let target = try MatrixTarget(layer, of: BOFT.self, inGroups: false)
         let width = target.inputSize
         let divisor = blocks > 0 ? blocks : blockSize
         guard width % divisor == 0 else {
@@ -73,11 +72,7 @@ private final class BOFTModule: MatrixModule {
     private let (factors, blocks, blockSize): (Int, Int, Int)
     private let dropout: Float
     private let isIdentity: Bool
-    private let transposition: ColumnMap
-    /// For each factor but the first: `x·P` and `x·Pᵀ`.
-    private let orders: [(there: ColumnMap, back: ColumnMap)]
-    /// Small blocks side by side in the diagonal of one that products have the size for: how many, and where values go.
-    private let joined: (count: Int, places: ColumnMap)
+    private let butterfly: Butterfly
 
     init(
         _ target: MatrixTarget, key: String, factors: Int, blocks: Int, blockSize: Int, dropout: Float, isIdentity: Bool, _ engine: Engine
@@ -88,22 +83,11 @@ private final class BOFTModule: MatrixModule {
         r = Parameter(name: key + ".boft_R", value: try .zeros(engine, [factors, blocks, blockSize, blockSize], .f32, .adapters))
         s = Parameter(
             name: key + ".boft_s", value: try .zeros(engine, target.kernel.isEmpty ? [target.outputSize, 1] : [1, target.outputSize], .f32, .adapters))
-        transposition = try Rotation.transposition(blockSize, engine)
         let width = target.inputSize
-        orders = try (1..<max(factors, 1)).map { (index) throws(PEFTError) in
-            let order = BOFT.order(factor: index, width: width, blockSize: blockSize)
-            var inverse = [Int](repeating: 0, count: width)
-            for (place, column) in order.enumerated() { inverse[column] = place }
-            return (try ColumnMap(engine, inverse, of: width), try ColumnMap(engine, order, of: width))
-        }
-        let most = max(1, min(blocks, 32 / max(blockSize, 1)))
-        let count = (1...most).last { blocks % $0 == 0 } ?? 1
-        let (b, wide) = (blockSize, blockSize * count)
-        joined = (
-            count,
-            try ColumnMap(
-                engine, (0..<count * b * b).map { place in place / (b * b) * b * (wide + 1) + place % (b * b) / b * wide + place % b }, of: wide * wide)
-        )
+        butterfly = try Butterfly(
+            (0..<factors).reversed().map { index in
+                (index, index == 0 ? nil : Butterfly.inverse(BOFT.order(factor: index, width: width, blockSize: blockSize)))
+            }, blocks: blocks, blockSize: blockSize, skew: 0.5, engine)
     }
 
     var parameters: [Parameter] { [r, s] }
@@ -117,30 +101,8 @@ private final class BOFTModule: MatrixModule {
 
     /// `x·M`
     func input(_ x: Variable, _ site: HookSite) throws(PEFTError) -> Variable {
-        let tape = site.tape
-        let (perFactor, wide) = (blocks / joined.count, blockSize * joined.count)
-        let all = try tape.remade([tape.variable(r)]) { [self] (tape, inputs) throws(PEFTError) in try rotations(inputs[0], tape) }
-        var x = x
-        for factor in (0..<factors).reversed() {
-            let own = factors == 1 ? all : try tape.rows(all, factor * perFactor..<(factor + 1) * perFactor)
-            let matrices = try tape.reshaped(own, [perFactor, wide, wide])
-            guard factor > 0 else {
-                x = try tape.blockLinear(x, matrices)
-                continue
-            }
-            let order = orders[factor - 1]
-            x = try tape.gatherColumns(try tape.blockLinear(try tape.gatherColumns(x, order.there), matrices), order.back)
-        }
-        return x
-    }
-
-    /// The blocks of all factors, `joined.count` of them in the diagonal of each matrix: `[matrices, wide²]`.
-    private func rotations(_ r: Variable, _ tape: Tape) throws(PEFTError) -> Variable {
-        let (b, all) = (blockSize, factors * blocks)
-        let free = try tape.reshaped(r, [all, b * b])
-        let skew = try tape.scaled(try tape.add(free, try tape.scaled(try tape.gatherColumns(free, transposition), by: -1)), by: 0.5)
-        let c = try dropped(try Rotation.cayley(try tape.reshaped(skew, [all, b, b]), tape), tape)
-        return try tape.scatterColumns(try tape.reshaped(c, [all / joined.count, joined.count * b * b]), joined.places)
+        let free = try site.tape.reshaped(site.tape.variable(r), [factors * blocks, blockSize * blockSize])
+        return try butterfly(x, free, site.tape) { [self] (c, tape) throws(PEFTError) in try dropped(c, tape) }
     }
 
     /// In training, a share of the blocks of one factor is left out: the identity stands in for them.

@@ -22,8 +22,7 @@ package struct FullChange: AdapterMethod {
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let target = try MatrixTarget(layer, of: FullChange.self)
-        guard target.groups == 1 else { throw PEFTError(.unsupported, "'\(layer.name)': FULL adapts convolutions without groups") }
+        let target = try MatrixTarget(layer, of: FullChange.self, inGroups: false)
         let shape = target.isTransposed ? [target.inputSize, target.outputSize] : target.weightShape
         return FullModule(
             target, change: try model.parameter(key + ".diff", shape),

@@ -34,8 +34,7 @@ package struct HRA: AdapterMethod {
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let target = try MatrixTarget(layer, of: HRA.self)
-        guard target.groups == 1 else { throw PEFTError(.unsupported, "'\(layer.name)': HRA adapts convolutions without groups") }
+        let target = try MatrixTarget(layer, of: HRA.self, inGroups: false)
         try AdapterConfiguration.checkRank(rank, layer)
         return try HRAModule(target, key: key, rank: rank, isOrthogonal: isOrthogonal, isIdentity: isIdentity, model.engine)
     }

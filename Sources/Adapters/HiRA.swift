@@ -37,8 +37,7 @@ package struct HiRA: AdapterMethod {
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
         try AdapterConfiguration.checkRank(rank, layer)
         if let embedding = layer as? Embedding { return try EmbeddingHiRA(embedding, key: key, rank: rank, isIdentity: start != "false", model.engine) }
-        let target = try MatrixTarget(layer, of: HiRA.self)
-        guard target.groups == 1 else { throw PEFTError(.unsupported, "'\(layer.name)': HIRA adapts convolutions without groups") }
+        let target = try MatrixTarget(layer, of: HiRA.self, inGroups: false)
         return try MatrixHiRA(target, key: key, rank: rank, dropout: dropout, start, model.engine)
     }
 }
@@ -75,6 +74,15 @@ private final class MatrixHiRA: MatrixModule {
     private func change(of stored: Tensor, _ a: Variable, _ b: Variable, _ tape: Tape) throws(PEFTError) -> Variable {
         let w = stored.dtype == .f32 && !target.isTransposed ? try target.matrix(stored) : try target.weight(stored, tape.engine)
         return try tape.multiply(Variable(w), try tape.linear(b, a, transposed: true))
+    }
+
+    /// The three products of the weight's size that are left of a step's five (dA and dB need `W ⊙ dYᵀ·X`).
+    func weight(scale: Float, _ site: HookSite) throws(PEFTError) -> Variable? {
+        let (tape, stored) = (site.tape, site.weight)
+        guard !tape.isInference, dropout == 0 || !tape.isTraining else { return nil }
+        return try tape.remade([try tape.matrix(a), try tape.matrix(b)]) { [target] (tape, factors) throws(PEFTError) in
+            try tape.changedWeight(try target.weight(stored, tape.engine), factors[1], factors[0], scale: scale)
+        }
     }
 
     func add(to y: consuming Variable, input x: Variable, scale: Float, _ site: HookSite) throws(PEFTError) -> Variable {

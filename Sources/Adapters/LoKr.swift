@@ -185,13 +185,13 @@ private final class LoKrModule: MatrixModule {
     /// `y[l, :] += W₂ · Σ_m W₁[l, m]·x[m, :]` for every row, x as `[m, n·taps]`, y as `[l, k]`: two products of small matrices over many rows.
     private func addFactored(to y: consuming Variable, input x: Variable, _ scale: Float, _ w: [Variable], _ tape: Tape) throws(PEFTError) -> Variable {
         let (rows, width, shape) = (x.value.rows, n * target.taps, y.shape)
-        let w1 = try w1(w, tape)
+        let w1 = try tape.scaled(try w1(w, tape), by: scale)
         let branch = try tape.recomputed([x, w1, try w2(w, tape)]) { [l, m, k] (tape, inputs) throws(PEFTError) in
             let turned = try tape.reshaped(try tape.turnedRows(inputs[0], m, width), [rows * width, m])
             let mixed = try tape.reshaped(try tape.linear(turned, inputs[1]), [rows, width * l])
             let z = try tape.reshaped(try tape.turnedRows(mixed, width, l), [rows * l, width])
             return try tape.reshaped(try tape.linear(z, inputs[2]), [rows, l * k])
         }
-        return try tape.add(y, try tape.reshaped(try tape.scaled(branch, by: scale), shape))
+        return try tape.add(y, try tape.reshaped(branch, shape))
     }
 }

@@ -12,8 +12,9 @@ struct MatrixTarget: Sendable {
     /// Of a convolution; empty for linear layers.
     let kernel: [Int]
 
+    /// - Parameter inGroups: convolutions in groups are possible too.
     /// - Throws: `.unsupported` naming the layer's kind and those that the method takes.
-    init(_ layer: any Layer, of method: any AdapterMethod.Type) throws(PEFTError) {
+    init(_ layer: any Layer, of method: any AdapterMethod.Type, inGroups: Bool = true) throws(PEFTError) {
         let kinds = method.layerKinds
         self.layer = layer
         switch layer {
@@ -22,6 +23,7 @@ struct MatrixTarget: Sendable {
         default:
             throw PEFTError(.unsupported, "'\(layer.name)' is \(layer.kind); \(method.peftType) adapts \(kinds.joined(separator: ", "))")
         }
+        guard inGroups || linear.groups == 1 else { throw PEFTError(.unsupported, "'\(layer.name)': \(method.peftType) adapts convolutions without groups") }
     }
 
     static let linears = ["Linear", "Conv1D"]
@@ -67,6 +69,8 @@ struct HookSite {
 protocol MatrixModule: AdapterModule {
     var target: MatrixTarget { get }
     func input(_ x: Variable, _ site: HookSite) throws(PEFTError) -> Variable
+    /// As `LayerHook.weight`.
+    func weight(scale: Float, _ site: HookSite) throws(PEFTError) -> Variable?
     func add(to y: consuming Variable, input x: Variable, scale: Float, _ site: HookSite) throws(PEFTError) -> Variable
     func output(_ y: consuming Variable, _ site: HookSite) throws(PEFTError) -> Variable
 }
@@ -74,6 +78,7 @@ protocol MatrixModule: AdapterModule {
 extension MatrixModule {
     var layer: any Layer { target.layer }
     func input(_ x: Variable, _ site: HookSite) throws(PEFTError) -> Variable { x }
+    func weight(scale: Float, _ site: HookSite) throws(PEFTError) -> Variable? { nil }
     func add(to y: consuming Variable, input x: Variable, scale: Float, _ site: HookSite) throws(PEFTError) -> Variable { y }
     func output(_ y: consuming Variable, _ site: HookSite) throws(PEFTError) -> Variable { y }
 
@@ -106,6 +111,8 @@ private final class MatrixHook: LayerHook {
         let changed = try module.input(x, site(layer, tape))
         return try partly(x, changed, tape)
     }
+
+    func weight(of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable? { try module.weight(scale: scale, site(layer, tape)) }
 
     func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable {
         try module.add(to: y, input: x, scale: scale, site(layer, tape))

@@ -62,7 +62,7 @@ final class MonteCarloSampler: Sendable {
     /// A around its value.
     func drawn(_ a: Variable, _ tape: Tape) throws(PEFTError) -> Variable {
         let rank = s.value.count
-        let draws = try Tensor(tape.engine, tape.random.normals(settings.samples * rank * inputs), shape: [settings.samples, rank * inputs])
+        let draws = try tape.normals([settings.samples, rank * inputs])
         let mean = try tape.reshaped(try tape.linear(try mixture(tape), Variable(draws), transposed: true), [rank, inputs])
         return try tape.add(a, try tape.scaled(try tape.scaleRows(mean, try deviation(tape)), by: settings.noise))
     }
@@ -85,7 +85,7 @@ final class MonteCarloSampler: Sendable {
         let matrix = try Tensor(tape.engine, (0..<count * count).map { all + ($0 % (count + 1) == 0 ? own : 0) }, shape: [count, count])
         let spread = try tape.mapped(
             try tape.linear(inverse, Variable(matrix)), { (max($0, 1e-6) + 1e-6).squareRoot() }, derivative: { $0 > 1e-6 ? 0.5 / ($0 + 1e-6).squareRoot() : 0 })
-        let noise = Variable(try Tensor(tape.engine, tape.random.normals(count), shape: [1, count]))
+        let noise = Variable(try tape.normals([1, count]))
         return try tape.softmax(try tape.add(prior, try tape.multiply(spread, noise)))
     }
 

@@ -77,24 +77,13 @@ private final class PVeRALinear: VeRALinear, @unchecked Sendable {
     fileprivate func add(to y: consuming Variable, input x: Variable, isSampled: Bool, scale: Float, _ tape: Tape)
         throws(PEFTError) -> Variable
     {
-        let halves = try tape.splitColumns(try inner(x, tape), [rank, rank])
-        let z = isSampled ? try tape.add(halves[0], try noise(halves[1], tape)) : halves[0]
-        return try tape.addProduct(
-            to: y, input: z, [.matrix(Variable(try projections.b(for: linear))), .diagonal(tape.variable(b))], scale: scale)
-    }
-
-    /// `e^(½ ln σ²)·ε`
-    private func noise(_ logVariance: Variable, _ tape: Tape) throws(PEFTError) -> Variable {
-        let count = logVariance.value.count
-        var values: [Float] = []
-        if let seed {
+        try add(to: y, input: x, scale: scale, tape) { [rank, seed] (inner, tape) throws(PEFTError) in
+            guard isSampled else { return try tape.splitColumns(inner, [rank, rank])[0] }
+            let shape = [inner.value.rows, rank]
+            guard let seed else { return try tape.sampled(inner, try tape.normals(shape)) }
             var generator = TorchGenerator(seed: seed)
-            values = generator.normal(count)
-        } else {
-            values = tape.random.normals(count)
+            return try tape.sampled(inner, try Tensor(tape.engine, generator.normal(inner.value.rows * rank), shape: shape))
         }
-        let epsilon = try Tensor(tape.engine, values, shape: logVariance.shape).converted(to: logVariance.value.dtype, tape.engine)
-        return try tape.multiply(try tape.exponential(try tape.scaled(logVariance, by: 0.5)), Variable(epsilon))
     }
 
     /// There is no noise in weights.

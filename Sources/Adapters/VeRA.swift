@@ -82,17 +82,27 @@ class VeRALinear: LinearBranch, @unchecked Sendable {
         return [:]
     }
 
-    /// `λ_d ⊙ A·drop(x)`
-    func inner(_ x: Variable, _ tape: Tape) throws(PEFTError) -> Variable {
-        let h = try tape.linear(try tape.dropout(x, dropout), try projections.a(for: linear, tape))
-        return try tape.scaleColumns(h, scale: tape.variable(d))
-    }
-
     func add(to y: consuming Variable, input x: Variable, beside w: Tensor, scale: Float, _ tape: Tape)
         throws(PEFTError) -> Variable
     {
-        try tape.addProduct(
-            to: y, input: try inner(x, tape), [.matrix(Variable(try projections.b(for: linear))), .diagonal(tape.variable(b))],
-            scale: scale)
+        try add(to: y, input: x, scale: scale, tape) { (inner, tape) throws(PEFTError) in inner }
+    }
+
+    /// `y += scale·λ_b ⊙ B·z(λ_d ⊙ A·drop(x))`. Of all this `A·drop(x)` is kept, once for layers with one input. λ_b scales rows of B, which
+    /// takes its gradient through B's; the output of the branch, the largest there would be to keep, does not exist.
+    func add(
+        to y: consuming Variable, input x: Variable, scale: Float, _ tape: Tape,
+        z: @escaping (_ inner: Variable, _ tape: Tape) throws(PEFTError) -> Variable
+    ) throws(PEFTError) -> Variable {
+        let product = { [self] (x: Variable) throws(PEFTError) -> Variable in try tape.linear(x, try projections.a(for: linear, tape)) }
+        let isDropped = tape.isTraining && dropout > 0
+        let h = isDropped ? try product(try tape.dropout(x, dropout)) : try tape.common(of: x, projections.a) { () throws(PEFTError) in try product(x) }
+        let inner = try tape.remade([h, tape.variable(d)]) { (tape, inputs) throws(PEFTError) in
+            try z(try tape.scaleColumns(inputs[0], scale: inputs[1]), tape)
+        }
+        let rows = Variable(try projections.b(for: linear))
+        return try tape.addProduct(to: y, input: inner, scale: scale, of: [tape.variable(b)]) { (tape, inputs) throws(PEFTError) in
+            try tape.scaleRows(rows, inputs[0])
+        }
     }
 }

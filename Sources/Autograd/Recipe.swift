@@ -38,6 +38,20 @@ extension Tape {
     func compact(_ x: Tensor) throws(PEFTError) -> Kept {
         CompressedActivation.isPossible(x) ? .compressed(try CompressedActivation(x, engine), engine) : .value(x)
     }
+
+    /// The same of one that may be computed again.
+    func compact(_ x: Variable) throws(PEFTError) -> Kept { x.recipe == nil ? try compact(x.value) : x.kept }
+
+    /// For several users: what they need is made once.
+    func recipe(of kept: Kept) -> Recipe {
+        if case .recipe(let recipe) = kept { return recipe }
+        return Recipe { () throws(PEFTError) in try kept.tensor() }
+    }
+}
+
+extension Kept {
+    /// Every use has memory of its own.
+    var isFresh: Bool { if case .compressed = self { true } else { false } }
 }
 
 extension Variable {

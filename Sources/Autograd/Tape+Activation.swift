@@ -42,14 +42,13 @@ extension Tape {
         try require(up.value.count == gate.value.count && up.value.dtype == gate.value.dtype, "glu: gate \(gate.shape), up \(up.shape)")
         var output = result(try engine.glu(gate.value, up.value, kind), of: gate, up)
         guard output.needsGradient else { return output }
-        let keepsAll = !CompressedActivation.isPossible(gate.value)
-        let (first, second) = (try compact(gate.value), try compact(up.value))
+        let (first, second) = (try compact(gate), try compact(up))
         output.recipe = Recipe { [engine] () throws(PEFTError) in try engine.glu(try first.tensor(), try second.tensor(), kind) }
         record(output) { [engine, gateSlot = gate.slot, upSlot = up.slot] dY throws(PEFTError) in
             let (gate, up) = (try first.tensor(), try second.tensor())
             // What was decompressed is nobody else's: its memory takes the gradients.
-            let dGate = keepsAll ? try Tensor(engine, gate.shape, gate.dtype) : gate
-            let dUp = keepsAll ? try Tensor(engine, up.shape, up.dtype) : up
+            let dGate = first.isFresh ? gate : try Tensor(engine, gate.shape, gate.dtype)
+            let dUp = second.isFresh ? up : try Tensor(engine, up.shape, up.dtype)
             engine.parallel(engine.shares(gate.count)) { part, parts in
                 unsafe pk_glu_backward(
                     engine.level, gate.dtype.rawValue, kind.rawValue, gate.pointer, up.pointer, dY.pointer, dGate.pointer, dUp.pointer, nil, gate.count, part, parts)

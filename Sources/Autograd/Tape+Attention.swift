@@ -29,7 +29,7 @@ extension Tape {
         let blind = BlindQueries.find(shape, keyMask: keyMask)
         for some in blind { try engine.attention(blind: some, q: q.value, k: k.value, v: v.value, out: out, shape: shape) }
         guard let logSums else { return output }
-        let (keptQ, keptK, keptV, keptOut) = (try compact(q.value), try compact(k.value), try compact(v.value), try compact(out))
+        let (keptQ, keptK, keptV, keptOut) = (try compact(q), try compact(k), try compact(v), try compact(out))
         let attended = Recipe { () throws(PEFTError) in try keptOut.tensor() }  // what o_proj's adapter reads too
         output.recipe = attended
         record(output) { [engine, qSlot = q.slot, kSlot = k.slot, vSlot = v.slot, tableSlot = distances?.slot] dY throws(PEFTError) in

@@ -1,7 +1,35 @@
+internal import Kernels
 package import Platform
-internal import Tensors
+package import Tensors
 
 extension Tape {
+    /// `W ⊙ (1 + scale·B·A)` of a frozen W (f32 `[out, in]`), `b` `[out, r]`, `a` `[r, in]`: what stands in for W where products are to be one with
+    /// the change and one without. In the type that activations have; to bf16 it is rounded by chance (always the same), so that changes of
+    /// less than half a step of W are there in the sum. Keeps W.
+    ///
+    ///     dP = scale·W ⊙ dY    dB = dP·Aᵀ    dA = Bᵀ·dP
+    package func changedWeight(_ w: Tensor, _ b: Variable, _ a: Variable, scale: Float) throws(PEFTError) -> Variable {
+        try require(w.dtype == .f32 && w.rows == b.value.rows && w.columns == a.value.columns, "changedWeight: \(w.shape), B \(b.shape), A \(a.shape)")
+        let y = try Tensor(engine, w.shape, precision.activation), p = try Tensor(engine, w.shape)
+        try engine.multiply(.inputGradient, b.value, a.value, into: p, compute: precision.compute)
+        engine.parallel(engine.shares(w.count)) { part, parts in
+            unsafe pk_changed_weights(engine.level, w.floatPointer, p.floatPointer, scale, y.dtype.rawValue, y.pointer, w.count, part, parts)
+        }
+        let output = result(y, of: a, b)
+        record(output) { [engine, precision, a, b] dY throws(PEFTError) in
+            let dP = try Tape(engine, .f32).multiply(Variable(try dY.converted(to: .f32, engine)), Variable(w)).value
+            if let slot = b.slot {
+                let (dB, accumulate) = try slot.buffer(engine)
+                try engine.multiply(.forward, dP, a.value, into: dB, compute: precision.compute, alpha: scale, accumulate: accumulate)
+            }
+            if let slot = a.slot {
+                let (dA, accumulate) = try slot.buffer(engine)
+                try engine.multiply(.weightGradient, b.value, dP, into: dA, compute: precision.compute, alpha: scale, accumulate: accumulate)
+            }
+        }
+        return output
+    }
+
     /// `y += scale · x·Dᵀ` with a D `[out, in]` (f32) that `weight` computes from `inputs` by operations of the tape it is given:
     /// for changes of a weight that have no factors to multiply with one after the other.
     ///

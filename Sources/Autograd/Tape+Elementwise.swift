@@ -53,7 +53,7 @@ extension Tape {
     }
 
     /// `y[r,c] = x[r,c]·scale[c] + shift[c]`; `scale`, `shift` f32 `[n]` or nil (1, 0). Keeps `x` (compact, or
-    /// how to get it back) only for a trainable `scale`.
+    /// how to get it back) only for a trainable `scale`; users of the result then compute it again instead of keeping it.
     package func scaleColumns(_ x: Variable, scale: Variable?, shift: Variable? = nil) throws(PEFTError) -> Variable {
         for vector in [scale, shift] {
             guard let vector else { continue }
@@ -62,10 +62,17 @@ extension Tape {
         let y = try Tensor(engine, x.shape, x.value.dtype)
         engine.scaleColumns(x.value, scale?.value, shift?.value, into: y)
         let constant = Variable(x.value)
-        let output = result(y, of: x, scale ?? constant, shift ?? constant)
-        let kept = isRecording && scale?.slot != nil ? (x.recipe == nil ? try compact(x.value) : x.kept) : nil
+        var output = result(y, of: x, scale ?? constant, shift ?? constant)
+        let kept = isRecording && scale?.slot != nil ? recipe(of: try compact(x)) : nil
+        output.recipe = kept.map { [engine, scale = scale?.value, shift = shift?.value] kept in
+            Recipe { () throws(PEFTError) in
+                let x = try kept.result(), y = try Tensor(engine, x.shape, x.dtype)
+                engine.scaleColumns(x, scale, shift, into: y)
+                return y
+            }
+        }
         record(output) { [engine, xSlot = x.slot, scaleSlot = scale?.slot, shiftSlot = shift?.slot, scale = scale?.value] dY throws(PEFTError) in
-            if let scaleSlot, let kept { engine.addColumnSums(of: dY, times: try kept.tensor(), to: try scaleSlot.sum(engine)) }
+            if let scaleSlot, let kept { engine.addColumnSums(of: dY, times: try kept.result(), to: try scaleSlot.sum(engine)) }
             if let shiftSlot { engine.addColumnSums(of: dY, to: try shiftSlot.sum(engine)) }
             guard let xSlot else { return }
             let (dX, accumulate) = try xSlot.buffer(engine)
@@ -74,18 +81,23 @@ extension Tape {
         return output
     }
 
-    /// Columns turned in pairs: `y[:,c] = cosine[c]·x[:,c] + sine[c]·x[:,partners[c]]`; `cosine`, `sine` f32 `[n]`. Keeps `x`, compact.
+    /// Columns turned in pairs: `y[:,c] = cosine[c]·x[:,c] + sine[c]·x[:,partners[c]]`; `cosine`, `sine` f32 `[n]`. Keeps `x`, compact;
+    /// users of the result compute it again.
     package func turnColumns(_ x: Variable, cosine: Variable, sine: Variable, partners: ColumnMap) throws(PEFTError) -> Variable {
         let n = x.value.columns
         try require(cosine.value.count == n && sine.value.count == n && partners.count == n && partners.width == n, "turnColumns: \(n) columns, \(partners.count) partners")
-        let y = try Tensor(engine, x.shape, x.value.dtype)
-        engine.scaleColumns(try engine.gatherColumns(x.value, partners), sine.value, nil, into: y)
-        engine.scaleColumns(x.value, cosine.value, nil, into: y, accumulate: true)
-        let output = result(y, of: x, cosine, sine)
-        let kept = isRecording && (cosine.needsGradient || sine.needsGradient) ? try compact(x.value) : nil
+        let turned = { [engine, cosine = cosine.value, sine = sine.value] (x: Tensor) throws(PEFTError) -> Tensor in
+            let y = try Tensor(engine, x.shape, x.dtype)
+            engine.scaleColumns(try engine.gatherColumns(x, partners), sine, nil, into: y)
+            engine.scaleColumns(x, cosine, nil, into: y, accumulate: true)
+            return y
+        }
+        var output = result(try turned(x.value), of: x, cosine, sine)
+        let kept = isRecording && (cosine.needsGradient || sine.needsGradient) ? recipe(of: try compact(x)) : nil
+        output.recipe = kept.map { kept in Recipe { () throws(PEFTError) in try turned(try kept.result()) } }
         record(output) { [engine, xSlot = x.slot, cSlot = cosine.slot, sSlot = sine.slot, cosine = cosine.value, sine = sine.value] dY throws(PEFTError) in
             if let kept {
-                let x = try kept.tensor()
+                let x = try kept.result()
                 if let cSlot { engine.addColumnSums(of: dY, times: x, to: try cSlot.sum(engine)) }
                 if let sSlot { engine.addColumnSums(of: dY, times: try engine.gatherColumns(x, partners), to: try sSlot.sum(engine)) }
             }

@@ -23,7 +23,14 @@ extension Tape {
         let y = try reused(&x)
         let rotation = Rotation(heads: heads, headDim: headDim, rotary: rotary, cos: cos, sin: sin, positions: positions, interleaved: interleaved)
         rotation.turn(x.value, into: y, inverse: false, engine)
-        let output = result(y, of: x)
+        var output = result(y, of: x)
+        output.recipe = x.recipe.map { [engine] recipe in
+            Recipe { () throws(PEFTError) in
+                let x = try recipe.result(), y = try Tensor(engine, x.shape, x.dtype)
+                rotation.turn(x, into: y, inverse: false, engine)
+                return y
+            }
+        }
         record(output) { [engine, slot = x.slot] dY throws(PEFTError) in
             let dX = try Tensor(engine, dY.shape, dY.dtype)
             rotation.turn(dY, into: dX, inverse: true, engine)

@@ -42,10 +42,18 @@ package final class Tape {
     /// The silent first run of a block that the backward pass runs again: it records nothing, but must compute what that run will.
     private var isRehearsal = false
     private var records: [Record] = []
+    private var lastCommon: Common?
 
     /// A struct around the closure: an array of typed-throwing closures crashes the compiler (Swift 6.3.1).
     private struct Record {
         let backward: () throws(PEFTError) -> Void
+    }
+
+    /// What was last made of a value for all who ask.
+    private struct Common {
+        weak var source: GradientSlot?
+        let owner: ObjectIdentifier
+        let result: Variable
     }
 
     package init(_ engine: Engine, _ precision: Precision, gradients: GradientStore? = nil, isTraining: Bool = false, random: RandomStream = RandomStream(seed: 0)) {
@@ -97,7 +105,21 @@ package final class Tape {
     package func backward(from root: Variable, gradient seed: Tensor) throws(PEFTError) {
         guard let slot = root.slot else { return records.removeAll() }
         try slot.add(seed, engine)
+        lastCommon = nil
         while let record = records.popLast() { try record.backward() }
+    }
+
+    /// What several layers that read `x` one after the other make of it in the same way (q, k and v by a projection that they share):
+    /// computed once, with one gradient, and kept once.
+    /// - Parameter owner: what decides, beside `x`, what `body` gives.
+    package func common(of x: Variable, _ owner: AnyObject, _ body: () throws(PEFTError) -> Variable) throws(PEFTError) -> Variable {
+        let owner = ObjectIdentifier(owner)
+        if let lastCommon, let source = lastCommon.source, source === x.slot, lastCommon.owner == owner { return lastCommon.result }
+        var result = try body()
+        guard let slot = x.slot, result.needsGradient else { return result }
+        result.recipe = recipe(of: try compact(result))
+        lastCommon = Common(source: slot, owner: owner, result: result)
+        return result
     }
 
     /// Runs `body` without keeping its activations; the backward pass runs it again (with the same dropout masks) to
@@ -133,7 +155,14 @@ package final class Tape {
         silent.isRehearsal = true
         let value = try body(silent, inputs.map { Variable($0.value) }).value
         random = silent.random
-        let again = SecondRun(Tape(engine, precision, gradients: gradients, isTraining: isTraining, random: start), inputs, body)
+        let again = SecondRun(Tape(engine, precision, gradients: gradients, isTraining: isTraining, random: start), inputs) { (tape, inputs) throws(PEFTError) in
+            // The values are there as long as this run: nobody needs a smaller copy.
+            try body(tape, inputs.map { input in
+                var input = input
+                input.recipe = Recipe { [value = input.value] in value }
+                return input
+            })
+        }
         var output = Variable(value, GradientSlot(shape: value.shape, dtype: value.dtype))
         output.recipe = Recipe { () throws(PEFTError) in try again.result().value }
         record(output) { dOutput throws(PEFTError) in try again.backward(dOutput) }

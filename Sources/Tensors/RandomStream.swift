@@ -57,20 +57,17 @@ package struct RandomStream: Sendable, Equatable {
 
     /// Many standard normal numbers, both halves of Box–Muller: faster than one by one, and another stream.
     package mutating func normals(_ count: Int) -> [Float] {
-        let pairs = (max(count, 0) + 1) / 2
-        var words = [UInt32](repeating: 0, count: 2 * pairs)
-        unsafe words.withUnsafeMutableBufferPointer { unsafe pk_philox(seed, position, $0.baseAddress, 2 * pairs) }
-        position &+= UInt64(2 * pairs)  // Safe: as in nextWord.
-        var values: [Float] = []
-        values.reserveCapacity(2 * pairs)
-        for index in 0..<pairs {
-            let radius = (-2 * logf((Float(words[2 * index] >> 8) + 1) * 0x1p-24)).squareRoot()
-            let angle = 2 * Float.pi * Float(words[2 * index + 1] >> 8) * 0x1p-24
-            values.append(radius * cosf(angle))
-            values.append(radius * sinf(angle))
-        }
-        if count % 2 != 0 { values.removeLast() }
+        var values = [Float](repeating: 0, count: max(count, 0))
+        let start = skipNormals(count)
+        unsafe values.withUnsafeMutableBufferPointer { unsafe pk_normals(0, $0.baseAddress, $0.count, seed, start, 0, 1) }
         return values
+    }
+
+    /// Leaves out so many of `normals`: the position they begin at.
+    package mutating func skipNormals(_ count: Int) -> UInt64 {
+        let start = position
+        position &+= UInt64(max(count, 0) + max(count, 0) % 2)  // Safe: as in nextWord; a count of values in memory is far from Int.max.
+        return start
     }
 
     /// A permutation of 0..<count (Fisher–Yates).

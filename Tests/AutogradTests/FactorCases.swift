@@ -6,6 +6,25 @@ extension OperationCase {
     /// What adapters compute their factors with.
     static let factors: [OperationCase] = [
         OperationCase(name: "exponential", inputs: [([3, 4], .activation)]) { tape, x in try tape.exponential(x[0]) },
+        OperationCase(name: "sampled", inputs: [([3, 8], .activation)]) { tape, x in try tape.sampled(x[0], try tensor(tape.engine, [3, 4], seed: 5)) },
+        OperationCase(name: "changed weight", inputs: [([3, 6], .activation), ([5, 2], .parameter), ([2, 6], .parameter)]) { tape, x in
+            let frozen = try tensor(tape.engine, [5, 6], seed: 4)
+            return try tape.linear(x[0], try tape.remade([x[1], x[2]]) { (tape, w) throws(PEFTError) in try tape.changedWeight(frozen, w[0], w[1], scale: 1.5) })
+        },
+        // Three users of one projection; outputs that are made again for what follows.
+        OperationCase(name: "a common product", inputs: [([8, 4], .activation), ([8], .parameter), ([8], .parameter)]) { tape, x in
+            let a = try tensor(tape.engine, [8, 4], seed: 6)
+            let owner = GradientStore(tape.engine)
+            func product() throws(PEFTError) -> Variable { try tape.common(of: x[0], owner) { () throws(PEFTError) in try tape.linear(x[0], frozen: a) } }
+            let gate = try tape.scaleColumns(try product(), scale: x[1]), up = try tape.scaleColumns(try product(), scale: x[2])
+            return try tape.add(try tape.glu(gate, up, .silu), try product())
+        },
+        OperationCase(name: "turned, and used by attention", inputs: [([3, 8], .activation), ([8], .parameter), ([8], .parameter)], bf16Tolerance: 0.05) { tape, x in
+            let partners = try ColumnMap(tape.engine, [1, 0, 3, 2, 5, 4, 7, 6], of: 8)
+            let turned = try tape.turnColumns(x[0], cosine: x[1], sine: x[2], partners: partners)
+            let scaled = try tape.scaleColumns(x[0], scale: x[1], shift: x[2])
+            return try tape.attention(q: turned, k: scaled, v: turned, shape: AttentionShape(batch: 1, queryLength: 3, heads: 2, keyValueHeads: 2, headDim: 4, isCausal: true))
+        },
         OperationCase(name: "scaled bases", inputs: [([2, 3], .parameter), ([3, 5], .parameter)]) { tape, x in
             try tape.scaledBases(try tensor(tape.engine, [2, 5], seed: 4), x[0], x[1])
         },

@@ -1,3 +1,4 @@
+import Glibc
 import Kernels
 import Testing
 
@@ -73,5 +74,38 @@ import Testing
                 #expect(abs(Double(both) / Double(count - lag) - q * q) < 6 * deviation)
             }
         }
+    }
+
+    @Test("normal numbers are Box–Muller's of the stream's words, wherever it is entered, at every level", arguments: levels)
+    func normals(_ level: Int32) {
+        for (count, offset) in [(1, 0), (2, 3), (70, 6), (200, 1), (1000, (UInt64(1) << 34) - 10)] as [(Int, UInt64)] {
+            let words = stream(7, offset, count + 1)
+            let expected = (0..<count).map { index in
+                let (u, v) = (Double(words[index / 2 * 2] >> 8), Double(words[index / 2 * 2 + 1] >> 8))
+                let (radius, angle) = ((-2 * log((u + 1) * 0x1p-24)).squareRoot(), 2 * Double.pi * v * 0x1p-24)
+                return radius * (index % 2 == 0 ? cos(angle) : sin(angle))
+            }
+            let y = sameBits(PK_F32, [Float](repeating: 0, count: count)) { y, part, parts in
+                pk_normals(level, y.assumingMemoryBound(to: Float.self), count, 7, offset, part, parts)
+            }
+            expectClose(y, expected, PK_F32, absolute: 2e-6, "offset \(offset), count \(count)")
+        }
+    }
+
+    @Test("samples are means with noise of their variances", arguments: levels, activationTypes)
+    func samples(_ level: Int32, _ act: Int32) {
+        let (rows, n) = (3, 21)
+        var random = Random(5)
+        let x = Buffer(act, random.values(rows * 2 * n)), normals = random.values(rows * n), xs = x.doubles
+        var noise = Buffer(act, [Float](repeating: 0, count: rows * n))
+        let z = sameBits(act, [Float](repeating: 0, count: rows * n)) { z, part, parts in
+            noise.bytes.withUnsafeMutableBytes { pk_sample(level, act, x.bytes, normals, $0.baseAddress, z, Int64(rows), Int64(n), part, parts) }
+        }
+        let expected = (0..<rows * n).map { place in
+            let (row, column) = (place / n, place % n)
+            return xs[2 * row * n + column] + exp(0.5 * xs[(2 * row + 1) * n + column]) * Double(normals[place])
+        }
+        expectClose(z, expected, act, absolute: 1e-5, "samples")
+        #expect(noise.values.contains { $0 != 0 })
     }
 }

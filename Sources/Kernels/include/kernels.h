@@ -253,6 +253,8 @@ void pk_axpby(int32_t level, int32_t act, float a, const void *x, float b, void 
 void pk_add(int32_t level, int32_t act, const void *x1, const void *x2, void *y, size_t count, int32_t part, int32_t parts);
 /* y = x1 · x2 */
 void pk_mul(int32_t level, int32_t act, const void *x1, const void *x2, void *y, size_t count, int32_t part, int32_t parts);
+/* y = w ⊙ (1 + scale·p), w and p f32, y of type f32 or, rounded by chance, bf16 */
+void pk_changed_weights(int32_t level, const float *w, const float *p, float scale, int32_t type, void *y, size_t count, int32_t part, int32_t parts);
 /* y[r,c] = x[r,c] · (scale ? scale[c] : 1) + (shift ? shift[c] : 0) (+ y if accumulate) */
 void pk_scale_columns(int32_t level, int32_t act, const void *x, const float *scale, const float *shift, void *y, int32_t accumulate, int64_t rows, int64_t n, int32_t part, int32_t parts);
 /* out[c] += Σ_r x1[r,c] · (x2 ? x2[r,c] : 1); divided over columns */
@@ -267,6 +269,10 @@ void pk_dropout(int32_t level, int32_t act, const void *x, void *y, size_t count
 void pk_philox_block(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
 /* Words offset … offset+count−1 of the stream. */
 void pk_philox(uint64_t seed, uint64_t offset, uint32_t *out, size_t count);
+/* Standard normal numbers offset … offset+count−1 of the stream, two of two words (Box–Muller); offset counts words. */
+void pk_normals(int32_t level, float *y, size_t count, uint64_t seed, uint64_t offset, int32_t part, int32_t parts);
+/* x [rows, 2n] has means and logarithms of variances: noise = e^(½·ln σ²)·normals, y = μ + noise, both [rows, n]. */
+void pk_sample(int32_t level, int32_t act, const void *x, const float *normals, void *noise, void *y, int64_t rows, int64_t n, int32_t part, int32_t parts);
 /* Row gather from a table in any format: y[i,:] = decode(table[ids[i],:]) · scale; ids are validated by the caller. */
 void pk_gather_rows(int32_t level, int32_t w_type, const void *w, int64_t w_row_bytes, int64_t n, const int32_t *ids, int64_t count, float scale, int32_t act, void *y, int32_t part, int32_t parts);
 /* dtable[ids[i],:] += scale · dy[i,:], dtable f32 [rows, n]; divided over columns. */
