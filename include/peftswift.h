@@ -393,8 +393,10 @@ int32_t peft_adapter_add_calibrated(peft_model *model, const char *name, const c
 /* Loads a PEFT folder (adapter_config.json, adapter_model.safetensors), or the adapter of an HDF5 file that this library
  * wrote, or a folder of AdapterHub's `adapters` library (adapter_config.json, adapter.safetensors: bottleneck adapters, which
  * peft_adapter_add knows as "peft_type": "BOTTLENECK" with that library's keys, or "config": "double_seq_bn" …, and which are
- * saved in its format), or one file ending in ".safetensors" with LoRA, DoRA, LoHa, LoKr or whole changes ("peft_type": "FULL")
- * under the names of kohya's scripts, LyCORIS or diffusers, which are told apart by their names. `trainable` 0: for inference. The first adapter becomes active.
+ * saved in its format), or one file ending in ".safetensors" with LoRA, DoRA, LoHa, LoKr, whole changes ("peft_type": "FULL"),
+ * OFT or BOFT of outputs ("LYCORIS_OFT"), LyCORIS' GLoRA ("LYCORIS_GLORA"), (IA)³ or changes of norms (they become "LN_TUNING")
+ * under the names of kohya's scripts, LyCORIS or diffusers, which are told apart by their names. `trainable` 0: for inference.
+ * The first adapter becomes active.
  * Errors: PEFT_ERROR_MISMATCH naming tensors that are missing, left over or misshapen; PEFT_ERROR_NOT_FOUND,
  * PEFT_ERROR_FORMAT, PEFT_ERROR_UNSUPPORTED, PEFT_ERROR_STATE. Nothing has changed then. */
 int32_t peft_adapter_load(peft_model *model, const char *name, const char *path, int32_t trainable, peft_error *error);
@@ -405,7 +407,8 @@ int32_t peft_adapter_save(const peft_model *model, const char *name, const char 
 
 /* The same with `options_json`: {
  *   "format": "peft" (default) | "kohya" | "diffusers": one safetensors file as kohya's scripts and LyCORIS, or diffusers, have it: LoRA
- *     and DoRA of linear layers and convolutions, LoHa, LoKr, FULL; diffusers: LoRA alone. peft_adapter_load reads them
+ *     and DoRA of linear layers and convolutions, LoHa, LoKr, FULL, LYCORIS_OFT, LYCORIS_GLORA, IA3 (where it scales no bias),
+ *     LN_TUNING of norms; diffusers: LoRA alone. peft_adapter_load reads them
  *   "prefix": in front of modules' names: kohya "lycoris_" (or "lora_te_", "lora_unet_" …), diffusers "transformer" (or "unet" …)
  *   "initial": folder of the adapter as it began, where that took a part out of the base weights (PiSSA, OLoRA, CorDA, LoRA-GA):
  *     written is plain LoRA of twice the rank for the base as it was (PEFT's path_initial_model_for_weight_conversion) }

@@ -8,7 +8,8 @@ internal import Tensors
 /// of kohya-ss' sd-scripts, of LyCORIS and of diffusers,
 ///
 ///     lora_te_model_layers_0_self_attn_q_proj.lora_down.weight     dots are underscores; .lora_up.weight, .lora_mid.weight, .alpha, .dora_scale
-///     lycoris_model_layers_0_self_attn_q_proj.hada_w1_a …          LoHa; .lokr_w1 … LoKr; .diff, .diff_b the change itself
+///     lycoris_model_layers_0_self_attn_q_proj.hada_w1_a …          LoHa; .lokr_w1 … LoKr; .diff, .diff_b the change itself; .oft_blocks, .rescale
+///                                                                  OFT, BOFT; .a1.weight … GLoRA; .weight, .on_input (IA)³; .w_norm, .b_norm norms
 ///     transformer.model.layers.0.self_attn.q_proj.lora_A.weight    also .lora.down.weight, .lora_linear_layer.up.weight
 ///
 /// and become PEFT's. Which it is, is seen from the names; nothing is guessed: a name that no module of the model has, an ending that nobody
@@ -20,18 +21,22 @@ struct AdapterDialect {
     static let components = ["transformer", "unet", "text_encoder", "text_encoder_2", "text_encoder_3", "diffusion_model", "prior"]
 
     /// What a tensor is to its module; LoHa's, LoKr's and full changes' names are PEFT's or our own already.
+    static let ownParts = [
+        "diff", "diff_b", "dora_scale", "oft_blocks", "rescale", "a1.weight", "a2.weight", "b1.weight", "b2.weight", "on_input", "w_norm", "b_norm", "weight",
+    ]
     private static let endings: [(ending: String, part: String)] =
         ["lora_down.weight", "lora.down.weight", "lora_linear_layer.down.weight", "lora_A.weight"].map { ($0, "down") }
         + ["lora_up.weight", "lora.up.weight", "lora_linear_layer.up.weight", "lora_B.weight"].map { ($0, "up") }
-        + [("lora_mid.weight", "mid"), ("alpha", "alpha"), ("dora_scale", "dora_scale")]
+        + [("lora_mid.weight", "mid"), ("alpha", "alpha")]
         + ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"].map { ($0, $0) }
-        + ["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"].map { ($0, $0) } + ["diff", "diff_b"].map { ($0, $0) }
+        + ["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"].map { ($0, $0) } 
+        + ownParts.map { ($0, $0) }
 
-    private let origin: String
-    private let engine: Engine
+    let origin: String
+    let engine: Engine
     private let model: Model
     /// By layer, in the order of the model.
-    private var modules: [(layer: any Layer, parts: [String: Tensor])] = []
+    private(set) var modules: [(layer: any Layer, parts: [String: Tensor])] = []
 
     /// The configuration and the tensors as PEFT's folders have them.
     static func read(_ source: TensorSource, _ model: Model) throws(PEFTError) -> AdapterFiles {
@@ -80,6 +85,12 @@ struct AdapterDialect {
         case "LORA": tensors = try lora(&config, metadata)
         case "LOHA": tensors = try loha(&config)
         case "LOKR": tensors = try lokr(&config)
+        case LyCORISGLoRA.peftType:
+            setRanks(try ranks("a2.weight"), try modules.map { (module) throws(PEFTError) in try alpha(module.parts) }, "alpha", &config)
+            tensors = ownNames()
+        case LyCORISOFT.peftType: tensors = try oft(&config)
+        case IA3.peftType: tensors = try ia3(&config)
+        case LNTuning.peftType: tensors = try norms()
         default:
             tensors = modules.flatMap { module in module.parts.sorted { $0.key < $1.key }.map { NamedTensor("\(Adapter.prefix)\(module.layer.name).\($0.key)", $0.value) } }
             config["use_bias"] = .bool(modules.contains { $0.parts["diff_b"] != nil })
@@ -91,17 +102,20 @@ struct AdapterDialect {
         if parts["down"] != nil || parts["up"] != nil { return "LORA" }
         if parts["hada_w1_a"] != nil { return "LOHA" }
         if parts.keys.contains(where: { $0.hasPrefix("lokr_") }) { return "LOKR" }
-        return "FULL"
+        if parts["oft_blocks"] != nil { return LyCORISOFT.peftType }
+        if parts["a1.weight"] != nil { return LyCORISGLoRA.peftType }
+        if parts["weight"] != nil { return IA3.peftType }
+        return parts["w_norm"] == nil ? FullChange.peftType : LNTuning.peftType
     }
 
-    private func missing(_ part: String, _ layer: any Layer) -> PEFTError {
+    func missing(_ part: String, _ layer: any Layer) -> PEFTError {
         PEFTError(.mismatch, "\(origin): the module '\(layer.name)' has no '\(AdapterDialect.endings.first { $0.part == part }?.ending ?? part)'")
     }
 
     // MARK: Ranks and strengths
 
     /// Writes ranks and alphas: those most modules have, and the others' in patterns. An alpha of 0, or none, is the rank, as everywhere.
-    private func setRanks(_ ranks: [Int], _ alphas: [Double?], _ alphaKey: String, _ config: inout JSONObject) {
+    func setRanks(_ ranks: [Int], _ alphas: [Double?], _ alphaKey: String, _ config: inout JSONObject) {
         let alphas = zip(ranks, alphas).map { rank, alpha in alpha.flatMap { $0 == 0 ? nil : $0 } ?? Double(rank) }
         func mostFrequent<T: Hashable & Comparable>(_ values: [T]) -> T? {
             let counts = Dictionary(grouping: values) { $0 }.mapValues(\.count)
@@ -119,8 +133,9 @@ struct AdapterDialect {
         config["alpha_pattern"] = .object(alphaPattern)
     }
 
-    private func alpha(_ parts: [String: Tensor]) throws(PEFTError) -> Double? {
+    func alpha(_ parts: [String: Tensor]) throws(PEFTError) -> Double? {
         guard let tensor = parts["alpha"] else { return nil }
+        if tensor.count == 1, tensor.dtype == .i64, let value = tensor.integers()?.first { return Double(value) }  // LyCORIS' constraint of 0
         guard tensor.count == 1, tensor.dtype.isWeightFormat, let value = try tensor.converted(to: .f32, engine, .scratch).floats(engine).first, value.isFinite else {
             throw PEFTError(.format, "\(origin): an alpha is \(tensor.dtype.name) \(tensor.shape); one finite number is needed")
         }
@@ -197,12 +212,16 @@ struct AdapterDialect {
         PEFTError(.unsupported, "\(origin): '\(layer.name)' has a dora_scale of the shape \(scale.shape); norms of outputs, [\(outputs), 1], are read, norms of inputs are not")
     }
 
-    private func loha(_ config: inout JSONObject) throws(PEFTError) -> [NamedTensor] {
-        let ranks = try modules.map { (module) throws(PEFTError) in
-            guard let factor = module.parts["hada_w1_b"] else { throw missing("hada_w1_b", module.layer) }
+    /// Of each module: the rows of a tensor that it must have.
+    private func ranks(_ part: String) throws(PEFTError) -> [Int] {
+        try modules.map { (module) throws(PEFTError) in
+            guard let factor = module.parts[part] else { throw missing(part, module.layer) }
             return factor.shape.first ?? 0
         }
-        setRanks(ranks, try modules.map { (module) throws(PEFTError) in try alpha(module.parts) }, "alpha", &config)
+    }
+
+    private func loha(_ config: inout JSONObject) throws(PEFTError) -> [NamedTensor] {
+        setRanks(try ranks("hada_w1_b"), try modules.map { (module) throws(PEFTError) in try alpha(module.parts) }, "alpha", &config)
         config["use_effective_conv2d"] = .bool(modules.contains { $0.parts["hada_t1"] != nil })
         return try kept(&config)
     }
@@ -245,7 +264,11 @@ struct AdapterDialect {
             let outputs = try MatrixTarget(layer, of: LoHa.self).outputSize
             guard scale.count == outputs, scale.shape.first == outputs else { throw normsOfInputs(scale, outputs, layer) }
         }
-        return modules.flatMap { module in
+        return ownNames()
+    }
+
+    func ownNames() -> [NamedTensor] {
+        modules.flatMap { module in
             module.parts.filter { $0.key != "alpha" }.sorted { $0.key < $1.key }.map { NamedTensor("\(Adapter.prefix)\(module.layer.name).\($0.key)", $0.value) }
         }
     }

@@ -71,10 +71,6 @@ package struct AdapterFusion: AdapterMethod {
         for module in modules { module.initialize(&random) }
     }
 
-    package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        throw PEFTError(.unsupported, "ADAPTER_FUSION adapts blocks, no layers")
-    }
-
     package func companion(of modules: [any AdapterModule], _ model: Model) throws(PEFTError) -> (any AdapterCompanion)? {
         companion
     }

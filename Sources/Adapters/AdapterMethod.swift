@@ -67,6 +67,9 @@ extension AdapterMethod {
     package static var layerKinds: [String] { MatrixTarget.linears }
     package static var defaultTargets: [String: JSONValue] { DefaultTargets.lora }
     package static var isMergeable: Bool { true }
+    package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
+        throw PEFTError(.unsupported, "\(Self.peftType) adapts no layers")
+    }
     package func act(on adaptation: inout Adaptation, scale: Float) throws(PEFTError) {}
 
     package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, _ model: Model)
@@ -188,7 +191,7 @@ package enum AdapterMethods {
         MiSS.self, RoAd.self, GraLoRA.self, DeLoRA.self, HiRA.self, LNTuning.self,
         VeRA.self, PVeRA.self, RandLoRA.self, VBLoRA.self, UniLoRA.self, TinyLoRA.self, BEFT.self, TrainableTokens.self,
         FourierFT.self, WaveFT.self, FRoD.self, SHiRA.self, SuperTuning.self, C3A.self,
-        PSOFT.self, OSF.self, PEANuT.self, DEFT.self, GLoRA.self, Lily.self, AdaMSS.self, Poly.self, FullChange.self,
+        PSOFT.self, OSF.self, PEANuT.self, DEFT.self, GLoRA.self, Lily.self, AdaMSS.self, Poly.self, FullChange.self, LyCORISOFT.self, LyCORISGLoRA.self,
         PromptTuning.self, PTuning.self, MultitaskPrompt.self, PrefixTuning.self, Cartridge.self, CPT.self, AdaptionPrompt.self, XLoRA.self, Shadow.self, Bottleneck.self, AdapterFusion.self,
     ]
 

@@ -113,7 +113,7 @@ extension AdapterSet {
     private func parts(_ name: String, _ tensors: [(name: String, tensor: Tensor)], _ format: String) throws(PEFTError) -> [(module: any AdapterModule, part: String, tensor: Tensor)] {
         let modules = try adapter(name).modules
         return try tensors.map { (item) throws(PEFTError) in
-            let module = modules.first { item.name.hasPrefix("\(Adapter.prefix)\($0.layer.name).") && $0.saved.contains { $0.key == item.name } }
+            let module = modules.first { item.name.hasPrefix("\(Adapter.prefix)\($0.layer.name).") && ($0.saved.contains { $0.key == item.name } || $0.replacements.contains { $0.key == item.name }) }
             guard let module else { throw PEFTError(.unsupported, "'\(item.name)' is part of '\(name)', and files of the format '\(format)' have no place for it") }
             return (module, String(item.name.dropFirst(Adapter.prefix.count + module.layer.name.count + 1)), item.tensor)
         }
@@ -123,18 +123,24 @@ extension AdapterSet {
         let renamed = ["lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight", "lora_magnitude_vector": "dora_scale"]
         var written: [NamedTensor] = []
         var ranks: [Int: Int] = [:]
-        let parts = try parts(name, tensors, "kohya")
+        var parts: [(module: any AdapterModule, part: String, tensor: Tensor)] = []
+        for (module, part, tensor) in try self.parts(name, tensors, "kohya") {
+            parts += try asLyCORIS(module, part, tensor).map { (module, $0.part, $0.tensor) }
+        }
         for (module, part, tensor) in parts {
             let ending = renamed[part] ?? part
-            guard renamed[part] != nil || ["hada_", "lokr_"].contains(where: { part.hasPrefix($0) }) || ["diff", "diff_b", "dora_scale"].contains(part) else {
+            guard renamed[part] != nil || ["hada_", "lokr_"].contains(where: { part.hasPrefix($0) }) || AdapterDialect.ownParts.contains(part) else {
                 throw PEFTError(.unsupported, "'\(name)' has '\(part)' at '\(module.layer.name)', for which there is no name in the format 'kohya'")
             }
-            if ["lora_A.weight", "hada_w1_b", "lokr_w2_b"].contains(part) || part == "lokr_w1_b" && ranks[module.layer.index] == nil { ranks[module.layer.index] = tensor.shape[0] }
+            if ["lora_A.weight", "hada_w1_b", "lokr_w2_b", "a2.weight"].contains(part) || part == "lokr_w1_b" && ranks[module.layer.index] == nil { ranks[module.layer.index] = tensor.shape[0] }
             let value = part == "lora_magnitude_vector" ? try tensor.reshaped([tensor.count] + Array(repeating: 1, count: max(tensor.shape.count - 1, 1))) : tensor
             written.append(NamedTensor("\(prefix)\(AdapterDialect.underscored(module.layer.name)).\(ending)", value))
         }
         var seen: Set<Int> = []
         for (module, _, _) in parts where seen.insert(module.layer.index).inserted {
+            if let rotation = module as? LyCORISRotation {
+                written.append(NamedTensor("\(prefix)\(AdapterDialect.underscored(module.layer.name)).alpha", try Tensor(engine, [rotation.constraint], shape: [])))
+            }
             guard let scaling = module.scaling else { continue }
             // Without a rank (LoKr of two whole factors) readers scale nothing, but want to see an alpha.
             let rank = ranks[module.layer.index]
@@ -145,6 +151,24 @@ extension AdapterSet {
             written.append(NamedTensor("\(prefix)\(AdapterDialect.underscored(module.layer.name)).alpha", alpha))
         }
         return written
+    }
+
+    /// (IA)³ and norms are differences there.
+    private func asLyCORIS(_ module: any AdapterModule, _ part: String, _ tensor: Tensor) throws(PEFTError) -> [(part: String, tensor: Tensor)] {
+        if let module = module as? IA3Module {
+            try AdapterDialect.checkBias(module.target, isFeedforward: module.isFeedforward, "the format 'kohya'")
+            let values = try tensor.floats(engine).map { $0 - 1 }
+            return [
+                ("weight", try Tensor(engine, values, shape: module.target.kernel.isEmpty ? [values.count] : tensor.shape)),
+                ("on_input", try Tensor(engine, [module.isFeedforward ? 1 : 0] as [Float], shape: [])),
+            ]
+        }
+        guard let name = part.hasPrefix("ln_tuning_layers.") ? String(part.dropFirst(17)) : nil, let ending = AdapterDialect.normParts[name],
+            let base = module.layer.tensor(name), module.layer.kind.hasSuffix("Norm")
+        else { return [(part, tensor)] }
+        let change = try tensor.converted(to: .f32, engine, .adapters)
+        engine.axpby(-1, try base.converted(to: .f32, engine, .scratch), 1, into: change)
+        return [(ending, change)]
     }
 
     private func diffusers(_ name: String, _ tensors: [(name: String, tensor: Tensor)], _ config: JSONObject, _ prefix: String, _ path: String) throws(PEFTError) {

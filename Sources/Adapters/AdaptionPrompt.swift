@@ -57,10 +57,6 @@ package struct AdaptionPrompt: AdapterMethod {
         }
     }
 
-    package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        throw PEFTError(.unsupported, "ADAPTION_PROMPT adapts attention, no layers")
-    }
-
     package func act(on adaptation: inout Adaptation, scale: Float) throws(PEFTError) {
         for (layer, own) in prompts {
             guard adaptation.gatedPrompts[layer] == nil else { throw PEFTError(.unsupported, "two adapters with ADAPTION_PROMPT cannot act together; activate one of them") }

@@ -69,10 +69,6 @@ package struct Bottleneck: AdapterMethod {
         inverse?.initialize(&random)
     }
 
-    package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        throw PEFTError(.unsupported, "BOTTLENECK adapts blocks, no layers")
-    }
-
     package func act(on adaptation: inout Adaptation, scale: Float) throws(PEFTError) {
         // As in the library, of several the first one's.
         if adaptation.coupling == nil { adaptation.coupling = inverse }

@@ -71,16 +71,16 @@ package struct IA3: AdapterMethod {
     }
 }
 
-private final class IA3Module: MatrixModule {
+final class IA3Module: MatrixModule {
     let target: MatrixTarget
     /// f32 `[out, 1]` or `[1, in]`; `[1, channels, 1…]` of a convolution.
     private let scale: Parameter
-    private let isFeedforward: Bool
+    let isFeedforward: Bool
     private let isIdentity: Bool
     /// Channels of a convolution's patches; nil where each column has a value of its own.
     private let channels: ColumnMap?
 
-    init(_ target: MatrixTarget, key: String, isFeedforward: Bool, isIdentity: Bool, _ engine: Engine) throws(PEFTError) {
+    fileprivate init(_ target: MatrixTarget, key: String, isFeedforward: Bool, isIdentity: Bool, _ engine: Engine) throws(PEFTError) {
         self.target = target
         self.isFeedforward = isFeedforward
         self.isIdentity = isIdentity

@@ -35,10 +35,6 @@ extension PromptMethod {
     }
 
     package static var defaultTargets: [String: JSONValue] { [:] }
-
-    package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        throw PEFTError(.unsupported, "\(Self.peftType) adapts no layers")
-    }
 }
 
 /// What makes the rows of virtual tokens out of an embedding while they are trained; files have its output alone.

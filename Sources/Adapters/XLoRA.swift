@@ -88,10 +88,6 @@ package struct XLoRA: AdapterMethod {
         }
     }
 
-    package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        throw PEFTError(.unsupported, "XLORA adapts the layers its experts do")
-    }
-
     package func act(on adaptation: inout Adaptation, scale: Float) throws(PEFTError) {
         guard adaptation.router == nil, scale == 1 else {
             throw PEFTError(.unsupported, "XLORA acts once and as it is (global_scaling_weight is its strength), not twice or with a scale of \(scale)")

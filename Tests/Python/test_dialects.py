@@ -10,15 +10,16 @@ import pytest
 from conftest import LORA, stir
 from peftswift import Model, PeftError
 
+IDS = np.array([[1, 5, 9, 2, 20, 7, 3, 4]])
 LAYERS = ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"]
 
 
 def write(path, tensors, metadata=None):
     """A safetensors file with nothing but numpy."""
     header, offset = ({"__metadata__": metadata} if metadata else {}), 0
-    arrays = {k: np.ascontiguousarray(v, np.float32) for k, v in tensors.items()}
+    arrays = {k: np.ascontiguousarray(v, np.int64 if np.asarray(v).dtype == np.int64 else np.float32) for k, v in tensors.items()}
     for name, array in arrays.items():
-        header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
+        header[name] = {"dtype": "I64" if array.dtype == np.int64 else "F32", "shape": list(array.shape), "data_offsets": [offset, offset + array.nbytes]}
         offset += array.nbytes
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(a.tobytes() for a in arrays.values()))
@@ -30,7 +31,8 @@ def read(path):
     size = struct.unpack("<Q", data[:8])[0]
     header = json.loads(data[8:8 + size])
     metadata = header.pop("__metadata__", {})
-    return {k: np.frombuffer(data[8 + size + v["data_offsets"][0]:8 + size + v["data_offsets"][1]], np.float32).reshape(v["shape"]) for k, v in header.items()}, metadata
+    kinds = {"F32": np.float32, "I64": np.int64}
+    return {k: np.frombuffer(data[8 + size + v["data_offsets"][0]:8 + size + v["data_offsets"][1]], kinds[v["dtype"]]).reshape(v["shape"]) for k, v in header.items()}, metadata
 
 
 def random(*shape, seed=[0]):
@@ -113,12 +115,36 @@ def test_dora(base_folder, ids, tmp_path, kind):
 
 
 @pytest.mark.parametrize("file", sorted((Path(__file__).parent / "fixtures_lycoris").glob("*.safetensors")), ids=lambda file: file.stem)
-def test_files_of_lycoris(model, tmp_path, file):
-    """What LyCORIS wrote, with the outputs it has with it (scripts/check_with_lycoris.py)."""
+def test_files_of_lycoris(base_folder, tmp_path, file):
+    """What LyCORIS wrote, with the outputs it has with it (scripts/check_with_lycoris.py); written by us it is the same file."""
+    model = Model.from_pretrained(base_folder.parent / ("gpt2" if file.stem == "norm" else "llama"), dtype="float32")
     tensors, _ = read(file)
     logits = tensors.pop("logits")
-    model.load_adapter(write(tmp_path / "a.safetensors", tensors), "a")
-    assert np.abs(model(input_ids=np.array([[1, 5, 9, 2, 20, 7, 3, 4]])).logits - logits).max() < 2e-4
+    plain = model(input_ids=IDS).logits
+    model.load_adapter(write(tmp_path / "a.safetensors", tensors), "a", is_trainable=True)
+    assert np.abs(model(input_ids=IDS).logits - logits).max() < 2e-4
+    assert np.abs(plain - logits).max() > 1e-2
+    model.save_pretrained(tmp_path / "b.safetensors", "a", format="kohya")
+    written, _ = read(tmp_path / "b.safetensors")
+    assert set(written) == set(tensors)
+    for name, value in tensors.items():
+        if file.stem == "lokr_full" and name.endswith(".alpha"):
+            continue  # of whole factors it means nothing, and is 1
+        assert written[name].shape == value.shape and np.allclose(written[name], value, rtol=1e-5, atol=1e-6), name
+
+
+def test_lycoris_refusals(base_folder, tmp_path):
+    """What has no place in this library's, or in LyCORIS', form is refused, by name."""
+    model = Model.from_pretrained(base_folder.parent / "gpt2", dtype="float32")
+    key = "lycoris_transformer_h_0_"
+    with pytest.raises(PeftError, match="bias"):  # scaled by PEFT's (IA)³ and not by LyCORIS'
+        model.load_adapter(write(tmp_path / "i.safetensors", {key + "attn_c_attn.weight": random(96), key + "attn_c_attn.on_input": np.float32(0)}), "i")
+    with pytest.raises(PeftError, match="w_norm|shape"):
+        model.load_adapter(write(tmp_path / "n.safetensors", {key + "ln_1.w_norm": random(31)}), "n")
+    with pytest.raises(PeftError, match="oft_blocks"):
+        model.load_adapter(write(tmp_path / "o.safetensors", {key + "attn_c_attn.oft_blocks": random(3, 5, 5), key + "attn_c_attn.alpha": np.float32(0)}), "o")
+    with pytest.raises(PeftError, match="on_input"):
+        model.load_adapter(write(tmp_path / "f.safetensors", {key + "attn_c_attn.weight": random(96)}), "f")
 
 
 def test_diffusers(base_folder, ids, tmp_path):
