@@ -1,5 +1,4 @@
 internal import Autograd
-internal import Glibc
 internal import Models
 internal import Platform
 internal import Tensors
@@ -10,7 +9,8 @@ internal import Tensors
 ///     c = softmax over the top k of |p_e·x| / T    y += Σ_e c_e·s_e·B_e·A_e·x
 ///
 /// With `use_gks` the mean of adapters of general knowledge is taken out of A and of B of each expert (arXiv:2505.10939); here of what the
-/// router sees, PEFT changes the experts themselves. Prototypes are found when the router is chosen.
+/// router sees, PEFT changes the experts themselves. Prototypes are found when the router is chosen, and constant; what is below learns through
+/// the shares c_e, as in PEFT, whose autograd sees them.
 struct ArrowRouting: Sendable {
     let tasks: [String]
     let general: [String]
@@ -61,15 +61,21 @@ private final class ArrowHook: LayerHook {
     private let prototypes: Tensor
     /// f32 `[E·r, in]`, `[out, E·r]`
     private let (a, b): (Tensor, Tensor)
-    private let factors: [Float]
-    private let rank: Int
+    /// f32 `[E, E·r]`: an expert's share and its scaling, at each of its r values.
+    private let spread: Tensor
     private let routing: ArrowRouting
     private let dropout: Float
 
     init(_ experts: [LinearLoRA], _ general: [LinearLoRA], _ routing: ArrowRouting, scale: Float, seed: UInt64, _ engine: Engine) throws(PEFTError) {
         let (rank, linear) = (experts[0].rank, experts[0].linear)
-        (self.rank, self.routing, dropout) = (rank, routing, experts[0].dropout)
-        factors = experts.map { Float($0.factor) * scale }
+        (self.routing, dropout) = (routing, experts[0].dropout)
+        let width = experts.count * rank
+        spread = try .zeros(engine, [experts.count, width], .f32, .adapters)
+        for (index, expert) in experts.enumerated() {
+            unsafe spread.withMutableFloats { spread in
+                for place in index * (width + rank)..<index * (width + rank) + rank where place < spread.count { unsafe spread[place] = Float(expert.factor) * scale }
+            }
+        }
         a = try .zeros(engine, [experts.count * rank, linear.inputSize], .f32, .adapters)
         b = try .zeros(engine, [linear.outputSize, experts.count * rank], .f32, .adapters)
         prototypes = try .zeros(engine, [experts.count, linear.inputSize], .f32, .adapters)
@@ -111,28 +117,10 @@ private final class ArrowHook: LayerHook {
 
     func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable {
         let inner = try tape.linear(x, Variable(a))
-        let shares = try Tensor(tape.engine, try shares(x.value, tape.engine), shape: inner.shape).converted(to: inner.value.dtype, tape.engine)
-        let sum = try tape.linear(try tape.multiply(inner, Variable(shares)), Variable(b), as: y.value.dtype)
+        let scores = try tape.linear(x, Variable(prototypes), as: .f32), temperature = routing.temperature
+        let likeness = try tape.mapped(scores, { abs($0) / temperature }, derivative: { $0 < 0 ? -1 / temperature : 1 / temperature })
+        let shares = try tape.cast(try tape.topMixture(likeness, Variable(spread), routing.choice), to: inner.value.dtype)
+        let sum = try tape.linear(try tape.multiply(inner, shares), Variable(b), as: y.value.dtype)
         return try tape.add(y, try tape.dropout(sum, dropout))
-    }
-
-    /// Each token's share of each expert, r times: `[rows, E·r]`. Constants: nothing is learned through the choice.
-    private func shares(_ x: Tensor, _ engine: Engine) throws(PEFTError) -> [Float] {
-        let count = factors.count
-        var shares = [Float](repeating: 0, count: x.rows * count * rank)
-        guard !engine.isPlanning else { return shares }
-        let scores = try Tensor(engine, [x.rows, count])
-        try engine.multiply(.forward, x, prototypes, into: scores, compute: .f32)
-        let values = try scores.floats(engine).map { abs($0) }
-        for row in 0..<x.rows {
-            let best = (0..<count).sorted { values[row * count + $0] > values[row * count + $1] }.prefix(routing.choice)
-            let top = best.first.map { values[row * count + $0] } ?? 0
-            let weights = best.map { expf((values[row * count + $0] - top) / routing.temperature) }
-            let sum = weights.reduce(0, +)
-            for (expert, weight) in zip(best, weights) {
-                for k in 0..<rank { shares[(row * count + expert) * rank + k] = weight / sum * factors[expert] }
-            }
-        }
-        return shares
     }
 }

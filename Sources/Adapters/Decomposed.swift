@@ -6,7 +6,9 @@ internal import Tensors
 
 /// LoHa or LoKr with the magnitude of each output by itself, as DoRA has it beside LoRA (LyCORIS' `weight_decompose`, `dora_scale` in files):
 ///
-///     y = m/n ⊙ (W·x + ΔW·x) + b        n = ‖W + ΔW‖ of each output's row, a constant in the backward pass
+///     y = m/n ⊙ (W·x + ΔW·x) + b        n = ‖W + ΔW‖ of each output's row
+///
+/// of which, as in LyCORIS, n learns too (PEFT's DoRA, `Magnitude`, takes it for a constant; so do convolutions in groups here).
 final class DecomposedModule: AdapterModule {
     private let inner: any MatrixModule
     /// f32 `[out, 1…]`
@@ -42,6 +44,20 @@ final class DecomposedModule: AdapterModule {
 
     /// m/n `[out]`
     fileprivate func ratio(_ w: Tensor, scale: Float, _ tape: Tape) throws(PEFTError) -> Variable {
+        if tape.isRecording, inner.target.groups == 1 {
+            // ΔW as the inputs' unit vectors see it, [in, out], beside Wᵀ; nothing of it is kept.
+            let inverse = try tape.recomputed([]) { [self] (tape, _) throws(PEFTError) in
+                let target = inner.target, engine = tape.engine
+                let turned = try target.weight(w, engine).transposed(engine)
+                let site = HookSite(layer: target.linear, replacements: [:], tape: tape)
+                let units = try Tensor.zeros(engine, [turned.rows, turned.rows])
+                unsafe units.withMutableFloats { units in
+                    for index in stride(from: 0, to: units.count, by: turned.rows + 1) { unsafe units[index] = 1 }
+                }
+                return try tape.inverseNorms(try inner.add(to: Variable(turned), input: Variable(units), scale: scale, site), ofColumns: true, floor: .leastNormalMagnitude)
+            }
+            return try tape.multiply(try tape.vector(magnitude), inverse)
+        }
         let generation = model.lock.generation
         var inverse = known.withLock { $0.flatMap { $0.generation == generation && $0.scale == scale ? $0.inverse : nil } }
         if inverse == nil || tape.engine.isPlanning {

@@ -102,4 +102,20 @@ import Testing
         try tiny.randomize("a")
         try tiny.checkGradients(seed: 9)
     }
+
+    @Test("Arrow: what is below learns through the experts' shares, as in PEFT")
+    func arrow() throws {
+        let tiny = try TinyModel()
+        let experts = ["task_0", "task_1", "task_2"], place: JSONValue = names("layers.1.self_attn.q_proj")
+        for (index, name) in experts.enumerated() {
+            try tiny.set.add(name, lora(["target_modules": place]))
+            try tiny.randomize(name, seed: UInt64(index), scale: 0.5)
+        }
+        try tiny.set.add("low", lora(["target_modules": names("layers.0.self_attn.v_proj")]))
+        try tiny.randomize("low", seed: 9)
+        let arrow: JSONObject = ["task_adapter_names": .array(experts.map { .string($0) }), "top_k": .integer(2), "router_temperature": .number(0.5)]
+        try tiny.set.add("arrow_router", lora(["target_modules": place, "arrow_config": .object(arrow)]))
+        try tiny.set.setActive([("low", 1), ("arrow_router", 1)])
+        try tiny.checkGradients(seed: 4) { $0.hasPrefix("low|") }
+    }
 }
