@@ -3,7 +3,7 @@ package import Models
 package import Platform
 package import Tensors
 
-/// ShadowPEFT: a small copy of the decoder (`shadow_model` "mirror": its class with one block) reads the input beside it, and its state s
+/// ShadowPEFT: a small copy of the decoder (`shadow_model` "mirror": its class with one block), or a trained one (`ShadowCheckpoint`), reads the input beside it, and its state s
 /// goes along with the frozen blocks, which see how far they are from it and change it,
 ///
 ///     h ← h + α·W_up·W_down·drop(h − s);  h ← block(h);  s ← (1 − g)·s + g·T(h)    g = σ(G(h))
@@ -25,12 +25,8 @@ package struct Shadow: AdapterMethod {
     package var shared: [SavedTensor] { network.parameters.map { SavedTensor($0) } }
 
     package init(_ configuration: inout AdapterConfiguration, _ model: Model, isNew: Bool) throws(PEFTError) {
-        try configuration.refuse(["exclude_modules", "layers_to_transform", "layers_pattern"])
         guard model.network is GatedDecoder, let list = model.network.blockList else {
             throw PEFTError(.unsupported, "SHADOW for a \(model.architecture) model; it is for decoders like llama")
-        }
-        guard configuration.values["shadow_model"] == .string("mirror") else {
-            throw PEFTError(.unsupported, "shadow_model is \(configuration.values["shadow_model"]?.text() ?? "null"); this version has 'mirror'")
         }
         guard model.task == .causalLM || model.task == .features else { throw PEFTError(.unsupported, "SHADOW for a model with a head of another kind than a language model's") }
         let blocks = try Shadow.targets(&configuration, (0..<list.count).map { "\(list.name).\($0)" })
@@ -39,21 +35,22 @@ package struct Shadow: AdapterMethod {
 
     /// The blocks that are adapted; all of them become the configuration's when it names none.
     private static func targets(_ configuration: inout AdapterConfiguration, _ names: [String]) throws(PEFTError) -> [Int: String] {
-        let isTarget: (String) throws(PEFTError) -> Bool
-        switch configuration.values["target_modules"] {
-        case nil, .null:
-            configuration.values["target_modules"] = .array(names.map { .string($0) })
-            isTarget = { (_) throws(PEFTError) in true }
-        case .array(let list):
-            let wanted = list.compactMap(\.stringValue)
-            isTarget = { (name) throws(PEFTError) in wanted.contains { name == $0 || name.hasSuffix("." + $0) } }
-        case .string(let text):
-            let pattern = try Pattern.configured(text, "target_modules")
-            isTarget = { (name) throws(PEFTError) in try pattern.matchesWhole(name) }
-        case .some(let other): throw PEFTError(.argument, "target_modules is \(other.kindName); names of blocks or a regular expression are expected")
+        if configuration.values["target_modules"]?.isNull ?? true { configuration.values["target_modules"] = .array(names.map { .string($0) }) }
+        let isTarget = try matcher("target_modules", configuration), isExcluded = try matcher("exclude_modules", configuration)
+        var numbers: [Int]?
+        switch configuration.values["layers_to_transform"] {
+        case nil, .null: break
+        case .array(let list): numbers = list.compactMap(\.intValue)
+        case .some(let value): numbers = [value.intValue].compactMap { $0 }
+        }
+        if let container = try configuration.values.text("layers_pattern"), let own = names.first?.split(separator: ".").dropLast().last, container != own {
+            throw PEFTError(.notFound, "layers_pattern is '\(container)'; the blocks of this model are in '\(own)'")
         }
         var targets: [Int: String] = [:]
-        for (index, name) in names.enumerated() where try isTarget(name) { targets[index] = name }
+        for (index, name) in names.enumerated() where numbers?.contains(index) != false {
+            let (isTarget, isExcluded) = (try isTarget(name), try isExcluded(name))
+            if isTarget, !isExcluded { targets[index] = name }
+        }
         guard !targets.isEmpty else {
             let wanted = configuration.values["target_modules"]?.text() ?? ""
             throw PEFTError(.notFound, "target_modules \(wanted) names none of the blocks that SHADOW adapts, which are called like '\(names.first ?? "")'")
@@ -61,13 +58,23 @@ package struct Shadow: AdapterMethod {
         return targets
     }
 
+    /// Names, or a regular expression; null: none.
+    private static func matcher(_ key: String, _ configuration: AdapterConfiguration) throws(PEFTError) -> (String) throws(PEFTError) -> Bool {
+        switch configuration.values[key] {
+        case nil, .null: return { (_) throws(PEFTError) in false }
+        case .array(let list):
+            let wanted = list.compactMap(\.stringValue)
+            return { (name) throws(PEFTError) in wanted.contains { name == $0 || name.hasSuffix("." + $0) } }
+        case .string(let text):
+            let pattern = try Pattern.configured(text, key)
+            return { (name) throws(PEFTError) in try pattern.matchesWhole(name) }
+        case .some(let other): throw PEFTError(.argument, "\(key) is \(other.kindName); names of blocks or a regular expression are expected")
+        }
+    }
+
     package func initializeShared(_ random: RandomStream) {
         var random = random
         network.initialize(&random)
-    }
-
-    package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        throw PEFTError(.unsupported, "SHADOW adapts blocks, no layers")
     }
 
     package func act(on adaptation: inout Adaptation, scale: Float) throws(PEFTError) {
@@ -116,6 +123,8 @@ private final class ShadowNetwork: ShadowPath {
     private let alpha: Float
     private let dropout: Float
     private let isNeutral: Bool
+    /// They came with values (`ShadowCheckpoint`).
+    private let isTrained: (backbone: Bool, projection: Bool)
 
     init(_ configuration: AdapterConfiguration, _ targets: [Int: String], _ model: Model) throws(PEFTError) {
         guard let size = model.layers.lazy.compactMap({ ($0 as? Embedding)?.dimension }).first else { throw PEFTError(.unsupported, "SHADOW without an embedding") }
@@ -134,22 +143,35 @@ private final class ShadowNetwork: ShadowPath {
                     transform: try Perceptron(key + "update_transform.default", size, inner, model), gate: try Perceptron(key + "update_gate.default", size, inner, model))
             )
         })
-        let width = configuration.isSet("shadow_hidden_size") ? try configuration.positive("shadow_hidden_size") : size
-        sharesEmbedding = try configuration.flag("share_embeddings") && width == size
-        let mirror = ModelConfiguration(try ShadowNetwork.mirror(of: model, configuration, hasTokens: !sharesEmbedding), origin: "shadow_model 'mirror'")
+        let path = try configuration.values.text("shadow_model") ?? "mirror"
+        let trained = path == "mirror" ? nil : try ShadowCheckpoint(path, configuration, model)
+        let chosen = configuration.isSet("shadow_hidden_size") ? try configuration.positive("shadow_hidden_size") : size
+        let width = trained?.hiddenSize ?? chosen
+        let shares = try configuration.flag("share_embeddings")
+        sharesEmbedding = trained == nil && shares && width == size
+        let network = if let trained { trained.config } else { try ShadowNetwork.mirror(of: model, configuration, hasTokens: !sharesEmbedding) }
         let build = try LayerBuilder(makingFor: model.engine)
-        backbone = try GatedDecoder(mirror, build)
-        projection = width == size ? nil : try model.parameter("base_model.shadow_projection.default.weight", [size, width])
+        backbone = try GatedDecoder(ModelConfiguration(network, origin: "shadow_model '\(path)'"), build)
+        projection = width == size && trained?.projection == nil ? nil : try model.parameter("base_model.shadow_projection.default.weight", [size, width])
+        isTrained = (trained != nil, trained?.projection != nil)
         var (own, parameters): (Adaptation, [(Parameter, any Layer)]) = (Adaptation(layerCount: build.layers.count), [])
         for layer in build.layers where !(sharesEmbedding && layer is Embedding) {
             guard !(layer is Experts) else { throw PEFTError(.unsupported, "SHADOW for a mixture of experts") }
             for (name, tensor) in layer.tensors {
-                let parameter = Parameter(name: "base_model.shadow_backbone.default.\(layer.name).\(name)", value: tensor)
+                try trained?.read("\(layer.name).\(name)", into: tensor, model.engine)
+                // What a trained network looks up stays as it is.
+                let parameter = Parameter(
+                    name: "base_model.shadow_backbone.default.\(layer.name).\(name)", value: tensor, isTrainable: trained == nil || !(layer is Embedding))
                 own.layers[layer.index].replacements[name] = parameter
                 parameters.append((parameter, layer))
             }
         }
         (self.own, backboneParameters) = (own, parameters)
+        guard let projection, let matrix = trained?.projection else { return }
+        guard matrix.shape == projection.value.shape, matrix.dtype.isWeightFormat else {
+            throw PEFTError(.mismatch, "shadow_model '\(path)' leads with a matrix \(matrix.shape) to the base model's states; \(projection.value.shape) is needed")
+        }
+        model.engine.axpby(1, try matrix.converted(to: .f32, model.engine, .scratch), 0, into: projection.value)
     }
 
     /// The decoder's configuration with fewer blocks, no head and, where it reads what the decoder looked up, no tokens.
@@ -181,7 +203,7 @@ private final class ShadowNetwork: ShadowPath {
                 for (index, parameter) in part.parameters.enumerated() { parameter.value.fillUniform(fanIn: part.parameters[index / 2 * 2].value.columns, &random) }
             }
         }
-        for (parameter, layer) in backboneParameters {
+        for (parameter, layer) in backboneParameters where !isTrained.backbone {
             if parameter.value.shape.count > 1 {
                 parameter.value.fillNormal(0.02, &random)
             } else if let norm = layer as? RMSNorm {
@@ -190,7 +212,7 @@ private final class ShadowNetwork: ShadowPath {
                 parameter.value.clear()
             }
         }
-        projection?.value.fillUniform(fanIn: projection?.value.columns ?? 1, &random)
+        if !isTrained.projection { projection?.value.fillUniform(fanIn: projection?.value.columns ?? 1, &random) }
     }
 
     func start(_ x: Variable, _ input: ModelInput, _ context: ForwardContext) throws(PEFTError) -> Variable {

@@ -1,12 +1,17 @@
 """What single methods do besides what all of them do (MethodTests.swift) and what PEFT's numbers say (Golden)."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from conftest import GOLDEN, LORA, stir
 from peftswift import Model, PeftError
+from test_dialects import read, write
 
 
 def case(name):
@@ -131,6 +136,61 @@ def test_shadow_variants(model, ids):
         model.merge_adapter()
     with pytest.raises(PeftError, match="each sample"):
         model(input_ids=ids, adapter_names=["1", "__base__"])
+
+
+def test_shadow_of_a_trained_decoder(base_folder, ids, tmp_path):
+    """shadow_model names a folder: PEFT's numbers with one of another family (a golden case whose paths begin in the kit's folder)."""
+    command = [sys.executable, str(GOLDEN.parent / "run.py"), str(GOLDEN), "--only", "shadow_trained", "--in-process"]
+    paths = {name: os.pathsep.join(map(os.path.abspath, os.environ[name].split(os.pathsep))) for name in ("PEFTSWIFT_LIBRARY", "PYTHONPATH") if name in os.environ}
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=GOLDEN, env=os.environ | paths)
+    assert "1 passed, 0 failed, 0 skipped" in ran.stdout, ran.stdout + ran.stderr
+
+    def with_shadow(folder, **more):
+        model = Model.from_pretrained(base_folder, dtype="float32")
+        model.add_adapter("s", {"peft_type": "SHADOW", "r": 4, "shadow_model": str(folder), **more}, seed=1)
+        return model
+
+    plain = with_shadow(GOLDEN / "bases/qwen3")
+    trained = {key: value for key, value in plain.adapter_state_dict("s").items() if "shadow_backbone" in key}
+    assert not any("embed_tokens" in name for name in plain.trainable_parameters()) and any("embed_tokens" in key for key in trained)
+    # The same decoder with a matrix behind it that changes nothing.
+    config = json.loads((GOLDEN / "bases/qwen3/config.json").read_text())
+    tensors, _ = read(GOLDEN / "bases/qwen3/model.safetensors")
+    tensors = {"shadow_model." + key.removeprefix("model."): value for key, value in tensors.items() if key != "lm_head.weight"}
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/config.json").write_text(json.dumps({"model_type": "causal_lm_with_hidden_projection", "shadow_model_config": config}))
+    write(tmp_path / "p/model.safetensors", tensors | {"shadow_hidden_projection.weight": np.eye(32)})
+    projected = with_shadow(tmp_path / "p")
+    own = projected.adapter_state_dict("s")
+    assert np.array_equal(own["base_model.shadow_projection.default.weight"], np.eye(32)) and all(np.array_equal(own[key], value) for key, value in trained.items())
+    stir(plain, "s")
+    projected.load_adapter_state_dict("s", plain.adapter_state_dict("s") | {"base_model.shadow_projection.default.weight": np.eye(32, dtype=np.float32)})
+    assert np.abs(projected(input_ids=ids).logits - plain(input_ids=ids).logits).max() < 1e-5
+    with pytest.raises(PeftError, match="shadow_hidden_size"):
+        with_shadow(GOLDEN / "bases/qwen3", shadow_hidden_size=16)
+    with pytest.raises(PeftError, match="nowhere"):
+        with_shadow("nowhere")
+    with pytest.raises(PeftError, match="bert|family"):
+        with_shadow(GOLDEN / "bases/bert")
+    tensors["shadow_model.norm.weight"] = np.ones(31)
+    write(tmp_path / "p/model.safetensors", tensors | {"shadow_hidden_projection.weight": np.eye(32)})
+    with pytest.raises(PeftError, match="norm.weight"):
+        with_shadow(tmp_path / "p")
+
+
+def test_shadow_chooses_blocks(model):
+    def blocks(**more):
+        model.add_adapter("b", {"peft_type": "SHADOW", **more})
+        names = {key.split("layers.")[1][0] for key in model.adapter_state_dict("b") if "shadow_down" in key}
+        model.delete_adapter("b")
+        return names
+
+    assert blocks() == {"0", "1"} and blocks(exclude_modules=["layers.0"]) == {"1"}
+    assert blocks(layers_to_transform=0, layers_pattern="layers") == {"0"} and blocks(layers_to_transform=[1]) == {"1"}
+    with pytest.raises(PeftError, match="names none"):
+        blocks(layers_to_transform=[7])
+    with pytest.raises(PeftError, match="layers_pattern"):
+        blocks(layers_to_transform=[0], layers_pattern="blocks")
 
 
 # ---- LoRA's forms
