@@ -56,14 +56,14 @@ final class RankMask: Sendable {
     }
 }
 
-/// Gives ranks to the layers whose parameters matter most for the loss, and takes others: importance of a value p is a mean
-/// over the steps of |p·∂L/∂p| times its own variation; that of rank i is the sum for E_i, and of the means over A_i and B_i.
+/// Gives ranks to the layers whose parameters matter most for the loss, and takes others: the score of rank i is the sum of Ī·Ū
+/// (`Importance`) for E_i, and of the means over A_i and B_i.
 final class RankAllocator: AdapterCompanion {
     private let modules: [AdaLoRAModule]
     private let schedule: RankSchedule
     private let orthogonality: Float
-    /// Of A, E and B of each module: Ī and Ū.
-    private let importance: [(mean: Tensor, variation: Tensor)]
+    /// Of A, E and B of each module.
+    private let importance: [Importance]
     /// f32 `[1]`: 1 when ranks were taken.
     private let decided: Tensor
 
@@ -71,18 +71,12 @@ final class RankAllocator: AdapterCompanion {
         self.modules = modules
         self.schedule = schedule
         self.orthogonality = orthogonality
-        importance = try modules.flatMap(\.parameters).map { (parameter) throws(PEFTError) in
-            (try .zeros(engine, parameter.value.shape, .f32, .optimizer), try .zeros(engine, parameter.value.shape, .f32, .optimizer))
-        }
+        importance = try modules.flatMap(\.parameters).map { (parameter) throws(PEFTError) in try Importance(parameter, engine) }
         decided = try .zeros(engine, [1], .f32, .adapters)
     }
 
     var state: [(name: String, tensor: Tensor)] {
-        var state: [(name: String, tensor: Tensor)] = [("allocated", decided)]
-        for (parameter, importance) in zip(modules.flatMap(\.parameters), importance) {
-            state += [(parameter.name + ".importance", importance.mean), (parameter.name + ".variation", importance.variation)]
-        }
-        return state + modules.map { ($0.e.name + ".kept", $0.mask.values) }
+        [("allocated", decided)] + importance.flatMap(\.state) + modules.map { ($0.e.name + ".kept", $0.mask.values) }
     }
 
     func complete(_ configuration: inout JSONObject) {
@@ -94,36 +88,13 @@ final class RankAllocator: AdapterCompanion {
 
     func didStep(_ step: Int, _ gradients: GradientStore, factor: Double) {
         let last = schedule.total - schedule.final
-        if step < last { observe(gradients, Float(factor)) }
-        if step == last || step < last && step > schedule.warmup && step % schedule.interval == 0 { allocate(step) }
-        if step == last {
-            for item in importance {
-                item.mean.clear()
-                item.variation.clear()
-            }
+        if step < last {
+            for item in importance { item.observe(gradients, factor, beta: schedule.sensitivity, gamma: schedule.uncertainty, isAroundNew: true) }
         }
+        if step == last || step < last && step > schedule.warmup && step % schedule.interval == 0 { allocate(step) }
+        if step == last { for item in importance { item.clear() } }
         // What was given up stays given up.
         if step >= last { for module in modules { drop(module) } }
-    }
-
-    private func observe(_ gradients: GradientStore, _ factor: Float) {
-        for (parameter, item) in zip(modules.flatMap(\.parameters), importance) {
-            guard let gradient = gradients.gradient(of: parameter) else { continue }
-            let (beta, gamma) = (schedule.sensitivity, schedule.uncertainty)
-            unsafe parameter.value.withFloats { p in
-                unsafe gradient.withFloats { g in
-                    unsafe item.mean.withMutableFloats { mean in
-                        unsafe item.variation.withMutableFloats { variation in
-                            for i in 0..<min(p.count, g.count, mean.count, variation.count) {
-                                let now = unsafe abs(p[i] * g[i] * factor)
-                                unsafe mean[i] = beta * mean[i] + (1 - beta) * now
-                                unsafe variation[i] = gamma * variation[i] + (1 - gamma) * abs(now - mean[i])
-                            }
-                        }
-                    }
-                }
-            }
-        }
     }
 
     /// Takes the ranks with the lowest scores, as many as there are too many.
@@ -159,7 +130,7 @@ final class RankAllocator: AdapterCompanion {
     }
 
     /// Σ Ī·Ū for each rank: over its row of so many values, or (nil) over its column.
-    private func sums(_ item: (mean: Tensor, variation: Tensor), _ rank: Int, perRow: Int?) -> [Float] {
+    private func sums(_ item: Importance, _ rank: Int, perRow: Int?) -> [Float] {
         unsafe item.mean.withFloats { mean in
             unsafe item.variation.withFloats { variation in
                 var sums = [Float](repeating: 0, count: rank)

@@ -31,26 +31,16 @@ struct SubspaceSchedule: Sendable {
     }
 }
 
-/// Adaptive subspace allocation of AdaMSS: groups that matter least for the loss stop training, for good. Importance of a value p is a
-/// mean over the steps of |p·∂L/∂p|, times its own variation; of a group the mean over A plus that over B.
+/// Adaptive subspace allocation of AdaMSS: groups that matter least for the loss stop training, for good: the score of a
+/// group is the mean of Ī·Ū (`Importance`) over A plus that over B.
 final class SubspaceAllocator: AdapterCompanion {
-    private struct Importance {
-        let parameter: Parameter
-        let mean: Tensor
-        let variation: Tensor
-    }
-
     private let groups: [(a: Importance, b: Importance)]
     private let schedule: SubspaceSchedule
     /// f32 `[groups]`: 1: it trains.
     private let isKept: Tensor
 
     init(_ pairs: [(a: Parameter, b: Parameter)], _ schedule: SubspaceSchedule, _ engine: Engine) throws(PEFTError) {
-        func importance(_ parameter: Parameter) throws(PEFTError) -> Importance {
-            let shape = parameter.value.shape
-            return Importance(parameter: parameter, mean: try .zeros(engine, shape, .f32, .optimizer), variation: try .zeros(engine, shape, .f32, .optimizer))
-        }
-        groups = try pairs.map { (pair) throws(PEFTError) in (try importance(pair.a), try importance(pair.b)) }
+        groups = try pairs.map { (pair) throws(PEFTError) in (try Importance(pair.a, engine), try Importance(pair.b, engine)) }
         self.schedule = schedule
         isKept = try Tensor(engine, [pairs.count], .f32, .adapters)
         isKept.fill { 1 }
@@ -60,7 +50,7 @@ final class SubspaceAllocator: AdapterCompanion {
     private var kept: [Bool] { unsafe isKept.withFloats { unsafe $0.map { $0 != 0 } } }
 
     var state: [(name: String, tensor: Tensor)] {
-        [("kept_groups", isKept)] + all.flatMap { [($0.parameter.name + ".importance", $0.mean), ($0.parameter.name + ".variation", $0.variation)] }
+        [("kept_groups", isKept)] + all.flatMap(\.state)
     }
 
     func willStep(_ gradients: GradientStore) {
@@ -70,31 +60,12 @@ final class SubspaceAllocator: AdapterCompanion {
     func didStep(_ step: Int, _ gradients: GradientStore, factor: Double) {
         let step = step - 1  // PEFT's callback counts the steps before this one.
         guard schedule.first...schedule.last ~= step else { return }
-        for item in all where item.parameter.isTrainable { observe(item, gradients, Float(factor)) }
+        for item in all where item.parameter.isTrainable {
+            item.observe(gradients, factor, beta: schedule.importance, gamma: schedule.uncertainty, isAroundNew: false)
+        }
         guard step % schedule.interval == 0 else { return }
         keep(schedule.count(step, of: groups.count))
-        for item in all {
-            item.mean.clear()
-            item.variation.clear()
-        }
-    }
-
-    private func observe(_ item: Importance, _ gradients: GradientStore, _ factor: Float) {
-        guard let gradient = gradients.gradient(of: item.parameter) else { return }
-        let (beta, gamma) = (schedule.importance, schedule.uncertainty)
-        unsafe item.parameter.value.withFloats { p in
-            unsafe gradient.withFloats { g in
-                unsafe item.mean.withMutableFloats { mean in
-                    unsafe item.variation.withMutableFloats { variation in
-                        for i in 0..<min(p.count, g.count, mean.count, variation.count) {
-                            let now = unsafe abs(p[i] * g[i] * factor)
-                            unsafe variation[i] = gamma * variation[i] + (1 - gamma) * abs(now - mean[i])
-                            unsafe mean[i] = beta * mean[i] + (1 - beta) * now
-                        }
-                    }
-                }
-            }
-        }
+        for item in all { item.clear() }
     }
 
     /// As in PEFT what scores as high as the last of `count` does not train on either.
