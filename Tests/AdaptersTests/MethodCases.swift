@@ -1,4 +1,5 @@
 import Platform
+import Tensors
 import Testing
 
 @testable import Adapters
@@ -21,8 +22,16 @@ struct MethodCase: Sendable, CustomTestStringConvertible {
     /// What happens to random values at the layer named first: how much noise they take.
     var noise: Float = 0.3
 
+    /// Norms of weights learn too (in LoRA's DoRA they are constants of the backward pass, as in PEFT).
+    var movesNorms: Bool { config["weight_decompose"] == .bool(true) }
     var type: String { config["peft_type"]?.stringValue ?? "" }
     var testDescription: String { "\(type) \(config.pairs.filter { $0.key != "peft_type" && $0.key != "target_modules" }.map { "\($0.key)=\($0.value.text())" }.joined(separator: " "))" }
+
+    /// All weight formats that have an encoder, in turn: one for each case.
+    static func formats(from start: Int) -> [DType] {
+        let formats = DType.allCases.filter { $0.isWeightFormat && ![.f32, .tq1_0, .tq2_0].contains($0) }
+        return all.indices.map { formats[(start + $0) % formats.count] }
+    }
 
     init(
         _ type: String, _ settings: JSONObject = [:], targets: [String] = ["q_proj", "v_proj"], isNeutral: Bool = true, isAdditive: Bool = true,
@@ -103,6 +112,9 @@ struct MethodCase: Sendable, CustomTestStringConvertible {
         MethodCase("POLY", ["r": .integer(4), "n_tasks": .integer(2), "n_skills": .integer(3), "n_splits": .integer(2)], isAdditive: false, isMergeable: false),
         MethodCase("FULL", targets: ["q_proj", "c_fc"]),
         MethodCase("FULL", ["use_bias": .bool(true)], targets: ["q_proj", "v_proj"]),
+        MethodCase("LYCORIS_OFT", ["r": .integer(4), "rescaled": .bool(true)], targets: ["q_proj", "v_proj", "c_fc"]),
+        MethodCase("LYCORIS_OFT", ["r": .integer(8), "butterfly": .bool(true), "constraint": .number(0.01)]),
+        MethodCase("LYCORIS_GLORA", ["r": .integer(3), "alpha": .number(2)], targets: ["q_proj", "v_proj", "c_fc"]),
         MethodCase("LILY", ["r": .integer(4), "stride_A": .integer(2)], isAdditive: false, isMergeable: false, isPerSample: false),
     ]
 }

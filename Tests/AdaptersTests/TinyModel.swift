@@ -48,7 +48,7 @@ struct TinyModel {
     let set: AdapterSet
     let messages = Messages()
 
-    /// - Parameter dtype: of the linear layers' weights.
+    /// - Parameter dtype: of the linear layers' weights; layers are wider where its blocks are.
     init(dtype: DType = .f32, seed: UInt64 = 1, type: String = "llama") throws {
         let messages = messages
         engine = Engine(log: { _, text in messages.add(text) })
@@ -57,8 +57,9 @@ struct TinyModel {
         func random(_ shape: [Int], _ scale: Float = 0.3) throws -> Tensor {
             try Tensor(engine, (0..<shape.reduce(1, *)).map { _ in stream.normal() * scale }, shape: shape, .weights)
         }
-        func weight(_ shape: [Int]) throws -> Tensor { try random(shape).encoded(as: dtype, engine, .weights) }
-        let (n, d, w) = (TinyModel.vocabulary, TinyModel.size, TinyModel.wide)
+        func weight(_ shape: [Int]) throws -> Tensor { try random(shape, scale).encoded(as: dtype, engine, .weights) }
+        let d = max(TinyModel.size, dtype.blockValues)
+        let (n, w, scale) = (TinyModel.vocabulary, d * TinyModel.wide / TinyModel.size, 0.3 * (Float(TinyModel.size) / Float(d)).squareRoot())
         var index = -1
         func next() -> Int {
             index += 1
@@ -97,6 +98,11 @@ struct TinyModel {
         try logitsVariable(routing, tape: tape ?? Tape(engine, .f32)).value.floats(engine)
     }
 
+    /// The same for closures that the library calls.
+    func output(_ tape: Tape) throws(PEFTError) -> Variable {
+        do { return try logitsVariable(tape: tape) } catch { throw error as? PEFTError ?? PEFTError(.internal, "\(error)") }
+    }
+
     func logitsVariable(_ routing: Routing? = nil, tape: Tape) throws -> Variable {
         let ids: [Int32] = [1, 5, 9, 2, 20, 7, 7, 3]
         let routing = try (routing ?? .all(set.activeAdaptation())).byTask([1, 0], batch: 2, isEach: tape.isTraining)
@@ -109,7 +115,8 @@ struct TinyModel {
     }
 
     /// dL/dp of random entries of every trainable parameter by central differences; L = Σ logits · weights.
-    func checkGradients(seed: UInt64) throws {
+    /// - Parameter movesNorms: norms of weights, which are otherwise kept for as long as nobody writes, follow the differences.
+    func checkGradients(seed: UInt64, movesNorms: Bool = false, of names: (String) -> Bool = { _ in true }) throws {
         let store = GradientStore(engine)
         let tape = Tape(engine, .f32, gradients: store)
         let output = try logitsVariable(tape: tape)
@@ -117,13 +124,14 @@ struct TinyModel {
         let weights = (0..<output.value.count).map { _ in stream.normal() }
         try tape.backward(from: output, gradient: try Tensor(engine, weights, shape: output.shape))
         func loss() throws -> Double { zip(try logits(), weights).reduce(0) { $0 + Double($1.0) * Double($1.1) } }
-        for (key, parameter) in try set.trainableParameters() {
+        for (key, parameter) in try set.trainableParameters() where names(key) {
             let gradient = try #require(store.gradient(of: parameter), "\(key)").floats(engine)
             let scale = gradient.map(abs).max() ?? 0
             for _ in 0..<3 {
                 let index = Int(stream.below(UInt32(parameter.value.count)))
                 func shifted(_ by: Float) throws -> Double {
                     parameter.value.withMutableFloats { $0[index] += by }
+                    if movesNorms { model.lock.write {} }
                     defer { parameter.value.withMutableFloats { $0[index] -= by } }
                     return try loss()
                 }
@@ -138,6 +146,7 @@ struct TinyModel {
     /// Gives every parameter of an adapter random values, so that it does something.
     func randomize(_ name: String, seed: UInt64 = 3, scale: Float = 0.3) throws {
         var stream = RandomStream(seed: seed)
+        let scale = scale * (Float(TinyModel.size) / Float(network.embedding.dimension)).squareRoot()
         let values = try set.state(of: name).filter { !$0.name.contains("base_layer.weight") && $0.tensor.dtype.isFloat }.map { (name, tensor) in
             (
                 name,
