@@ -119,11 +119,13 @@ $(addprefix test-,$(TEST_LAYERS)): test-%:
 
 # ---------------------------------------------------------------------------------------------------- measuring
 
-.PHONY: bench bench-quick
+.PHONY: bench bench-quick bench-methods
 bench: $(LIBRARY) $(MODEL) ## Measure speed and memory beside the peers (Benchmarks/)
 	@Benchmarks/run.sh
 bench-quick: $(LIBRARY) $(MODEL) ## The same without the peers
 	@Benchmarks/run.sh --quick
+bench-methods: $(LIBRARY) $(MODEL) ## A step of every adapter method beside LoRA's, seconds and memory (Benchmarks/methods.py, also beside PEFT)
+	@PEFTSWIFT_LIBRARY=$(CURDIR)/$(LIBRARY) PYTHONPATH=bindings/python $(PYTHON) Benchmarks/methods.py table $(MODEL) --quick
 
 # ---------------------------------------------------------------------------------------------------- installing
 

@@ -1,15 +1,20 @@
 #!/usr/bin/env python3
 """What a training step of every method that adapts layers costs, beside LoRA's (r = 8): this library's, and PEFT's in the same run.
 
-    methods.py ours MODEL [--only LOHA,BOFT]       a JSON line for each method; times alternate with LoRA's, the smallest counts
-    methods.py peft HF_FOLDER [--only …]           the same of HF PEFT (a Python with Benchmarks/peers/requirements.txt)
-    methods.py table MODEL HF_FOLDER --peers-python PYTHON [--only …]      both, as the table of LOG.md
+    methods.py ours MODEL [--only LOHA,BOFT] [--quick]       a JSON line for each method; times alternate with LoRA's, the smallest counts
+    methods.py peft HF_FOLDER [--only …] [--quick]           the same of HF PEFT (a Python with Benchmarks/peers/requirements.txt)
+    methods.py table MODEL [HF_FOLDER --peers-python PYTHON] [--only …] [--quick]      ours, or both, as the table of LOG.md
 
 Sizes are PEFT's defaults, targets all linear layers (what cannot have them is said), rows of 512 tokens, bf16, two threads. "memory" is what
-the step holds beside the weights. PEFTSWIFT_LIBRARY and PYTHONPATH=bindings/python as for run.py.
+a step holds beside the weights: ours by the plan, PEFT's by how far the process grows beyond the base model (its peak is reset for each method).
+--quick: each method is timed once (after a first step that is not). On a quiet machine of two cores all of ours take some 3 minutes so, both 10;
+without it 6 and 20. --only takes the names of the table. PEFTSWIFT_LIBRARY and PYTHONPATH=bindings/python as for run.py; HF_FOLDER is what run.sh
+exports to .cache/bench. A method of PEFT that takes more than eight of its LoRA's steps is timed once.
 """
 
 import argparse
+import ctypes
+import gc
 import json
 import subprocess
 import sys
@@ -26,8 +31,10 @@ SETTINGS = {
 }
 METHODS = ["LORA dora", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "HRA", "MISS", "ROAD", "GRALORA", "DELORA", "HIRA", "LN_TUNING", "VERA", "PVERA", "RANDLORA",
            "VBLORA", "UNILORA", "TINYLORA", "BEFT", "FOURIERFT", "WAVEFT", "FROD", "C3A", "SHIRA", "SUPERTUNING", "PSOFT", "OSF", "PEANUT", "DEFT", "GLORA", "LILY",
-           "TRAINABLE_TOKENS"]
+           "ADAMSS", "TRAINABLE_TOKENS"]
 LENGTH, REPEATS = 512, 3
+#: Of the issue: a step of any method beside LoRA's.
+TIME, MEMORY = 1.15, 1.10
 clock = time.perf_counter
 
 
@@ -46,10 +53,14 @@ def timed(action):
 
 
 def compared(method, own, lora, **more):
-    """A line of a method whose steps are `own()`, alternated with `lora()`."""
-    own(), lora()
-    times = [(timed(own), timed(lora)) for _ in range(REPEATS)]
+    """A line of a method whose steps are `own()`, alternated with `lora()`; `more` that is a function is asked afterwards."""
+    first, usual = timed(own), timed(lora)
+    if first > 8 * usual:
+        times = [(first, usual)]
+    else:
+        times = [(timed(own), timed(lora) if REPEATS > 1 else usual) for _ in range(REPEATS)]
     seconds, beside = (min(column) for column in zip(*times))
+    more = {key: value() if callable(value) else value for key, value in more.items()}
     print(json.dumps({"method": method, "seconds": round(seconds, 3), "lora": round(beside, 3), "ratio": round(seconds / beside, 2), **more}), flush=True)
 
 
@@ -57,22 +68,24 @@ def ours(arguments):
     import numpy as np
     import peftswift
 
-    model = peftswift.Model.from_pretrained(arguments.model, dtype="bfloat16", threads=2)
+    # LoRA on a model of its own, so that neither is counted with the other.
+    model, other = (peftswift.Model.from_pretrained(arguments.model, dtype="bfloat16", threads=2) for _ in range(2))
     ids = np.random.default_rng(0).integers(100, 49000, (1, LENGTH))
 
-    def trainer(name):
+    def trainer(model, name):
         trainer = model.trainer(adapters=[name], lr=1e-4)
         return lambda: trainer.step(input_ids=ids, labels=ids), trainer.plan(1, LENGTH)["total"]
 
-    model.add_adapter("lora", LORA)
-    lora, least = trainer("lora")
+    other.add_adapter("it", LORA)
+    lora, least = trainer(other, "it")
+    lora()
     for method in chosen(arguments):
         try:
             model.add_adapter("it", config(method))
         except peftswift.PeftError as error:
             print(json.dumps({"method": method, "error": str(error)}), flush=True)
             continue
-        step, most = trainer("it")
+        step, most = trainer(model, "it")
         compared(method, step, lora, memory=round(most / least, 2))
         del step
         model.delete_adapter("it")
@@ -86,9 +99,23 @@ def peft(arguments):
     torch.set_num_threads(2)
     ids = torch.randint(100, 49000, (1, LENGTH))
 
+    def memory(peak):
+        """Bytes of the process: now, given back what is free, or at most since that was asked last."""
+        with open("/proc/self/status") as status:
+            value = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM" if peak else "VmRSS"))
+        return value
+
+    def tidy():
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+
     def stepper(**settings):
         torch.manual_seed(0)
         base = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16)
+        tidy()
+        start = memory(False)
         model = hf.get_peft_model(base, hf.get_peft_config({"task_type": "CAUSAL_LM", **settings})).train()
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
@@ -96,30 +123,51 @@ def peft(arguments):
             model(input_ids=ids, labels=ids).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-        return step
 
-    lora = stepper(**LORA)
+        def grown():
+            """A step's peak above the base model, by itself."""
+            tidy()
+            step()
+            return memory(True) - start
+        return step, grown
+
+    lora, grown = stepper(**LORA)
+    lora()
+    least = grown()
     for method in chosen(arguments):
         try:
-            compared(method, stepper(**config(method)), lora)
+            own, grown = stepper(**config(method))
+            compared(method, own, lora, memory=lambda: round(grown() / least, 2))
+            del own, grown
         except Exception as error:  # whatever a method of PEFT cannot do
             print(json.dumps({"method": method, "error": f"{type(error).__name__}: {error}"[:200]}), flush=True)
 
 
 def table(arguments):
-    only = ["--only", arguments.only] if arguments.only else []
+    flags = (["--only", arguments.only] if arguments.only else []) + (["--quick"] if arguments.quick else [])
 
     def run(python, work, model):
-        output = subprocess.run([python, __file__, work, model, *only], stdout=subprocess.PIPE, text=True, check=True).stdout
+        output = subprocess.run([python, __file__, work, model, *flags], stdout=subprocess.PIPE, text=True, check=True).stdout
         return {line["method"]: line for line in map(json.loads, output.splitlines())}
 
-    us, them = run(sys.executable, "ours", arguments.model), run(arguments.peers_python, "peft", arguments.peers_model)
-    print("| method | seconds | beside LoRA | memory beside LoRA | PEFT: seconds | beside LoRA | PEFT's seconds / ours |\n|---|---|---|---|---|---|---|")
+    def cells(line):
+        return [f"{line[key]:.2f}" for key in ("seconds", "ratio", "memory")] if "seconds" in line else [line["error"].replace("|", "/"), "", ""]
+
+    us = run(sys.executable, "ours", arguments.model)
+    them = run(arguments.peers_python, "peft", arguments.peers_model) if arguments.peers_model else {}
+    more = ["PEFT: seconds", "beside LoRA", "memory beside LoRA", "PEFT's seconds / ours"] if them else []
+    header = ["method", "seconds", "beside LoRA", "memory beside LoRA", *more]
+    print("| " + " | ".join(header) + " |\n" + "|---" * len(header) + "|")
     for method in chosen(arguments):
-        a, b = us[method], them[method]
-        left = f"{a['seconds']:.2f} | {a['ratio']:.2f} | {a['memory']:.2f}" if "seconds" in a else f"{a['error']} | | "
-        right = f"{b['seconds']:.2f} | {b['ratio']:.2f} | " if "seconds" in b else f"{b['error']} | | "
-        print(f"| {method} | {left} | {right}" + (f"{b['seconds'] / a['seconds']:.2f} |" if "seconds" in a and "seconds" in b else "|"))
+        row = [method, *cells(us[method])]
+        if them:
+            both = "seconds" in us[method] and "seconds" in them[method]
+            row += [*cells(them[method]), f"{them[method]['seconds'] / us[method]['seconds']:.2f}" if both else ""]
+        print("| " + " | ".join(row) + " |")
+    ran = [line for line in us.values() if "seconds" in line]
+    for key, most, what in (("ratio", TIME, "time"), ("memory", MEMORY, "memory")):
+        over = [f"{line['method']} {line[key]:.2f}" for line in ran if line[key] > most]
+        print(f"\n{what}: {len(ran) - len(over)} of {len(ran)} within {most:.2f} of LoRA's" + (f"; above: {', '.join(over)}" if over else ""))
 
 
 def main():
@@ -130,7 +178,13 @@ def main():
     parser.add_argument("--only", help="methods, separated by commas")
     parser.add_argument("--peers-python", help="table: a Python with Benchmarks/peers/requirements.txt")
     parser.add_argument("--processor", action="store_true", help="ours: seconds of the processors instead of the clock's, where others use them too")
+    parser.add_argument("--quick", action="store_true", help="time each once")
     arguments = parser.parse_args()
+    if (arguments.peers_model is None) != (arguments.peers_python is None):
+        parser.error("PEFT's half of the table needs HF_FOLDER and --peers-python")
+    if arguments.quick:
+        global REPEATS
+        REPEATS = 1
     if arguments.processor:
         global clock
         clock = time.process_time
