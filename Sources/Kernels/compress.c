@@ -4,6 +4,7 @@
  * 32 scalar steps before it looks for vectors: three times slower and thirty times longer. */
 #define VECTOR _Pragma("clang loop unroll(disable)")
 #ifndef LEVEL
+#define AVX2_IS_ENOUGH
 #define BODY "compress.c"
 #include "levels.h"
 

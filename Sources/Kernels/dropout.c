@@ -2,6 +2,7 @@
  * SC 2011), and dropout and normal numbers with it. Element e of a stream is word e mod 4 of block e div 4; block b is the image of the
  * counter (b low, b high, 0, 0) under the key (seed low, seed high). */
 #ifndef LEVEL
+#define AVX2_IS_ENOUGH
 #define BODY "dropout.c"
 #include "levels.h"
 

@@ -1,5 +1,6 @@
 /* Sums, products, column sums, gathering and scattering of rows. */
 #ifndef LEVEL
+#define AVX2_IS_ENOUGH
 #define BODY "elementwise.c"
 #include "formats.h"
 #include "levels.h"

@@ -10,6 +10,7 @@
  *
  * The body is written once, in vectors of WIDTH lanes, so the portable variant (4 lanes) is the readable reference and
  * the fast ones are the same arithmetic, wider. No include guard: included once by each kernel file.
+ * Files that wait for memory, or that nothing waits for, define AVX2_IS_ENOUGH: AVX-512 without bf16 then takes AVX2's variant.
  */
 #include <math.h>
 #include <string.h>
@@ -17,7 +18,10 @@
 #include "kernels.h"
 #include "share.h"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(AVX2_IS_ENOUGH)
+#include <immintrin.h>
+#define AT_LEVEL(level, f) ((level) >= PK_LEVEL_AVX512_BF16 ? f##_avx512bf16 : (level) >= PK_LEVEL_AVX2 ? f##_avx2 : f##_portable)
+#elif defined(__x86_64__)
 #include <immintrin.h>
 #define AT_LEVEL(level, f)                                 \
   ((level) >= PK_LEVEL_AVX512_BF16 ? f##_avx512bf16        \
@@ -60,6 +64,7 @@
 #undef WIDTH
 #pragma clang attribute pop
 
+#ifndef AVX2_IS_ENOUGH
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
 #define LEVEL 2
 #define SUFFIX avx512
@@ -70,6 +75,7 @@
 #undef SUFFIX
 #undef WIDTH
 #pragma clang attribute pop
+#endif
 
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni"))), apply_to = function)
 #define LEVEL 3

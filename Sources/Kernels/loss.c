@@ -1,6 +1,7 @@
 /* Softmax cross-entropy and softmax over rows. A row is taken in three sweeps (maximum, exponentials and their sum,
  * scaling); the exponentials are kept in place, so each is computed once. */
 #ifndef LEVEL
+#define AVX2_IS_ENOUGH
 #define BODY "loss.c"
 #include "levels.h"
 

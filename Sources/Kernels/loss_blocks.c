@@ -2,6 +2,7 @@
  * them is f16, eleven bits against bf16's eight, and only for the gradient, which is rounded to bf16 in the same place; losses
  * are sums of the f32 values. */
 #ifndef LEVEL
+#define AVX2_IS_ENOUGH
 #define BODY "loss_blocks.c"
 #include "levels.h"
 

@@ -6,6 +6,7 @@
  *
  * t[j] is the largest magnitude of row j of the weights. As in bitsandbytes s sees the small values of outlier columns too. */
 #ifndef LEVEL
+#define AVX2_IS_ENOUGH
 #define BODY "matmul_int8.c"
 #include "levels.h"
 

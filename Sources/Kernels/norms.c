@@ -1,5 +1,6 @@
 /* RMSNorm and LayerNorm. Rows are divided among the parts; gradients of weights are divided over columns. */
 #ifndef LEVEL
+#define AVX2_IS_ENOUGH
 #define BODY "norms.c"
 #include "levels.h"
 

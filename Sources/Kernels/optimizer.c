@@ -1,5 +1,6 @@
 /* Optimizer steps and checks of gradients, all f32. */
 #ifndef LEVEL
+#define AVX2_IS_ENOUGH
 #define BODY "optimizer.c"
 #include "levels.h"
 

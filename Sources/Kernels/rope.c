@@ -1,5 +1,6 @@
 /* Rotary position embedding. */
 #ifndef LEVEL
+#define AVX2_IS_ENOUGH
 #define BODY "rope.c"
 #include "levels.h"
 

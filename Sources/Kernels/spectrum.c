@@ -2,6 +2,7 @@
  * wavelets, or nothing, and S has values at given places. A tile of rows is turned round, so that each value of a vector
  * is LANES neighbouring floats and every step is plain vector arithmetic. */
 #ifndef LEVEL
+#define AVX2_IS_ENOUGH
 #define BODY "spectrum.c"
 #include "formats.h"
 
