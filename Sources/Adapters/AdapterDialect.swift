@@ -51,7 +51,10 @@ struct AdapterDialect {
         var (found, unknown, nowhere): ([Int: [String: Tensor]], [String], [String]) = ([:], [], [])
         let names = ModuleTable(model)
         for item in source.all {
-            guard let (ending, part) = AdapterDialect.endings.first(where: { item.name.hasSuffix("." + $0.ending) }) else {
+            // A weight by itself is any model's.
+            guard let (ending, part) = AdapterDialect.endings.first(where: { item.name.hasSuffix("." + $0.ending) }),
+                part != "weight" || source.contains(String(item.name.dropLast(ending.count)) + "on_input")
+            else {
                 unknown.append(item.name)
                 continue
             }
@@ -65,7 +68,7 @@ struct AdapterDialect {
         }
         guard unknown.isEmpty, nowhere.isEmpty else {
             var parts: [String] = []
-            if !unknown.isEmpty { parts.append("\(unknown.count) tensors have none of the endings that are read: \(TensorSource.list(unknown))") }
+            if !unknown.isEmpty { parts.append("\(unknown.count) tensors have none of the endings that are read (a \"weight\" is one beside an \"on_input\"): \(TensorSource.list(unknown))") }
             if !nowhere.isEmpty {
                 parts.append("\(nowhere.count) tensors name no module of this model, whose modules are called like '\(names.example)': \(TensorSource.list(nowhere))")
             }
