@@ -58,8 +58,8 @@ package final class MemoryBudget: Sendable {
         let freedAt: UInt64
     }
 
-    /// What live and kept together may exceed the most that was ever live by, beside a 128th of it.
-    private static let slack = 1 << 20
+    /// What live and kept together may exceed the most that was ever live by, beside a 32nd of it: with less, a step takes pages anew that it gave back.
+    private static let slack = 4 << 20
 
     /// Every block starts on a cache line.
     package static let alignment = 64
@@ -129,7 +129,7 @@ package final class MemoryBudget: Sendable {
             let total = state.statistics.live + size
             let most = max(state.mostLive, total)
             state.mostLive = most
-            giveBackOldest(total + state.statistics.kept - (most + most / 128 + MemoryBudget.slack), &state)
+            giveBackOldest(total + state.statistics.kept - (most + most / 32 + MemoryBudget.slack), &state)
             guard limit - state.statistics.live >= size else { return nil }
             count(size, category, in: &state.statistics)
             return .some(.none)

@@ -141,7 +141,9 @@ def test_shadow_variants(model, ids):
 def test_shadow_of_a_trained_decoder(base_folder, ids, tmp_path):
     """shadow_model names a folder: PEFT's numbers with one of another family (a golden case whose paths begin in the kit's folder)."""
     command = [sys.executable, str(GOLDEN.parent / "run.py"), str(GOLDEN), "--only", "shadow_trained", "--in-process"]
-    paths = {name: os.pathsep.join(map(os.path.abspath, os.environ[name].split(os.pathsep))) for name in ("PEFTSWIFT_LIBRARY", "PYTHONPATH") if name in os.environ}
+    paths = {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}  # the same package, from another folder
+    if "PEFTSWIFT_LIBRARY" in os.environ:
+        paths["PEFTSWIFT_LIBRARY"] = os.path.abspath(os.environ["PEFTSWIFT_LIBRARY"])
     ran = subprocess.run(command, capture_output=True, text=True, check=False, cwd=GOLDEN, env=os.environ | paths)
     assert "1 passed, 0 failed, 0 skipped" in ran.stdout, ran.stdout + ran.stderr
 
