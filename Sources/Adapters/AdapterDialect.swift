@@ -29,7 +29,7 @@ struct AdapterDialect {
         + ["lora_up.weight", "lora.up.weight", "lora_linear_layer.up.weight", "lora_B.weight"].map { ($0, "up") }
         + [("lora_mid.weight", "mid"), ("alpha", "alpha")]
         + ["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"].map { ($0, $0) }
-        + ["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"].map { ($0, $0) } 
+        + ["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"].map { ($0, $0) }
         + ownParts.map { ($0, $0) }
 
     let origin: String

@@ -9,7 +9,7 @@
  * AVX512-VNNI: vpdpbusd adds four products of an unsigned and a signed byte to each of 16 integers, twice what vdpbf16ps multiplies.
  * It is Q that becomes unsigned, q + 128; the integers of a group start at −128·Σp to take that back. A panel holds
  * [4 of k][48 columns][4]; its rows are rounded once for all rows of X. Tile 8 × 48: 24 integers, 3 vectors of the panel, a broadcast of
- * four p: 28 of 32 registers; the f32 sums wait in L1 while a group is multiplied, which costs a load, a multiply-add and a store for 32
+ * four p: 28 of 32 registers; the f32 sums wait in L1 while a group is multiplied, which costs a load, a multiply-add and a store for 48
  * vpdpbusd. */
 #include "formats.h"
 #include "matmul.h"

@@ -163,5 +163,5 @@ struct Product {
     }
 }
 
-let weightFormats = [PK_F32, PK_F16, PK_BF16, PK_Q4_0, PK_Q4_1, PK_Q5_0, PK_Q5_1, PK_Q8_0, PK_Q2_K, PK_Q3_K, PK_Q4_K, PK_Q5_K, PK_Q6_K, PK_IQ4_NL, PK_TQ1_0, PK_TQ2_0, PK_F8_E4M3]
+let weightFormats = [PK_F32, PK_F16, PK_BF16, PK_Q4_0, PK_Q4_1, PK_Q5_0, PK_Q5_1, PK_Q8_0, PK_Q2_K, PK_Q3_K, PK_Q4_K, PK_Q5_K, PK_Q6_K, PK_IQ4_NL, PK_TQ1_0, PK_TQ2_0, PK_F8_E4M3, PK_F8_E5M2]
 let plainFormats = [PK_F32, PK_F16, PK_BF16]

@@ -101,6 +101,23 @@ import Testing
         }
     }
 
+    @Test("every code of f8 in products of bf16: the largest, the smallest, what is no number", arguments: [PK_F8_E4M3, PK_F8_E5M2])
+    func codes(_ type: Int32) throws {
+        let decode = try #require(format(type).decode)
+        var all = [Float](repeating: 0, count: 256)
+        (0..<256).map { UInt8($0) }.withUnsafeBytes { decode($0.baseAddress, &all, 256) }
+        let finite = all.map { $0.isFinite ? $0 : 0 }
+        #expect(finite.contains(type == PK_F8_E4M3 ? 448 : 57344) && all.contains { $0.isNaN })
+        var p = Product(256, 2, 256)
+        (p.compute, p.types) = (PK_COMPUTE_BF16, (PK_BF16, type, PK_F32))
+        p.xValues = (0..<256 * 256).map { $0 % 257 == 0 ? 1 : 0 }
+        p.wValues = finite + all
+        for level in levels {
+            let y = p.run(level: level, parts: 1).values
+            for code in 0..<256 { #expect(y[2 * code] == finite[code] && y[2 * code + 1].isNaN) }
+        }
+    }
+
     @Test("a layer's own sizes", arguments: computes)
     func layers(_ compute: Int32) {
         for (turn, (mode, type, m, n, k)) in [

@@ -221,6 +221,18 @@ def test_plan_is_what_happens(talking_folder):
     assert plans[1] < plans[0]
 
 
+def test_adapters_without_rows_in_a_batch_stay_as_they_are(talking_folder, ids):
+    """As torch's set_to_none: no gradient, no update, though moments of steps before would move them."""
+    model = Model.from_pretrained(talking_folder, dtype="float32")
+    for name in ("a", "b"):
+        model.add_adapter(name, LORA, seed=1)
+    trainer = model.trainer(adapters=["a", "b"], lr=1e-2, weight_decay=0.1)
+    trainer.step(adapter_names=["a", "b"], input_ids=np.repeat(ids[:1], 2, 0), labels=np.repeat(ids[:1], 2, 0))
+    a, b = (model.adapter_state_dict(name) for name in ("a", "b"))
+    trainer.step(adapter_names=["a", "a"], input_ids=np.repeat(ids[:1], 2, 0), labels=np.repeat(ids[:1], 2, 0))
+    assert same(model.adapter_state_dict("b"), b) and not same(model.adapter_state_dict("a"), a)
+
+
 def test_recomputed_blocks_of_a_few_tokens_learn_the_same(talking_folder):
     """Without dropout and with at most eight rows, a block's first run could take the short way of generation."""
     ids, states = np.ones((1, 6), np.int64), []

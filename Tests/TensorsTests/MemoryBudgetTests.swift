@@ -52,6 +52,25 @@ import Testing
         _ = large.byteCount
     }
 
+    @Test("large blocks that are given back are the machine's at once, also between others")
+    func pages() throws {
+        let budget = MemoryBudget()
+        for bytes in [200 << 10, 3 << 20] {
+            let page = Int(sysconf(Int32(_SC_PAGESIZE)))
+            var blocks = try (0..<16).map { (_) throws -> Storage? in try block(bytes, budget) }
+            let addresses = blocks.map { $0?.base }
+            if bytes >= 2 << 20 { #expect(addresses.allSatisfy { UInt(bitPattern: $0) % (2 << 20) == 0 }) }
+            for block in blocks.compactMap({ $0 }) { memset(block.base, 1, bytes) }
+            for index in stride(from: 1, to: 16, by: 2) { blocks[index] = nil }
+            budget.trim()
+            var there: UInt8 = 0
+            let mapped = addresses.map { mincore($0, page, &there) == 0 }
+            // Another thread of the tests may have got one of those pages since.
+            #expect((0..<16).filter { $0 % 2 == 0 && mapped[$0] }.count == 8 && (0..<16).filter { $0 % 2 == 1 && mapped[$0] }.count <= 4)
+            withExtendedLifetime(blocks) {}
+        }
+    }
+
     @Test("sizes that cannot be", arguments: [-1, Int.max, Int.max / 2])
     func absurd(bytes: Int) {
         let error = #expect(throws: PEFTError.self) { _ = try block(bytes, MemoryBudget()) }
