@@ -278,7 +278,7 @@ class Topics:
 
 
 def r8(arguments):
-    model = peftswift.Model.from_pretrained(arguments.model, dtype="bfloat16", threads=2)
+    model = peftswift.Model.from_pretrained(arguments.model, dtype=arguments.dtype, threads=2)
     topics = Topics(model.tokenizer.encode, arguments)
     logits = lambda inputs: model(**inputs).logits
     model.add_adapter("p", {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", **R8_PROMPT})
@@ -291,7 +291,7 @@ def r8(arguments):
 
 
 def r8_peft(arguments):
-    """The same texts, start, schedule and steps in bf16."""
+    """The same texts, start, schedule and steps."""
     import torch
     from peft import PromptTuningConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, get_linear_schedule_with_warmup
@@ -299,7 +299,7 @@ def r8_peft(arguments):
     torch.set_num_threads(2)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     topics = Topics(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], arguments)
-    base = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16)
+    base = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype))
     model = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", tokenizer_name_or_path=arguments.model, **R8_PROMPT))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=arguments.lr, weight_decay=0)
     schedule = get_linear_schedule_with_warmup(optimizer, 5, arguments.steps)
@@ -345,6 +345,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2, help="of steps and steps-peft")
     parser.add_argument("--tests", type=int, default=400)
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="r8, r8-peft")
     parser.add_argument("--state")
     parser.add_argument("--seconds", type=int, default=240)
     arguments = parser.parse_args()
