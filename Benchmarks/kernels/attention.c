@@ -37,7 +37,7 @@ static void *tensor(int32_t act, int64_t count) {
 
 static void row(const bench_options *o, int32_t act, int64_t batch, int64_t q_len, int64_t k_len, int backward) {
   const int64_t heads = 9, kv_heads = 3, d = 64, q = batch * q_len * heads * d, kv = batch * k_len * kv_heads * d;
-  attention a = {.op = {.level = o->level, .act = act, .batch = batch, .q_len = q_len, .k_len = k_len, .heads = heads, .kv_heads = kv_heads, .head_dim = d,
+  attention a = {.op = {.level = o->level, .compute = o->compute, .act = act, .batch = batch, .q_len = q_len, .k_len = k_len, .heads = heads, .kv_heads = kv_heads, .head_dim = d,
                         .q_token = heads * d, .q_batch = q_len * heads * d, .k_token = kv_heads * d, .k_batch = k_len * kv_heads * d, .v_token = kv_heads * d,
                         .v_batch = k_len * kv_heads * d, .o_token = heads * d, .o_batch = q_len * heads * d, .scale = 0.125f, .causal = 1, .q_offset = k_len - q_len}};
   a.op.q = tensor(act, q), a.op.k = tensor(act, kv), a.op.v = tensor(act, kv), a.op.out = tensor(act, q), a.op.d_out = tensor(act, q);
@@ -62,7 +62,7 @@ static void row(const bench_options *o, int32_t act, int64_t batch, int64_t q_le
   if (q_len == 1) {
     bench_row_bytes(name, seconds, 2.0 * (double)kv * (act == PK_F32 ? 4 : 2), o->peaks.bandwidth);
   } else {
-    bench_row(name, seconds, operations, act == PK_BF16 && o->level >= PK_LEVEL_AVX512_BF16 ? o->peaks.bf16 : o->level >= PK_LEVEL_AVX512 ? o->peaks.f32 : o->peaks.f32_avx2);
+    bench_row(name, seconds, operations, act == PK_BF16 && o->compute == PK_COMPUTE_BF16 ? o->peaks.bf16 : o->level >= PK_LEVEL_AVX512 ? o->peaks.f32 : o->peaks.f32_avx2);
   }
   free((void *)a.op.q), free((void *)a.op.k), free((void *)a.op.v), free(a.op.out), free((void *)a.op.d_out);
   free(a.op.d_q), free(a.op.d_k), free(a.op.d_v), free(a.op.lse);

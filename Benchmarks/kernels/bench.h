@@ -36,6 +36,7 @@ bench_peaks bench_measure_peaks(void);
 
 typedef struct bench_options {
   int32_t level;
+  int32_t compute;  /* PK_COMPUTE_… of tensors of bf16 */
   double budget;    /* seconds per row */
   const char *only; /* print only tables whose name contains this */
   bench_peaks peaks;

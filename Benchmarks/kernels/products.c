@@ -121,8 +121,7 @@ static void decode_row(const bench_options *o, int32_t compute, int32_t w_type, 
 void bench_products(const bench_options *o) {
   static const int32_t formats[] = {PK_F32, PK_F16, PK_BF16, PK_Q4_0, PK_Q4_1, PK_Q5_0, PK_Q5_1, PK_Q8_0, PK_Q2_K, PK_Q3_K,
                                     PK_Q4_K, PK_Q5_K, PK_Q6_K, PK_IQ4_NL, PK_TQ1_0, PK_TQ2_0, PK_F8_E4M3, PK_F8_E5M2, PK_NF4, PK_FP4, PK_BLOCKWISE8, PK_INT8};
-  const int32_t compute = o->level >= PK_LEVEL_AVX512_BF16 ? PK_COMPUTE_BF16 : PK_COMPUTE_F32;
-  const int32_t act = compute == PK_COMPUTE_BF16 ? PK_BF16 : PK_F32;
+  const int32_t compute = o->compute, act = o->level >= PK_LEVEL_AVX512_BF16 ? PK_BF16 : PK_F32;
 
   if (bench_table(o, "products of a layer, bf16")) {
     static const int32_t few[] = {PK_BF16, PK_Q4_1};

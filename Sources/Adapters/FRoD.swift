@@ -172,6 +172,10 @@ private final class FRoDLinear: LinearBranch, @unchecked Sendable {
     var parameters: [Parameter] { [lambda, values] }
     let derivesFromShared = true
 
+    /// Directions that W does not have come out of f32 with about 2e-7 of the longest column's norm. PEFT makes U's columns of that noise, which
+    /// another machine (another LAPACK) has otherwise; here they are zero, as its norms below 1e-12 are there.
+    private static let noise: Float = 1e-6
+
     /// `B = W·V⁻ᵀ` (with one step of refinement), λ₀ the norms of its columns, U what is left.
     func derive() throws(PEFTError) {
         let inverse = try Decompositions(engine).inverse(of: try category.v.value.converted(to: .f32, engine, .scratch))
@@ -180,15 +184,18 @@ private final class FRoDLinear: LinearBranch, @unchecked Sendable {
         try engine.multiply(.forward, w, inverse, into: u, compute: .f32)
         try engine.multiply(.forward, u, category.v.value, into: w, compute: .f32, alpha: -1, accumulate: true)
         try engine.multiply(.forward, w, inverse, into: u, compute: .f32, accumulate: true)
-        let width = linear.inputSize
+        let (width, rows) = (linear.inputSize, linear.outputSize)
         unsafe u.withMutableFloats { u in
             unsafe negative.withMutableFloats { negative in
-                for column in negative.indices {
+                for column in 0..<width {
                     var square = 0.0
-                    for row in 0..<u.count / max(width, 1) { unsafe square += Double(u[row * width + column]) * Double(u[row * width + column]) }
-                    let norm = Float(square.squareRoot())
-                    unsafe negative[column] = -norm
-                    for row in 0..<u.count / max(width, 1) { unsafe u[row * width + column] = norm > 1e-12 ? u[row * width + column] / norm : 0 }
+                    for row in 0..<rows { unsafe square += Double(u[row * width + column]) * Double(u[row * width + column]) }
+                    unsafe negative[column] = -Float(square.squareRoot())
+                }
+                let least = unsafe max(1e-12, FRoDLinear.noise * -(negative.min() ?? 0))
+                for column in 0..<width {
+                    let norm = unsafe -negative[column]
+                    for row in 0..<rows { unsafe u[row * width + column] = norm > least ? u[row * width + column] / norm : 0 }
                 }
             }
         }

@@ -20,7 +20,7 @@ static inline int64_t pk_blocks(int64_t length) { return (length + BLOCK - 1) / 
 
 /* Products of bf16 pairs? Otherwise bf16 tensors are widened to f32 block by block. */
 static inline int pk_uses_pairs(const pk_attention *op) {
-  return op->level >= PK_LEVEL_AVX512_BF16 && op->act == PK_BF16 && op->head_dim % 2 == 0;
+  return op->level >= PK_LEVEL_AVX512_BF16 && op->compute == PK_COMPUTE_BF16 && op->act == PK_BF16 && op->head_dim % 2 == 0;
 }
 
 /* Values from one head of k and v to the next. */

@@ -188,7 +188,7 @@ extension Engine {
             )
         }
         var op = unsafe pk_attention()
-        unsafe (op.level, op.act, op.kv) = (level, dtype.rawValue, kept.rawValue)
+        unsafe (op.level, op.compute, op.act, op.kv) = (level, inPairs(.bf16), dtype.rawValue, kept.rawValue)
         unsafe (op.batch, op.q_len, op.k_len) = (Int64(shape.batch), Int64(shape.queryLength), Int64(shape.keyLength))
         unsafe (op.heads, op.kv_heads, op.head_dim) = (Int64(shape.heads), Int64(shape.keyValueHeads), Int64(shape.headDim))
         unsafe (op.q_token, op.q_batch) = (Int64(q.tokenStride), Int64(q.batchStride))

@@ -27,7 +27,7 @@ extension Engine {
         guard count > 0, m > 0, n > 0 else { return }
         var op = unsafe pk_matmul()
         unsafe (op.level, op.mode) = (level, mode.rawValue)
-        unsafe op.compute = (compute == .int8 ? Compute.bf16 : compute).rawValue
+        unsafe op.compute = inPairs(compute == .int8 ? .bf16 : compute)
         unsafe (op.x_type, op.w_type, op.y_type) = (x.dtype.rawValue, w.dtype.rawValue, y.dtype.rawValue)
         unsafe (op.m, op.n, op.k) = (Int64(m), Int64(n), Int64(k))
         unsafe (op.ldx, op.ldy) = (Int64(xBlocks.row ?? x.columns), Int64(yBlocks.row ?? y.columns))

@@ -8,6 +8,8 @@ internal import Platform
 package final class Engine: Sendable {
     /// PK_LEVEL_…
     package let level: Int32
+    /// Products of bf16 are made of pairs; else bf16 is what tensors are kept in, and arithmetic is f32's.
+    package let multipliesPairs: Bool
     package let pool: ThreadPool
     package let budget: MemoryBudget
     package let isPlanning: Bool
@@ -19,12 +21,13 @@ package final class Engine: Sendable {
     }
 
     /// - Parameters:
-    ///   - level: highest instruction-set level to use; lowered to what the processor has.
+    ///   - level: highest instruction-set level to use; lowered to what the processor has. `.max`: its best, and the faster arithmetic for bf16.
     package init(
         threads: Int = 1, level: Int32 = .max, budget: MemoryBudget = MemoryBudget(), parallelFor: ThreadPool.HostParallelFor? = nil,
         log: (@Sendable (LogLevel, String) -> Void)? = nil
     ) {
         self.level = max(PK_LEVEL_PORTABLE, min(level, pk_best_level()))
+        self.multipliesPairs = level == .max ? pk_pairs_are_fast(self.level) != 0 : self.level >= PK_LEVEL_AVX512_BF16
         self.pool = ThreadPool(threads: threads, host: parallelFor)
         self.budget = budget
         self.isPlanning = false
@@ -32,7 +35,7 @@ package final class Engine: Sendable {
     }
 
     private init(planningFor engine: Engine, limit: Int) {
-        level = engine.level
+        (level, multipliesPairs) = (engine.level, engine.multipliesPairs)
         pool = engine.pool
         budget = .planning(limit: limit)
         isPlanning = true

@@ -1,9 +1,10 @@
 internal import Kernels
 package import Platform
 
-/// Arithmetic of a product: what its operands are rounded to. Sums are always f32.
+/// Arithmetic of a product: what its operands may be rounded to. Sums are always f32.
 package enum Compute: Int32, Sendable {
     case f32 = 0
+    /// f32 where the processor is faster at that (`Engine.multipliesPairs`).
     case bf16 = 1
     /// Forward products of few rows with quantised weights: activations rounded to int8 per 32 values. All others: bf16.
     case int8 = 2
@@ -45,6 +46,9 @@ extension Tensor {
 }
 
 extension Engine {
+    /// What kernels are told of an arithmetic whose operands may be rounded to bf16: f32's where that is faster.
+    func inPairs(_ compute: Compute) -> Int32 { (compute == .bf16 && !multipliesPairs ? Compute.f32 : compute).rawValue }
+
     /// The processor multiplies numbers of eight bits faster than those of bf16.
     package var hasRoundedProducts: Bool { level >= PK_LEVEL_AVX512_BF16 }
 
@@ -131,7 +135,7 @@ extension Engine {
         var op = unsafe pk_matmul()
         unsafe op.level = level
         let isInt8 = compute == .int8 && mode == .forward && m <= Engine.int8Rows && w.dtype.isQuantized
-        unsafe op.compute = (compute == .int8 && !isInt8 ? Compute.bf16 : compute).rawValue
+        unsafe op.compute = inPairs(compute == .int8 && !isInt8 ? .bf16 : compute)
         unsafe op.mode = mode.rawValue
         unsafe (op.x_type, op.w_type, op.y_type) = (x.dtype.rawValue, w.dtype.rawValue, y.dtype.rawValue)
         unsafe (op.m, op.n, op.k) = (Int64(m), Int64(n), Int64(k))

@@ -143,11 +143,12 @@ struct TinyModel {
         }
     }
 
-    /// Gives every parameter of an adapter random values, so that it does something.
+    /// Gives every parameter of an adapter random values, so that it does something. Not FRoD's V: inverses of random matrices would say more
+    /// about their rounding than about it.
     func randomize(_ name: String, seed: UInt64 = 3, scale: Float = 0.3) throws {
         var stream = RandomStream(seed: seed)
         let scale = scale * (Float(TinyModel.size) / Float(network.embedding.dimension)).squareRoot()
-        let values = try set.state(of: name).filter { !$0.name.contains("base_layer.weight") && $0.tensor.dtype.isFloat }.map { (name, tensor) in
+        let values = try set.state(of: name).filter { !$0.name.contains("base_layer.weight") && !$0.name.contains("frod_V") && $0.tensor.dtype.isFloat }.map { (name, tensor) in
             (
                 name,
                 try Tensor(engine, try tensor.floats(engine).map { $0 + stream.normal() * scale }, shape: tensor.shape)

@@ -8,6 +8,8 @@ struct Attention {
     var type = PK_F32
     /// Of keys and values; nil: `type`.
     var cached: Int32?
+    /// Of tensors of bf16, where the level has both.
+    var compute = PK_COMPUTE_BF16
     var isCausal = true
     var window = 0
     var softcap: Float = 0
@@ -26,7 +28,7 @@ struct Attention {
     }
 
     var description: String {
-        "\(name(type)) over \(name(cached ?? type)) batch \(batch) queries \(queries) keys \(keys) heads \(heads)/\(keyValueHeads) × \(headDim) causal \(isCausal) window \(window) cap \(softcap) mask \(masked ?? 0) packed \(isPacked) biased \(isBiased)"
+        "\(name(type)), compute \(compute), over \(name(cached ?? type)) batch \(batch) queries \(queries) keys \(keys) heads \(heads)/\(keyValueHeads) × \(headDim) causal \(isCausal) window \(window) cap \(softcap) mask \(masked ?? 0) packed \(isPacked) biased \(isBiased)"
     }
 
     private var offset: Int { keys - queries }
@@ -153,7 +155,7 @@ struct Attention {
         }
 
         var op = pk_attention()
-        (op.level, op.act, op.kv) = (level, type, cached ?? type)
+        (op.level, op.compute, op.act, op.kv) = (level, compute, type, cached ?? type)
         (op.batch, op.q_len, op.k_len) = (Int64(batch), Int64(queries), Int64(keys))
         (op.heads, op.kv_heads, op.head_dim) = (Int64(heads), Int64(keyValueHeads), Int64(headDim))
         let (qToken, kToken) = (Int64(qWidth + gap), Int64(keyValueHeads * storedHead + (cached == nil ? gap : 0)))
@@ -206,6 +208,14 @@ struct Attention {
     /// bf16 on the way in bf16 attention: errors are of the size of the largest result, not of each.
     /// f32's errors grow with the size of the scores (`tolerance`).
     func check(tolerance: Double = 4e-6, sourceLocation: SourceLocation = #_sourceLocation) {
+        for compute in type == PK_BF16 && levels.contains(PK_LEVEL_AVX512_BF16) ? [PK_COMPUTE_BF16, PK_COMPUTE_F32] : [PK_COMPUTE_F32] {
+            var own = self
+            own.compute = compute
+            own.checkLevels(tolerance: tolerance, sourceLocation: sourceLocation)
+        }
+    }
+
+    private func checkLevels(tolerance: Double, sourceLocation: SourceLocation) {
         let inputs = inputs(), expected = expected(inputs)
         for level in levels {
             let whole = run(inputs, level: level, parts: 1, backward: cached == nil)

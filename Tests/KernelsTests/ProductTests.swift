@@ -32,6 +32,15 @@ import Testing
         }
     }
 
+    @Test("more rows than stay near: several panels for each of them", arguments: [PK_NT, PK_NN, PK_TN], computes)
+    func manyRows(_ mode: Int32, _ compute: Int32) {
+        for (type, n) in [(PK_BF16, 250), (mode == PK_TN ? PK_F32 : PK_Q4_1, 224)] {
+            var p = Product(1301, n, 416, seed: 3)
+            (p.mode, p.compute, p.types) = (mode, compute, (PK_BF16, type, PK_F32))
+            p.check(levels: levels.filter { $0 >= PK_LEVEL_AVX512 })
+        }
+    }
+
     @Test("every format forwards", arguments: weightFormats, computes)
     func forward(_ type: Int32, _ compute: Int32) {
         let block = Int(format(type).block_values)

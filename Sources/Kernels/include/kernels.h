@@ -48,6 +48,8 @@
 
 /* The highest level this processor (and its operating system) supports. */
 int32_t pk_best_level(void);
+/* Whether products of bf16 pairs are faster than products in f32: not below AVX512_BF16, and not on Intel's processors (cpu.c). */
+int32_t pk_pairs_are_fast(int32_t level);
 
 /* How many processors the scheduler lets this process use. */
 int32_t pk_usable_processors(void);
@@ -166,7 +168,8 @@ void pk_row_sumsq(int32_t level, int32_t w_type, const void *w, int64_t w_row_by
 /* ---- attention*.c: exact attention without an N×N matrix ---- */
 
 typedef struct pk_attention {
-  int32_t level, act;               /* act: type of q and out, and of the gradients */
+  int32_t level, compute;           /* PK_COMPUTE_F32, or …_BF16: tensors of bf16 are multiplied in pairs from AVX512_BF16 on, in f32 otherwise */
+  int32_t act;                      /* type of q and out, and of the gradients */
   int32_t kv;                       /* type of k and v: f32, bf16 or (forward only) q8_0, where each head is whole blocks, the last filled up with zeros */
   int64_t batch, q_len, k_len;
   int64_t heads, kv_heads, head_dim; /* kv_heads divides heads */
@@ -193,7 +196,7 @@ typedef struct pk_attention {
 } pk_attention;
 
 /* Bytes of scratch (64-byte aligned) for the forward or the backward kernel: `each` per part; `shared` once per backward,
- * written in phase 0 and read in phase 1 (partial d_k, d_v in f32; 0 forward). Depends on shapes, act and level, not on the pointers. */
+ * written in phase 0 and read in phase 1 (partial d_k, d_v in f32; 0 forward). Depends on shapes, act, compute and level, not on the pointers. */
 void pk_attention_scratch(const pk_attention *op, int32_t backward, size_t *each, size_t *shared);
 /* Rows of heads (f32 or bf16, contiguous) as q8_0, each head in whole blocks. */
 void pk_cache_rows(int32_t level, int32_t from, const void *x, void *q8_0, int64_t rows, int64_t heads, int64_t head_dim, int32_t part, int32_t parts);

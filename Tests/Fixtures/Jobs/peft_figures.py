@@ -1,7 +1,7 @@
 """Figures of the jobs (Tests/Python/test_jobs.py), by PEFT, transformers and torch over the same files: writes them into figures.json.
 
     pip install torch==2.13.0 transformers==5.23.0 peft==0.21.2 safetensors numpy pillow      (names of jobs; none: all)
-    python peft_figures.py [embeddings topics_minilm_lora topics_minilm_ia3 topics_smollm prompts picture stamps_oft]
+    python peft_figures.py [embeddings topics_minilm_lora topics_minilm_ia3 topics_smollm prompts picture stamps_oft stamps_boft]
 
 Adapters begin where the jobs' do (real_data.beginning), see the same batches in the same order, and nothing is dropped.
 """
@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -146,8 +147,16 @@ class Through(torch.nn.Module):
         return x
 
 
+def keep_butterflies():
+    """PEFT makes BOFT's block-diagonal matrices by a CUDA extension, and without it leaves out all factors but the first. torch makes the same."""
+    from peft.tuners.boft import layer
+    layer.get_fbd_cuda = lambda: True
+    layer.FastBlockDiag = SimpleNamespace(apply=lambda factors: torch.stack([torch.block_diag(*blocks) for blocks in factors]))
+
+
 def pictures_job(name):
     """The blocks that nothing adapts run once for each picture."""
+    keep_butterflies()
     figure = FIGURES[name]
     pictures, labels, is_training = stamps()
     values, indices, tests = pixels(pictures), np.flatnonzero(is_training), np.flatnonzero(~is_training)
@@ -170,7 +179,7 @@ def pictures_job(name):
 
 
 JOBS = {"embeddings": embeddings, "topics_minilm_lora": minilm, "topics_minilm_ia3": minilm, "topics_smollm": smollm, "prompts": prompts, "picture": picture,
-        "stamps_oft": pictures_job}
+        "stamps_oft": pictures_job, "stamps_boft": pictures_job}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or JOBS:
