@@ -61,15 +61,18 @@ void pk_tiled_scratch(const pk_matmul *op, const pk_tile_kernel *kernel, size_t 
 void pk_tiled_run(const pk_matmul *op, const pk_tile_kernel *kernel, int32_t phase, int32_t part, int32_t parts, void *shared, void *each);
 
 /* Products of few rows (forward only), matmul_gemv.c: bound by reading W once, so W is multiplied as it is read.
- * A kernel multiplies four rows of W with one, two or four (some: eight) prepared rows of X. It reads the rows of W one after the other:
+ * A kernel multiplies some rows of W with one, two, four or eight prepared rows of X. It reads the rows of W one after the other:
  * memory then comes in order, which the processor foresees (four rows at a time came at 8 GB/s instead of 20). */
-enum { PK_GEMV_AHEAD = 2048 }; /* bytes fetched ahead: it does not foresee the next page */
+enum {
+  PK_GEMV_AHEAD = 2048, /* bytes fetched ahead: it does not foresee the next page */
+  PK_GEMV_WIDE = 16     /* rows of W at most */
+};
 typedef struct pk_gemv_kernel {
   size_t (*x_bytes)(int64_t k);                                /* of a prepared row of X, a multiple of 64 */
   void (*prepare)(const float *x, int64_t k, void *prepared);  /* x is zero-padded to a multiple of 128 */
-  /* sums[i·4 + r] = W row r · X row i, for count ∈ {1, 2, 4} rows of X, x_bytes apart */
-  void (*multiply)(const uint8_t *const w[4], const uint8_t *x, size_t x_bytes, int32_t count, int64_t k, float *sums);
-  int32_t takes_eight; /* rows of X at once too: W is taken apart once for all of them */
+  /* sums[i·w_rows + r] = W row r · X row i, for `count` rows of X, x_bytes apart: a power of two up to x_rows */
+  void (*multiply)(const uint8_t *const *w, const uint8_t *x, size_t x_bytes, int32_t count, int64_t k, float *sums);
+  int32_t w_rows, x_rows;
 } pk_gemv_kernel;
 
 /* Kernels of a format; NULL: there is none (a caller then decodes to f32 first). */

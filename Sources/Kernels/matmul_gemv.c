@@ -12,7 +12,7 @@
 
 enum {
   most_rows = 8, /* of X; beyond, panels win */
-  w_rows = 4,
+  w_rows = 4,    /* of the f32 kernels, and of what is written at once */
   chunk = 1024,  /* values decoded at a time */
   pad = 128      /* X is padded with zeros to a multiple of this */
 };
@@ -50,13 +50,23 @@ int32_t pk_gemv_serves(const pk_matmul *op) {
          kernel_f32(op->level, PK_F32) != NULL;
 }
 
+/* Rows of X that the kernel takes next, of so many. The wide kernels take more rather than reading W again. */
+static int32_t rows_at_once(const gemv *g, int64_t left) {
+  const int64_t most = g->kernel->x_rows < left || g->kernel->w_rows > w_rows ? g->kernel->x_rows : left;
+  int32_t count = 1;
+  while (2 * count <= most && count < left) count *= 2;
+  return count;
+}
+
+static int64_t x_rows_of(const pk_matmul *op, const gemv *g) { return g->kernel->w_rows > w_rows ? rows_at_once(g, op->m) : op->m; }
+
 /* Values that a branch keeps of a row, A·x: the f32 kernels read so many. */
 static int64_t branch_width(const pk_branch *branch) { return (branch->rank + 31) / 32 * 32; }
 
 /* A part's scratch: X prepared; a row of X as f32; four decoded chunks of W; scale·A·x of all branches. */
 void pk_gemv_scratch(const pk_matmul *op, size_t *each) {
   const gemv g = make_gemv(op);
-  *each = (size_t)op->m * g.x_bytes + (size_t)g.padded_k * 4 + (g.decode ? w_rows * chunk * 4 : 0);
+  *each = (size_t)x_rows_of(op, &g) * g.x_bytes + (size_t)g.padded_k * 4 + (g.decode ? w_rows * chunk * 4 : 0);
   for (int64_t i = 0; i < op->branch_count; i++) {
     const pk_branch *branch = op->branches + i;
     *each += (size_t)((branch->end - branch->begin) * branch_width(branch)) * 4;
@@ -87,10 +97,10 @@ static void enter_branches(const pk_matmul *op, const pk_gemv_kernel *kernel, in
   }
 }
 
-/* beside[row][4] = Σ over the branches of a row of four rows of B times h. */
-static void leave_branches(const pk_matmul *op, const pk_gemv_kernel *kernel, int64_t column, const float *h, float beside[][w_rows]) {
+/* beside[row][at … at + 3] = Σ over the branches of a row of four rows of B, from `column` on, times h. */
+static void leave_branches(const pk_matmul *op, const pk_gemv_kernel *kernel, int64_t column, const float *h, float beside[][PK_GEMV_WIDE], int64_t at) {
   for (int64_t i = 0; i < op->m; i++) {
-    for (int64_t r = 0; r < w_rows; r++) beside[i][r] = 0;
+    for (int64_t r = 0; r < w_rows; r++) beside[i][at + r] = 0;
   }
   for (int64_t n = 0; n < op->branch_count; n++) {
     const pk_branch *branch = op->branches + n;
@@ -103,7 +113,7 @@ static void leave_branches(const pk_matmul *op, const pk_gemv_kernel *kernel, in
       } else {
         multiply_f32(kernel, branch->b, op->n, column, rank, h, sums);
       }
-      for (int64_t r = 0; r < w_rows; r++) beside[i][r] += sums[r];
+      for (int64_t r = 0; r < w_rows; r++) beside[i][at + r] += sums[r];
     }
   }
 }
@@ -160,9 +170,10 @@ static void multiply_decoded(const pk_matmul *op, const gemv *g, const uint8_t *
 void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
   const gemv g = make_gemv(op);
   uint8_t *x = each;
-  float *row = (float *)(x + (size_t)op->m * g.x_bytes), *decoded = row + g.padded_k, *h = decoded + (g.decode ? w_rows * chunk : 0);
+  float *row = (float *)(x + (size_t)x_rows_of(op, &g) * g.x_bytes), *decoded = row + g.padded_k, *h = decoded + (g.decode ? w_rows * chunk : 0);
   const pk_gemv_kernel *f32 = kernel_f32(op->level, PK_F32);
-  const pk_range share = pk_share((op->n + w_rows - 1) / w_rows, 1, part, parts);
+  const int64_t wide = g.kernel->w_rows;
+  const pk_range share = pk_share((op->n + wide - 1) / wide, 1, part, parts);
   if (share.begin == share.end) return;
 
   for (int64_t i = op->k; i < g.padded_k; i++) row[i] = 0;
@@ -172,26 +183,28 @@ void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
     g.kernel->prepare(row, g.decode ? g.padded_k : op->k, x + (size_t)i * g.x_bytes);
     enter_branches(op, f32, i, row, h);
   }
+  memset(x + (size_t)op->m * g.x_bytes, 0, (size_t)(x_rows_of(op, &g) - op->m) * g.x_bytes);
 
-  float beside[most_rows][w_rows] = {{0}};
+  float beside[most_rows][PK_GEMV_WIDE] = {{0}};
   for (int64_t group = share.begin; group < share.end; group++) {
-    const int64_t column = group * w_rows, left = op->n - column, columns = left < w_rows ? left : w_rows;
-    const uint8_t *w[w_rows]; /* beyond the last row: that row again, its sums unused */
-    for (int64_t r = 0; r < w_rows; r++) {
-      w[r] = (const uint8_t *)op->w + (column + (r < columns ? r : columns - 1)) * op->w_row_bytes;
-    }
-    if (op->branch_count) leave_branches(op, f32, column, h, beside);
+    const int64_t column = group * wide, columns = op->n - column < wide ? op->n - column : wide;
+    const uint8_t *w[PK_GEMV_WIDE]; /* beyond the last row: that row again, its sums unused */
+    for (int64_t r = 0; r < wide; r++) w[r] = (const uint8_t *)op->w + (column + (r < columns ? r : columns - 1)) * op->w_row_bytes;
+    for (int64_t c = 0; op->branch_count && c < columns; c += w_rows) leave_branches(op, f32, column + c, h, beside, c);
     for (int64_t i = 0; i < op->m;) {
-      float sums[most_rows * w_rows];
-      const int64_t more = op->m - i;
-      const int32_t count = more >= 8 && g.kernel->takes_eight ? 8 : more >= 4 ? 4 : more >= 2 ? 2 : 1;
+      float sums[most_rows * PK_GEMV_WIDE];
+      const int32_t count = rows_at_once(&g, op->m - i);
       const uint8_t *rows = x + (size_t)i * g.x_bytes;
       if (g.decode) {
         multiply_decoded(op, &g, w, rows, count, decoded, sums);
       } else {
         g.kernel->multiply(w, rows, g.x_bytes, count, op->k, sums);
       }
-      for (int32_t r = 0; r < count; r++) finish(op, i + r, column, columns, sums + r * w_rows, beside[i + r]);
+      for (int32_t r = 0; r < count && i + r < op->m; r++) {
+        for (int64_t c = 0; c < columns; c += w_rows) {
+          finish(op, i + r, column + c, columns - c < w_rows ? columns - c : w_rows, sums + r * wide + c, beside[i + r] + c);
+        }
+      }
       i += count;
     }
   }

@@ -62,7 +62,7 @@ INLINE void dot_f32(const uint8_t *const w[4], const uint8_t *x, size_t stride, 
   for (int i = 0; i < rows; i++) _mm_storeu_ps(sums + 4 * i, sum_lanes(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));
 }
 
-static void multiply_f32(const uint8_t *const w[4], const uint8_t *x, size_t stride, int32_t count, int64_t k, float *sums) {
+static void multiply_f32(const uint8_t *const *w, const uint8_t *x, size_t stride, int32_t count, int64_t k, float *sums) {
   if (count == 1) {
     dot_f32(w, x, stride, 1, k, sums);
     return;
@@ -70,7 +70,7 @@ static void multiply_f32(const uint8_t *const w[4], const uint8_t *x, size_t str
   for (int32_t i = 0; i < count; i += 2) dot_f32(w, x + (size_t)i * stride, stride, 2, k, sums + 4 * i);
 }
 
-static const pk_gemv_kernel kernel_f32 = {x_bytes_f32, prepare_f32, multiply_f32, 0};
+static const pk_gemv_kernel kernel_f32 = {x_bytes_f32, prepare_f32, multiply_f32, 4, 4};
 
 const pk_gemv_kernel *pk_gemv_avx2_f32(int32_t w_type) { return w_type == PK_F32 ? &kernel_f32 : NULL; }
 
@@ -173,12 +173,12 @@ INLINE void dot_int8(const uint8_t *const w[4], const x_block *x, int64_t k, flo
 }
 
 #define KERNEL(name, is_signed)                                                                                               \
-  static void multiply_##name(const uint8_t *const w[4], const uint8_t *x, size_t stride, int32_t count, int64_t k, float *sums) { \
+  static void multiply_##name(const uint8_t *const *w, const uint8_t *x, size_t stride, int32_t count, int64_t k, float *sums) { \
     for (int32_t i = 0; i < count; i++) {                                                                                    \
       dot_int8(w, (const x_block *)(x + (size_t)i * stride), k, sums + 4 * i, load_##name, is_signed);                       \
     }                                                                                                                        \
   }                                                                                                                          \
-  static const pk_gemv_kernel kernel_##name = {x_bytes_int8, prepare_int8, multiply_##name, 0};
+  static const pk_gemv_kernel kernel_##name = {x_bytes_int8, prepare_int8, multiply_##name, 4, 4};
 KERNEL(q4_0, 0)
 KERNEL(q4_1, 0)
 KERNEL(q5_0, 0)

@@ -121,12 +121,12 @@ INLINE void dot(const uint8_t *const w[4], const uint8_t *x, size_t x_stride, co
 }
 
 #define KERNEL(name, bytes)                                                                                                       \
-  static void multiply_##name(const uint8_t *const w[4], const uint8_t *x, size_t stride, int32_t count, int64_t k, float *sums) { \
+  static void multiply_##name(const uint8_t *const *w, const uint8_t *x, size_t stride, int32_t count, int64_t k, float *sums) { \
     if (count == 1) dot(w, x, stride, 1, k, sums, load_##name, bytes);                                                              \
     if (count == 2) dot(w, x, stride, 2, k, sums, load_##name, bytes);                                                              \
     if (count == 4) dot(w, x, stride, 4, k, sums, load_##name, bytes);                                                              \
   }                                                                                                                          \
-  static const pk_gemv_kernel kernel_##name = {x_bytes, prepare, multiply_##name, 0};
+  static const pk_gemv_kernel kernel_##name = {x_bytes, prepare, multiply_##name, 4, 4};
 KERNEL(f32, 128)
 KERNEL(f16, 64)
 KERNEL(bf16, 64)

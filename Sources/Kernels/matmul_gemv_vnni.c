@@ -1,14 +1,12 @@
-/* Few-row products with int8 activations on AVX512-VNNI: x ≈ scale·q per 32 values, vpdpbusd multiplies 64 unsigned
- * weight quanta with signed activation quanta and adds fours of them to 16 integers. Two arrangements:
+/* Few-row products with int8 activations on AVX512-VNNI: x ≈ scale·q per 32 values; vpdpbusd multiplies unsigned weight quanta with
+ * signed activation quanta and adds fours of them to 16 integers. The lanes are 16 rows of W, so that a block of 32 values takes
+ * 8 vpdpbusd for a row of x, whose quanta are broadcast four at a time, one conversion and two fma, and no sum across lanes.
  *
- * Nibble formats (q4_0 q4_1 q5_0 q5_1), four blocks of 32 a step. The blocks of a row lie side by side, 18 to 24 bytes each;
- * two loads cover four of them, and word permutes gather from them
- *     the 4×16 bytes of nibbles (low nibbles: values 0–15 of each block, high: 16–31),
- *     the scales d (and minima m), each four times: lane 4b+j of the sums belongs to block b.
- * So per 128 values: 2 loads, 2 permutes, 2 vpdpbusd, a conversion and two fma, about 2 cycles a block, twice the speed of
- * memory.
+ * The quanta of 16 rows are turned in registers: four loads make a vector of four rows, 8 unpacks turn 4 × 4 words in each quarter.
+ * What stands beside the quanta (d and m; fifth bits) is collected first, a row after the other: memory then comes in order, which the
+ * processor foresees, and the second reading is from L1.
  *
- * q8_0, two blocks a step: weights are made unsigned by adding 128, taken back by starting the integers at −128·Σq. */
+ * Instructions of vectors for a block of 16 × 32 nibbles: about 40 to take it apart, 12 for each row of x. */
 #include "half.h"
 #include "matmul.h"
 
@@ -16,6 +14,18 @@
 #include <immintrin.h>
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))), apply_to = function)
 #include "matmul_avx512.h"
+
+enum { lanes = PK_GEMV_WIDE, most_blocks = 32 /* collected at a time */ };
+
+/* 32 values of x. */
+typedef struct x_block {
+  int8_t q[32];
+  int32_t start; /* −offset · Σq: quanta of W are `offset` too large */
+  float scale, sum; /* sum: scale · Σq, what a minimum is multiplied with */
+  int32_t unused[5];
+} x_block;
+
+static size_t x_bytes(int64_t k) { return (size_t)(k + 31) / 32 * sizeof(x_block); }
 
 /* 32 values to quanta; the scale is returned. NaN or infinity: NaN, and so is every sum it enters. */
 INLINE float quantise(const float *x, int8_t q[32]) {
@@ -30,203 +40,110 @@ INLINE float quantise(const float *x, int8_t q[32]) {
   return bad ? __builtin_nanf("") : scale;
 }
 
-/* ---- nibble formats ---- */
-
-/* Four blocks of x. Lane 4b+j: values 4j…4j+3 and 16+4j… of block b. */
-typedef struct x_quad {
-  int8_t low[64], high[64];
-  float scale[16], sum[16]; /* sum: scale · Σ of the lane's eight quanta */
-} x_quad;
-
-static size_t x_bytes_quad(int64_t k) { return (size_t)(k + 127) / 128 * sizeof(x_quad); }
-
-static void prepare_quad(const float *x, int64_t k, void *prepared) {
-  x_quad *quads = prepared;
-  for (int64_t at = 0; at < k; at += 128, quads++) {
-    for (int b = 0; b < 4; b++) {
-      int8_t q[32];
-      const float scale = quantise(x + at + 32 * b, q);
-      memcpy(quads->low + 16 * b, q, 16);
-      memcpy(quads->high + 16 * b, q + 16, 16);
-      for (int j = 0; j < 4; j++) quads->scale[4 * b + j] = scale;
-    }
-    const __m512i ones = _mm512_set1_epi8(1);
-    const __m512i sums = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, _mm512_load_si512(quads->low)), ones, _mm512_load_si512(quads->high));
-    _mm512_store_ps(quads->sum, _mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_load_ps(quads->scale)));
+INLINE void prepare(const float *x, int64_t k, void *prepared, int32_t offset) {
+  x_block *blocks = prepared;
+  for (int64_t at = 0; at < k; at += 32, blocks++) {
+    blocks->scale = quantise(x + at, blocks->q);
+    int32_t sum = 0;
+    for (int i = 0; i < 32; i++) sum += blocks->q[i];
+    blocks->start = -offset * sum;
+    blocks->sum = blocks->scale * (float)sum;
   }
 }
 
-INLINE __mmask32 first_words(int64_t count) { return count >= 32 ? 0xffffffffu : count > 0 ? (1u << count) - 1 : 0; }
-
-/* Word w of four blocks of B words, in the pair of vectors that begin at words 0 and 4B − 32. */
-#define WORD(B, w) (uint16_t)((w) < 32 ? (w) : (w) - (4 * (B) - 32) + 32)
-#define FOUR_SAME(B, w) WORD(B, w), WORD(B, w), WORD(B, w), WORD(B, w)
-#define EIGHT(B, w) WORD(B, w), WORD(B, (w) + 1), WORD(B, (w) + 2), WORD(B, (w) + 3), WORD(B, (w) + 4), WORD(B, (w) + 5), WORD(B, (w) + 6), WORD(B, (w) + 7)
-#define FOUR_PAIRS(B, w) WORD(B, w), WORD(B, (w) + 1), WORD(B, w), WORD(B, (w) + 1), WORD(B, w), WORD(B, (w) + 1), WORD(B, w), WORD(B, (w) + 1)
-#define OF_BLOCKS(WHAT, B, w) WHAT(B, w), WHAT(B, (B) + (w)), WHAT(B, 2 * (B) + (w)), WHAT(B, 3 * (B) + (w))
-/* Rows: nibbles; d in the low half and m (or d again) in the high half; the fifth bits of a block in each of its lanes. */
-#define ORDERS(name, B, nibble_word, m_word, fifth_word)                    \
-  static const uint16_t orders_##name[3][32] __attribute__((aligned(64))) = { \
-      {OF_BLOCKS(EIGHT, B, nibble_word)},                                   \
-      {OF_BLOCKS(FOUR_SAME, B, 0), OF_BLOCKS(FOUR_SAME, B, m_word)},        \
-      {OF_BLOCKS(FOUR_PAIRS, B, fifth_word)},                               \
-  };
-ORDERS(q4_0, 9, 1, 0, 0)
-ORDERS(q4_1, 10, 2, 1, 0)
-ORDERS(q5_0, 11, 3, 0, 1)
-ORDERS(q5_1, 12, 4, 1, 2)
-
-/* Sets bit 4 of byte i of each lane where bit i (+16) of the lane's word is set. */
-INLINE __m512i fifth_bits(__m512i quanta, __m512i words, const int high) {
-  const __m128i bytes = high ? _mm_setr_epi8(2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3)
-                             : _mm_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-  const __m512i spread = _mm512_shuffle_epi8(words, _mm512_broadcast_i32x4(bytes));
-  const __mmask64 set = _mm512_test_epi8_mask(spread, _mm512_set1_epi64((int64_t)0x8040201008040201));
-  return _mm512_mask_add_epi8(quanta, set, quanta, _mm512_set1_epi8(16));
-}
-
-/* Four blocks of W, taken apart. */
-typedef struct w_quad {
-  __m512i low, high; /* quanta of values 0–15 and 16–31 of each block */
-  __m512 d, m;       /* what multiplies products, and sums */
-} w_quad;
-
-typedef struct nibble_format {
-  __m512i nibbles, scales, fifths; /* word orders */
-  int block, fifth, offset;        /* words in a block; has fifth bits; what to subtract from a quantum (0: it has a minimum) */
-} nibble_format;
-
-INLINE w_quad take_apart(const nibble_format *f, __m512i a, __m512i b) {
-  const __m512i packed = _mm512_permutex2var_epi16(a, f->nibbles, b), low_bits = _mm512_set1_epi8(15);
-  w_quad w = {.low = _mm512_and_si512(packed, low_bits), .high = _mm512_and_si512(_mm512_srli_epi16(packed, 4), low_bits)};
-  if (f->fifth) {
-    const __m512i bits = _mm512_permutex2var_epi16(a, f->fifths, b);
-    w.low = fifth_bits(w.low, bits, 0), w.high = fifth_bits(w.high, bits, 1);
-  }
-  const __m512i scales = _mm512_permutex2var_epi16(a, f->scales, b);
-  w.d = _mm512_cvtph_ps(_mm512_castsi512_si256(scales));
-  w.m = f->offset ? _mm512_mul_ps(w.d, _mm512_set1_ps(-(float)f->offset)) : _mm512_cvtph_ps(_mm512_extracti64x4_epi64(scales, 1));
-  return w;
-}
-
-/* products[i] += Σ d·scale·q·x and shifts[i] += Σ m·sum, for each row of x. */
-INLINE void add_quads(w_quad w, const uint8_t *x, size_t stride, const int rows, __m512 *products, __m512 *shifts) {
+/* word[j] = word j of the 16 bytes that begin at `at` of each row. */
+INLINE void turn(const uint8_t *const w[lanes], int64_t at, __m512i word[4]) {
+  __m512i four[4];
 #pragma unroll
-  for (int i = 0; i < rows; i++) {
-    const x_quad *quad = (const x_quad *)(x + (size_t)i * stride);
-    const __m512i quanta = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), w.low, _mm512_load_si512(quad->low)), w.high, _mm512_load_si512(quad->high));
-    products[i] = _mm512_fmadd_ps(_mm512_mul_ps(w.d, _mm512_load_ps(quad->scale)), _mm512_cvtepi32_ps(quanta), products[i]);
-    shifts[i] = _mm512_fmadd_ps(w.m, _mm512_load_ps(quad->sum), shifts[i]);
-  }
-}
-
-INLINE void dot_nibbles(const uint8_t *const w[4], const uint8_t *x, size_t stride, const int rows, int64_t k, float *sums,
-                        const uint16_t orders[3][32], const int block, const int fifth, const int offset) {
-  const nibble_format f = {_mm512_load_si512(orders[0]), _mm512_load_si512(orders[1]), _mm512_load_si512(orders[2]), block, fifth, offset};
-  const int second = 4 * block - 32; /* the word where the second load begins */
-  const int64_t steps = k / 128, words = k % 128 / 32 * block; /* of the blocks behind the last whole step */
-  const __mmask32 first_left = first_words(words), second_left = first_words(words - second);
-  __m512 sum[8][4];
   for (int r = 0; r < 4; r++) {
-    const uint16_t *p = (const uint16_t *)w[r];
-    const uint8_t *quads = x;
-    __m512 products[8], shifts[8];
-#pragma unroll
-    for (int i = 0; i < rows; i++) products[i] = shifts[i] = _mm512_setzero_ps();
-    for (int64_t step = 0; step < steps; step++, p += 4 * block, quads += sizeof(x_quad)) {
-      __builtin_prefetch((const uint8_t *)p + PK_GEMV_AHEAD);
-      add_quads(take_apart(&f, _mm512_loadu_si512(p), _mm512_loadu_si512(p + second)), quads, stride, rows, products, shifts);
-    }
-    if (words) {
-      __builtin_prefetch((const uint8_t *)p + PK_GEMV_AHEAD);
-      const __m512i a = _mm512_maskz_loadu_epi16(first_left, p), b = _mm512_maskz_loadu_epi16(second_left, p + second);
-      add_quads(take_apart(&f, a, b), quads, stride, rows, products, shifts);
-    }
-#pragma unroll
-    for (int i = 0; i < rows; i++) sum[i][r] = _mm512_add_ps(products[i], shifts[i]);
+    four[r] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(w[r] + at)));
+    four[r] = _mm512_mask_broadcast_i32x4(four[r], 0x00f0, _mm_loadu_si128((const __m128i *)(w[r + 4] + at)));
+    four[r] = _mm512_mask_broadcast_i32x4(four[r], 0x0f00, _mm_loadu_si128((const __m128i *)(w[r + 8] + at)));
+    four[r] = _mm512_mask_broadcast_i32x4(four[r], 0xf000, _mm_loadu_si128((const __m128i *)(w[r + 12] + at)));
   }
-#pragma unroll
-  for (int i = 0; i < rows; i++) _mm_storeu_ps(sums + 4 * i, sum_lanes(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));
+  const __m512i a = _mm512_unpacklo_epi32(four[0], four[1]), b = _mm512_unpacklo_epi32(four[2], four[3]);
+  const __m512i c = _mm512_unpackhi_epi32(four[0], four[1]), d = _mm512_unpackhi_epi32(four[2], four[3]);
+  word[0] = _mm512_unpacklo_epi64(a, b), word[1] = _mm512_unpackhi_epi64(a, b);
+  word[2] = _mm512_unpacklo_epi64(c, d), word[3] = _mm512_unpackhi_epi64(c, d);
 }
 
-/* ---- q8_0 ---- */
+INLINE __m512 halves(__m512i words) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words)); }
 
-typedef struct x_pair {
-  int8_t q[64];
-  int32_t start[16]; /* −128 · Σ of the lane's four quanta */
-  float scale[16];
-} x_pair;
-
-static size_t x_bytes_pair(int64_t k) { return (size_t)(k + 63) / 64 * sizeof(x_pair); }
-
-static void prepare_pair(const float *x, int64_t k, void *prepared) {
-  x_pair *pairs = prepared;
-  for (int64_t at = 0; at < k; at += 64, pairs++) {
-    for (int b = 0; b < 2; b++) {
-      const float scale = quantise(x + at + 32 * b, pairs->q + 32 * b);
-      for (int j = 0; j < 8; j++) pairs->scale[8 * b + j] = scale;
-    }
-    const __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8((char)128), _mm512_load_si512(pairs->q));
-    _mm512_store_si512(pairs->start, _mm512_sub_epi32(_mm512_setzero_si512(), sums));
-  }
+/* Bit 4 of byte i is bit i of the index. */
+INLINE __m512i fifth_bits(void) {
+  return _mm512_setr_epi32(0x00000000, 0x00000010, 0x00001000, 0x00001010, 0x00100000, 0x00100010, 0x00101000, 0x00101010, 0x10000000, 0x10000010, 0x10001000,
+                           0x10001010, 0x10100000, 0x10100010, 0x10101000, 0x10101010);
 }
 
-/* products[i] += Σ d·scale·q·x of two blocks, for each row of x; `heads`: words of which the first and the 18th are the scales. */
-INLINE void add_pair(__m512i heads, __m512i q, const uint8_t *x, size_t stride, const int rows, __m512 *products) {
-  const __m512i scale_order = _mm512_castsi256_si512(_mm256_setr_epi16(0, 0, 0, 0, 0, 0, 0, 0, 17, 17, 17, 17, 17, 17, 17, 17));
-  const __m512 d = _mm512_cvtph_ps(_mm512_castsi512_si256(_mm512_permutexvar_epi16(scale_order, heads)));
-  q = _mm512_xor_si512(q, _mm512_set1_epi8((char)128));
+/* sums[i·16 + r]. `minimum`: where m stands in a block, 0: it has none; `fifth`: where fifth bits stand, 0: quanta have none; `quanta`: where those
+ * begin; `wide`: they have 8 bits each (turned from signed to unsigned), else 4. */
+INLINE void dot(const uint8_t *const w[lanes], const uint8_t *x, size_t stride, const int rows, int64_t k, float *sums, const int block, const int minimum,
+                const int fifth, const int quanta, const int wide) {
+  uint32_t heads[most_blocks][lanes] __attribute__((aligned(64))), fifths[most_blocks][lanes] __attribute__((aligned(64)));
+  const uint8_t *next = w[0] + lanes * (w[1] - w[0]); /* the 16 rows that follow */
+  __m512 sum[8];
 #pragma unroll
-  for (int i = 0; i < rows; i++) {
-    const x_pair *pair = (const x_pair *)(x + (size_t)i * stride);
-    const __m512i quanta = _mm512_dpbusd_epi32(_mm512_load_si512(pair->start), q, _mm512_load_si512(pair->q));
-    products[i] = _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_load_ps(pair->scale)), _mm512_cvtepi32_ps(quanta), products[i]);
+  for (int i = 0; i < rows; i++) sum[i] = _mm512_setzero_ps();
+  for (int64_t first = 0; first < k / 32; first += most_blocks) {
+    const int64_t count = k / 32 - first < most_blocks ? k / 32 - first : most_blocks;
+    for (int r = 0; r < lanes; r++) {
+      const uint8_t *p = w[r] + first * block;
+      for (int64_t b = 0; b < count; b++, p += block) {
+        heads[b][r] = minimum ? pk_load32(p) : pk_load16(p);
+        if (fifth) fifths[b][r] = pk_load32(p + fifth);
+      }
+    }
+    for (int64_t b = 0; b < count; b++) {
+      const int64_t at = (first + b) * block + quanta;
+      for (int64_t line = 0; line < lanes * block; line += 64) __builtin_prefetch(next + (first + b) * lanes * block + line);
+      const __m512i head = _mm512_load_si512(heads[b]);
+      __m512i q[8];
+      turn(w, at, q);
+      if (wide) {
+        turn(w, at + 16, q + 4);
+#pragma unroll
+        for (int j = 0; j < 8; j++) q[j] = _mm512_xor_si512(q[j], _mm512_set1_epi8((char)128));
+      } else {
+        const __m512i low = _mm512_set1_epi8(15);
+#pragma unroll
+        for (int j = 0; j < 4; j++) q[4 + j] = _mm512_and_si512(_mm512_srli_epi16(q[j], 4), low), q[j] = _mm512_and_si512(q[j], low);
+      }
+      if (fifth) {
+        const __m512i bits = _mm512_load_si512(fifths[b]), table = fifth_bits();
+#pragma unroll
+        for (int j = 0; j < 8; j++) q[j] = _mm512_or_si512(q[j], _mm512_permutexvar_epi32(_mm512_srli_epi32(bits, 4 * j), table));
+      }
+      const __m512 d = halves(head), m = minimum ? halves(_mm512_srli_epi32(head, 16)) : d;
+#pragma unroll
+      for (int i = 0; i < rows; i++) {
+        const x_block *of = (const x_block *)(x + (size_t)i * stride) + first + b;
+        __m512i s = minimum ? _mm512_setzero_si512() : _mm512_set1_epi32(of->start);
+#pragma unroll
+        for (int j = 0; j < 8; j++) s = _mm512_dpbusd_epi32(s, q[j], _mm512_set1_epi32((int32_t)pk_load32(of->q + 4 * j)));
+        sum[i] = _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_set1_ps(of->scale)), _mm512_cvtepi32_ps(s), sum[i]);
+        if (minimum) sum[i] = _mm512_fmadd_ps(m, _mm512_set1_ps(of->sum), sum[i]);
+      }
+    }
   }
+#pragma unroll
+  for (int i = 0; i < rows; i++) _mm512_storeu_ps(sums + lanes * i, sum[i]);
 }
 
-INLINE void dot_q8_0(const uint8_t *const w[4], const uint8_t *x, size_t stride, const int rows, int64_t k, float *sums) {
-  __m512 sum[8][4];
-  for (int r = 0; r < 4; r++) {
-    const uint8_t *p = w[r], *pairs = x;
-    __m512 products[8];
-#pragma unroll
-    for (int i = 0; i < rows; i++) products[i] = _mm512_setzero_ps();
-    for (int64_t step = k / 64; step > 0; step--, p += 68, pairs += sizeof(x_pair)) {
-      __builtin_prefetch(p + PK_GEMV_AHEAD);
-      const __m512i q = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(p + 2)));
-      add_pair(_mm512_loadu_si512(p), _mm512_inserti64x4(q, _mm256_loadu_si256((const __m256i *)(p + 36)), 1), pairs, stride, rows, products);
-    }
-    if (k % 64) { /* one block; the scale of the other is 0 */
-      const __m512i head = _mm512_zextsi256_si512(_mm256_setr_epi16((short)pk_load16(p), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0));
-      add_pair(head, _mm512_zextsi256_si512(_mm256_loadu_si256((const __m256i *)(p + 2))), pairs, stride, rows, products);
-    }
-#pragma unroll
-    for (int i = 0; i < rows; i++) sum[i][r] = products[i];
-  }
-#pragma unroll
-  for (int i = 0; i < rows; i++) _mm_storeu_ps(sums + 4 * i, sum_lanes(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));
-}
-
-/* ---- the table ---- */
-
-#define KERNEL(name, x_bytes, prepare, call)                                                                                 \
-  static void multiply_##name(const uint8_t *const w[4], const uint8_t *x, size_t stride, int32_t count, int64_t k, float *sums) { \
-    if (count == 1) call(1);                                                                                                 \
-    if (count == 2) call(2);                                                                                                 \
-    if (count == 4) call(4);                                                                                                 \
-    if (count == 8) call(8);                                                                                                 \
-  }                                                                                                                          \
-  static const pk_gemv_kernel kernel_##name = {x_bytes, prepare, multiply_##name, 1};
-#define Q4_0(rows) dot_nibbles(w, x, stride, rows, k, sums, orders_q4_0, 9, 0, 8)
-#define Q4_1(rows) dot_nibbles(w, x, stride, rows, k, sums, orders_q4_1, 10, 0, 0)
-#define Q5_0(rows) dot_nibbles(w, x, stride, rows, k, sums, orders_q5_0, 11, 1, 16)
-#define Q5_1(rows) dot_nibbles(w, x, stride, rows, k, sums, orders_q5_1, 12, 1, 0)
-#define Q8_0(rows) dot_q8_0(w, x, stride, rows, k, sums)
-KERNEL(q4_0, x_bytes_quad, prepare_quad, Q4_0)
-KERNEL(q4_1, x_bytes_quad, prepare_quad, Q4_1)
-KERNEL(q5_0, x_bytes_quad, prepare_quad, Q5_0)
-KERNEL(q5_1, x_bytes_quad, prepare_quad, Q5_1)
-KERNEL(q8_0, x_bytes_pair, prepare_pair, Q8_0)
+#define KERNEL(name, offset, ...)                                                                                              \
+  static void prepare_##name(const float *x, int64_t k, void *prepared) { prepare(x, k, prepared, offset); }                   \
+  static void multiply_##name(const uint8_t *const *w, const uint8_t *x, size_t stride, int32_t count, int64_t k, float *sums) { \
+    if (count == 1) dot(w, x, stride, 1, k, sums, __VA_ARGS__);                                                                \
+    if (count == 2) dot(w, x, stride, 2, k, sums, __VA_ARGS__);                                                                \
+    if (count == 4) dot(w, x, stride, 4, k, sums, __VA_ARGS__);                                                                \
+    if (count == 8) dot(w, x, stride, 8, k, sums, __VA_ARGS__);                                                                \
+  }                                                                                                                            \
+  static const pk_gemv_kernel kernel_##name = {x_bytes, prepare_##name, multiply_##name, lanes, 8};
+/* offset of quanta; bytes of a block, where its minimum, fifth bits and quanta stand, quanta of eight bits */
+KERNEL(q4_0, 8, 18, 0, 0, 2, 0)
+KERNEL(q4_1, 0, 20, 2, 0, 4, 0)
+KERNEL(q5_0, 16, 22, 0, 2, 6, 0)
+KERNEL(q5_1, 0, 24, 2, 4, 8, 0)
+KERNEL(q8_0, 128, 34, 0, 0, 2, 1)
 
 const pk_gemv_kernel *pk_gemv_vnni_int8(int32_t w_type) {
   switch (w_type) {
