@@ -17,6 +17,8 @@ void pk_matmul_scratch(const pk_matmul *op, size_t *shared, size_t *each) {
   if (op->m <= 0 || op->n <= 0 || !pk_format_of(op->w_type)) return;
   if (pk_rounded_serves(op)) {
     pk_rounded_scratch(op, shared, each);
+  } else if (pk_many_serves(op)) {
+    pk_many_scratch(op, shared, each);
   } else if (pk_gemv_serves(op)) {
     pk_gemv_scratch(op, each);
   } else if (pk_dot_serves(op)) {
@@ -34,6 +36,7 @@ void pk_matmul_run(const pk_matmul *op, int32_t phase, int32_t part, int32_t par
   const pk_tile_kernel *kernel = kernel_of(op);
   if (op->m <= 0 || op->n <= 0 || !pk_format_of(op->w_type)) return;
   if (pk_rounded_serves(op)) return pk_rounded_run(op, phase, part, parts, shared, each);
+  if (pk_many_serves(op)) return pk_many_run(op, phase, part, parts, shared, each);
   const int32_t is_few = pk_gemv_serves(op), is_dot = pk_dot_serves(op), is_outer = pk_outer_serves(op);
   if (kernel && !is_few && !is_dot && !is_outer) { /* the only one of these with a phase 0 */
     pk_tiled_run(op, kernel, phase, part, parts, shared, each);

@@ -73,6 +73,11 @@ typedef struct pk_gemv_kernel {
   /* sums[i·w_rows + r] = W row r · X row i, for `count` rows of X, x_bytes apart: a power of two up to x_rows */
   void (*multiply)(const uint8_t *const *w, const uint8_t *x, size_t x_bytes, int32_t count, int64_t k, float *sums);
   int32_t w_rows, x_rows;
+  /* Many rows of X, NULL where a format has no such kernel. w_rows rows of W, `count` blocks of 32 from `first` on, are unpacked to a panel;
+   * sums[8·w_rows] of eight rows of X grow by the products with it. */
+  int64_t (*panel_bytes)(int64_t count);
+  void (*unpack)(const uint8_t *const *w, int64_t first, int64_t count, void *panel);
+  void (*add)(const void *panel, const uint8_t *x, size_t x_bytes, int64_t first, int64_t count, float *sums);
 } pk_gemv_kernel;
 
 /* Kernels of a format; NULL: there is none (a caller then decodes to f32 first). */
@@ -87,6 +92,14 @@ void pk_narrow_dot(const float *b, int64_t rank, const float *h, float sums[4]);
 int32_t pk_gemv_serves(const pk_matmul *op);
 void pk_gemv_scratch(const pk_matmul *op, size_t *each);
 void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each);
+
+/* Writes `columns` (at most 16) outputs of a row from their sums, on from `column`: alpha, bias, accumulation, type. */
+void pk_gemv_finish(const pk_matmul *op, int64_t row, int64_t column, int64_t columns, const float *sums);
+
+/* Forward products of many rows with int8 activations by blocks of 32, matmul_many.c. */
+int32_t pk_many_serves(const pk_matmul *op);
+void pk_many_scratch(const pk_matmul *op, size_t *shared, size_t *each);
+void pk_many_run(const pk_matmul *op, int32_t phase, int32_t part, int32_t parts, void *shared, void *each);
 
 /* Products with a narrow side: matmul_dot.c (few columns), matmul_outer.c (gradients of low-rank factors). */
 int32_t pk_dot_serves(const pk_matmul *op);

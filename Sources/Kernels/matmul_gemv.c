@@ -151,6 +151,15 @@ static void finish(const pk_matmul *op, int64_t row, int64_t column, int64_t cou
   }
 }
 
+static void finish_row(const pk_matmul *op, int64_t row, int64_t column, int64_t columns, const float *sums, const float *beside) {
+  for (int64_t c = 0; c < columns; c += w_rows) finish(op, row, column + c, columns - c < w_rows ? columns - c : w_rows, sums + c, beside + c);
+}
+
+void pk_gemv_finish(const pk_matmul *op, int64_t row, int64_t column, int64_t columns, const float *sums) {
+  static const float nothing[PK_GEMV_WIDE] = {0};
+  finish_row(op, row, column, columns, sums, nothing);
+}
+
 /* sums[m][4] of four rows of W in a format without a kernel: chunk after chunk. */
 static void multiply_decoded(const pk_matmul *op, const gemv *g, const uint8_t *const w[w_rows], const uint8_t *x, int32_t count, float *decoded, float *sums) {
   for (int32_t i = 0; i < count * w_rows; i++) sums[i] = 0;
@@ -200,11 +209,7 @@ void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
       } else {
         g.kernel->multiply(w, rows, g.x_bytes, count, op->k, sums);
       }
-      for (int32_t r = 0; r < count && i + r < op->m; r++) {
-        for (int64_t c = 0; c < columns; c += w_rows) {
-          finish(op, i + r, column + c, columns - c < w_rows ? columns - c : w_rows, sums + r * wide + c, beside[i + r] + c);
-        }
-      }
+      for (int32_t r = 0; r < count && i + r < op->m; r++) finish_row(op, i + r, column, columns, sums + r * wide, beside[i + r]);
       i += count;
     }
   }

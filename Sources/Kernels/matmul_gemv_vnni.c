@@ -1,4 +1,4 @@
-/* Few-row products with int8 activations on AVX512-VNNI: x ≈ scale·q per 32 values; vpdpbusd multiplies unsigned weight quanta with
+/* Products of block formats with int8 activations on AVX512-VNNI: x ≈ scale·q per 32 values; vpdpbusd multiplies unsigned weight quanta with
  * signed activation quanta and adds fours of them to 16 integers. The lanes are 16 rows of W, so that a block of 32 values takes
  * 8 vpdpbusd for a row of x, whose quanta are broadcast four at a time, one conversion and two fma, and no sum across lanes.
  *
@@ -75,75 +75,139 @@ INLINE __m512i fifth_bits(void) {
                            0x10001010, 0x10100000, 0x10100010, 0x10101000, 0x10101010);
 }
 
-/* sums[i·16 + r]. `minimum`: where m stands in a block, 0: it has none; `fifth`: where fifth bits stand, 0: quanta have none; `quanta`: where those
- * begin; `wide`: they have 8 bits each (turned from signed to unsigned), else 4. */
-INLINE void dot(const uint8_t *const w[lanes], const uint8_t *x, size_t stride, const int rows, int64_t k, float *sums, const int block, const int minimum,
-                const int fifth, const int quanta, const int wide) {
-  uint32_t heads[most_blocks][lanes] __attribute__((aligned(64))), fifths[most_blocks][lanes] __attribute__((aligned(64)));
-  const uint8_t *next = w[0] + lanes * (w[1] - w[0]); /* the 16 rows that follow */
+/* A block format: bytes of a block; where its minimum stands (0: it has none), its fifth bits (0: quanta have none), its quanta; whether those
+ * have 8 bits each (and are turned from signed to unsigned), else 4. A constant of each function. */
+typedef struct layout {
+  int block, minimum, fifth, quanta, wide;
+} layout;
+
+/* What stands beside the quanta of some blocks of 16 rows. */
+typedef struct heads {
+  uint32_t scales[most_blocks][lanes], fifths[most_blocks][lanes];
+} heads;
+
+INLINE void collect(const layout f, const uint8_t *const *w, int64_t first, int64_t count, heads *to) {
+  for (int r = 0; r < lanes; r++) {
+    const uint8_t *p = w[r] + first * f.block;
+    for (int64_t b = 0; b < count; b++, p += f.block) {
+      to->scales[b][r] = f.minimum ? pk_load32(p) : pk_load16(p);
+      if (f.fifth) to->fifths[b][r] = pk_load32(p + f.fifth);
+    }
+  }
+}
+
+/* A block of 16 rows of W: q[j] has values 4j … 4j+3 of each, unsigned. */
+typedef struct w_block {
+  __m512i q[8];
+  __m512 d, m;
+} w_block;
+
+INLINE w_block take_apart(const layout f, const uint8_t *const *w, int64_t block, const uint32_t *scales, const uint32_t *fifths) {
+  w_block to;
+  const int64_t at = block * f.block + f.quanta;
+  turn(w, at, to.q);
+  if (f.wide) {
+    turn(w, at + 16, to.q + 4);
+#pragma unroll
+    for (int j = 0; j < 8; j++) to.q[j] = _mm512_xor_si512(to.q[j], _mm512_set1_epi8((char)128));
+  } else {
+    const __m512i low = _mm512_set1_epi8(15);
+#pragma unroll
+    for (int j = 0; j < 4; j++) to.q[4 + j] = _mm512_and_si512(_mm512_srli_epi16(to.q[j], 4), low), to.q[j] = _mm512_and_si512(to.q[j], low);
+  }
+  if (f.fifth) {
+    const __m512i bits = _mm512_load_si512(fifths), table = fifth_bits();
+#pragma unroll
+    for (int j = 0; j < 8; j++) to.q[j] = _mm512_or_si512(to.q[j], _mm512_permutexvar_epi32(_mm512_srli_epi32(bits, 4 * j), table));
+  }
+  const __m512i head = _mm512_load_si512(scales);
+  to.d = halves(head), to.m = f.minimum ? halves(_mm512_srli_epi32(head, 16)) : to.d;
+  return to;
+}
+
+/* sums[i] += d·scale·Σ q·x (+ m·sum), for each row of x. */
+INLINE void add_block(const int minimum, w_block w, const x_block *x, size_t stride, const int rows, __m512 *sums) {
+#pragma unroll
+  for (int i = 0; i < rows; i++, x = (const x_block *)((const uint8_t *)x + stride)) {
+    __m512i s = minimum ? _mm512_setzero_si512() : _mm512_set1_epi32(x->start);
+#pragma unroll
+    for (int j = 0; j < 8; j++) s = _mm512_dpbusd_epi32(s, w.q[j], _mm512_set1_epi32((int32_t)pk_load32(x->q + 4 * j)));
+    sums[i] = _mm512_fmadd_ps(_mm512_mul_ps(w.d, _mm512_set1_ps(x->scale)), _mm512_cvtepi32_ps(s), sums[i]);
+    if (minimum) sums[i] = _mm512_fmadd_ps(w.m, _mm512_set1_ps(x->sum), sums[i]);
+  }
+}
+
+/* ---- few rows of x: W is multiplied as it is read ---- */
+
+INLINE void dot(const layout f, const uint8_t *const *w, const uint8_t *x, size_t stride, const int rows, int64_t k, float *sums) {
+  heads beside __attribute__((aligned(64)));
+  const uint8_t *next = w[0] + lanes * (w[1] - w[0]); /* the 16 rows that follow, fetched ahead */
   __m512 sum[8];
 #pragma unroll
   for (int i = 0; i < rows; i++) sum[i] = _mm512_setzero_ps();
   for (int64_t first = 0; first < k / 32; first += most_blocks) {
     const int64_t count = k / 32 - first < most_blocks ? k / 32 - first : most_blocks;
-    for (int r = 0; r < lanes; r++) {
-      const uint8_t *p = w[r] + first * block;
-      for (int64_t b = 0; b < count; b++, p += block) {
-        heads[b][r] = minimum ? pk_load32(p) : pk_load16(p);
-        if (fifth) fifths[b][r] = pk_load32(p + fifth);
-      }
-    }
+    collect(f, w, first, count, &beside);
     for (int64_t b = 0; b < count; b++) {
-      const int64_t at = (first + b) * block + quanta;
-      for (int64_t line = 0; line < lanes * block; line += 64) __builtin_prefetch(next + (first + b) * lanes * block + line);
-      const __m512i head = _mm512_load_si512(heads[b]);
-      __m512i q[8];
-      turn(w, at, q);
-      if (wide) {
-        turn(w, at + 16, q + 4);
-#pragma unroll
-        for (int j = 0; j < 8; j++) q[j] = _mm512_xor_si512(q[j], _mm512_set1_epi8((char)128));
-      } else {
-        const __m512i low = _mm512_set1_epi8(15);
-#pragma unroll
-        for (int j = 0; j < 4; j++) q[4 + j] = _mm512_and_si512(_mm512_srli_epi16(q[j], 4), low), q[j] = _mm512_and_si512(q[j], low);
-      }
-      if (fifth) {
-        const __m512i bits = _mm512_load_si512(fifths[b]), table = fifth_bits();
-#pragma unroll
-        for (int j = 0; j < 8; j++) q[j] = _mm512_or_si512(q[j], _mm512_permutexvar_epi32(_mm512_srli_epi32(bits, 4 * j), table));
-      }
-      const __m512 d = halves(head), m = minimum ? halves(_mm512_srli_epi32(head, 16)) : d;
-#pragma unroll
-      for (int i = 0; i < rows; i++) {
-        const x_block *of = (const x_block *)(x + (size_t)i * stride) + first + b;
-        __m512i s = minimum ? _mm512_setzero_si512() : _mm512_set1_epi32(of->start);
-#pragma unroll
-        for (int j = 0; j < 8; j++) s = _mm512_dpbusd_epi32(s, q[j], _mm512_set1_epi32((int32_t)pk_load32(of->q + 4 * j)));
-        sum[i] = _mm512_fmadd_ps(_mm512_mul_ps(d, _mm512_set1_ps(of->scale)), _mm512_cvtepi32_ps(s), sum[i]);
-        if (minimum) sum[i] = _mm512_fmadd_ps(m, _mm512_set1_ps(of->sum), sum[i]);
-      }
+      for (int64_t line = 0; line < lanes * f.block; line += 64) __builtin_prefetch(next + (first + b) * lanes * f.block + line);
+      add_block(f.minimum, take_apart(f, w, first + b, beside.scales[b], beside.fifths[b]), (const x_block *)x + first + b, stride, rows, sum);
     }
   }
 #pragma unroll
   for (int i = 0; i < rows; i++) _mm512_storeu_ps(sums + lanes * i, sum[i]);
 }
 
-#define KERNEL(name, offset, ...)                                                                                              \
+/* ---- many rows of x: blocks of W are taken apart once for all of them ---- */
+
+static int64_t panel_bytes(int64_t blocks) { return blocks * (int64_t)sizeof(w_block); }
+
+INLINE void unpack(const layout f, const uint8_t *const *w, int64_t first, int64_t count, void *panel) {
+  heads beside __attribute__((aligned(64)));
+  for (int64_t begin = 0; begin < count; begin += most_blocks) {
+    const int64_t some = count - begin < most_blocks ? count - begin : most_blocks;
+    collect(f, w, first + begin, some, &beside);
+    for (int64_t b = 0; b < some; b++) ((w_block *)panel)[begin + b] = take_apart(f, w, first + begin + b, beside.scales[b], beside.fifths[b]);
+  }
+}
+
+/* sums[8][16] += eight rows of x, from block `first` of theirs on, times the panel's blocks. */
+INLINE void add_panel(const int minimum, const void *panel, const uint8_t *x, size_t stride, int64_t first, int64_t count, float *sums) {
+  __m512 sum[8];
+#pragma unroll
+  for (int i = 0; i < 8; i++) sum[i] = _mm512_loadu_ps(sums + lanes * i);
+  for (int64_t b = 0; b < count; b++) add_block(minimum, ((const w_block *)panel)[b], (const x_block *)x + first + b, stride, 8, sum);
+#pragma unroll
+  for (int i = 0; i < 8; i++) _mm512_storeu_ps(sums + lanes * i, sum[i]);
+}
+
+static void add_panel_plain(const void *panel, const uint8_t *x, size_t stride, int64_t first, int64_t count, float *sums) {
+  add_panel(0, panel, x, stride, first, count, sums);
+}
+
+static void add_panel_minimum(const void *panel, const uint8_t *x, size_t stride, int64_t first, int64_t count, float *sums) {
+  add_panel(1, panel, x, stride, first, count, sums);
+}
+
+#define KERNEL(name, offset, add, ...)                                                                                         \
   static void prepare_##name(const float *x, int64_t k, void *prepared) { prepare(x, k, prepared, offset); }                   \
   static void multiply_##name(const uint8_t *const *w, const uint8_t *x, size_t stride, int32_t count, int64_t k, float *sums) { \
-    if (count == 1) dot(w, x, stride, 1, k, sums, __VA_ARGS__);                                                                \
-    if (count == 2) dot(w, x, stride, 2, k, sums, __VA_ARGS__);                                                                \
-    if (count == 4) dot(w, x, stride, 4, k, sums, __VA_ARGS__);                                                                \
-    if (count == 8) dot(w, x, stride, 8, k, sums, __VA_ARGS__);                                                                \
+    const layout f = {__VA_ARGS__};                                                                                            \
+    if (count == 1) dot(f, w, x, stride, 1, k, sums);                                                                          \
+    if (count == 2) dot(f, w, x, stride, 2, k, sums);                                                                          \
+    if (count == 4) dot(f, w, x, stride, 4, k, sums);                                                                          \
+    if (count == 8) dot(f, w, x, stride, 8, k, sums);                                                                          \
   }                                                                                                                            \
-  static const pk_gemv_kernel kernel_##name = {x_bytes, prepare_##name, multiply_##name, lanes, 8};
-/* offset of quanta; bytes of a block, where its minimum, fifth bits and quanta stand, quanta of eight bits */
-KERNEL(q4_0, 8, 18, 0, 0, 2, 0)
-KERNEL(q4_1, 0, 20, 2, 0, 4, 0)
-KERNEL(q5_0, 16, 22, 0, 2, 6, 0)
-KERNEL(q5_1, 0, 24, 2, 4, 8, 0)
-KERNEL(q8_0, 128, 34, 0, 0, 2, 1)
+  static void unpack_##name(const uint8_t *const *w, int64_t first, int64_t count, void *panel) {                              \
+    const layout f = {__VA_ARGS__};                                                                                            \
+    unpack(f, w, first, count, panel);                                                                                         \
+  }                                                                                                                            \
+  static const pk_gemv_kernel kernel_##name = {x_bytes, prepare_##name, multiply_##name, lanes, 8, panel_bytes, unpack_##name, add};
+/* offset of quanta; layout */
+KERNEL(q4_0, 8, add_panel_plain, 18, 0, 0, 2, 0)
+KERNEL(q4_1, 0, add_panel_minimum, 20, 2, 0, 4, 0)
+KERNEL(q5_0, 16, add_panel_plain, 22, 0, 2, 6, 0)
+KERNEL(q5_1, 0, add_panel_minimum, 24, 2, 4, 8, 0)
+KERNEL(q8_0, 128, add_panel_plain, 34, 0, 0, 2, 1)
 
 const pk_gemv_kernel *pk_gemv_vnni_int8(int32_t w_type) {
   switch (w_type) {

@@ -6,7 +6,7 @@ package enum Compute: Int32, Sendable {
     case f32 = 0
     /// f32 where the processor is faster at that (`Engine.multipliesPairs`).
     case bf16 = 1
-    /// Forward products of few rows with quantised weights: activations rounded to int8 per 32 values. All others: bf16.
+    /// Forward products with quantised weights, of many rows where there is a kernel for it: activations rounded to int8 per 32 values. All others: bf16.
     case int8 = 2
     /// Forward products alone: activations and weights rounded to int8 (matmul_rounded.c).
     case rounded = 3
@@ -74,7 +74,7 @@ extension Engine {
         case weightGradient = 2
     }
 
-    /// Above this many rows the bf16 product is faster than dot products of int8 blocks.
+    /// Above this many rows the bf16 product is faster than dot products of int8 blocks, but for formats with a kernel for both.
     private static let int8Rows = 8
 
     /// `y = alpha · x∘w (+ bias) (+ y)`. Leading dimensions fold into rows; `x`, `y` are f32 or bf16, `w` any weight format.
@@ -134,7 +134,7 @@ extension Engine {
         guard m > 0, n > 0 else { return nil }
         var op = unsafe pk_matmul()
         unsafe op.level = level
-        let isInt8 = compute == .int8 && mode == .forward && m <= Engine.int8Rows && w.dtype.isQuantized
+        let isInt8 = compute == .int8 && mode == .forward && w.dtype.isQuantized && (m <= Engine.int8Rows || pk_matmul_int8_serves_many(level, w.dtype.rawValue) != 0)
         unsafe op.compute = inPairs(compute == .int8 && !isInt8 ? .bf16 : compute)
         unsafe op.mode = mode.rawValue
         unsafe (op.x_type, op.w_type, op.y_type) = (x.dtype.rawValue, w.dtype.rawValue, y.dtype.rawValue)

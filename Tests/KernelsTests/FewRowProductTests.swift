@@ -35,6 +35,25 @@ import Testing
         }
     }
 
+    @Test("more rows in int8 (prompts): sums within the bound, and where a kernel takes many, each row's bits as alone",
+        arguments: [PK_Q4_0, PK_Q4_1, PK_Q5_0, PK_Q5_1, PK_Q8_0, PK_Q4_K])
+    func manyRows(_ type: Int32) {
+        let block = Int(format(type).block_values)
+        for (turn, (m, n, blocks)) in [(9, 1, 1), (20, 30, 5), (33, 17, 50), (64, 48, 97)].enumerated() where block == 32 || turn < 2 {
+            var p = Product(m, n, block * blocks, seed: UInt64(turn))
+            (p.compute, p.types) = (PK_COMPUTE_INT8, (turn % 2 == 0 ? PK_BF16 : PK_F32, type, turn < 2 ? PK_F32 : PK_BF16))
+            (p.hasBias, p.accumulates, p.alpha, p.gap) = (turn == 1, turn == 2, turn == 3 ? -0.5 : 1, turn == 2 ? 3 : 0)
+            p.check()
+            guard !p.accumulates else { continue }
+            for level in levels where pk_matmul_int8_serves_many(level, type) != 0 {
+                let all = p.run(level: level, parts: 1).values
+                var alone = Product(rowsOf: p, count: 3)
+                (alone.compute, alone.types, alone.hasBias, alone.alpha) = (p.compute, p.types, p.hasBias, p.alpha)
+                #expect(alone.run(level: level, parts: 1).values == Array(all[0..<3 * n]), "\(p.description)")
+            }
+        }
+    }
+
     @Test("branches of low rank, some for some rows, against products one after the other", arguments: [PK_F32, PK_Q4_1, PK_Q6_K], [PK_F32, PK_BF16])
     func branches(_ type: Int32, _ activation: Int32) {
         let (n, k) = (30, 512)

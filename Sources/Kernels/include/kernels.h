@@ -117,7 +117,7 @@ const float *pk_coded_values(int32_t type);
 
 #define PK_COMPUTE_F32 0
 #define PK_COMPUTE_BF16 1 /* operands rounded to bf16, f32 accumulation; falls back to f32 arithmetic on bf16-rounded operands below AVX512_BF16 */
-#define PK_COMPUTE_INT8 2 /* weight blocks × activations quantised to int8 per 32 values (forward, small m); falls back to f32 where a format has no int8 form */
+#define PK_COMPUTE_INT8 2 /* weight blocks × activations quantised to int8 per 32 values (forward; more than 8 rows: pk_matmul_int8_serves_many); falls back to f32 where a format has no int8 form */
 #define PK_COMPUTE_ROUNDED 3 /* PK_NT only: X in int8 per 192 values, W per row (matmul_rounded.c); fast on AVX512_BF16, a reference below */
 
 #define PK_NT 0 /* Y[m,n] = X[m,k] · W[n,k]ᵀ   forward of a linear layer */
@@ -151,6 +151,8 @@ void pk_matmul_scratch(const pk_matmul *op, size_t *shared, size_t *each);
 /* Phase 0 prepares the shared scratch (packs or converts X; nothing to do when *shared is 0); phase 1 multiplies.
  * The caller puts a barrier between them. `each` is this part's own scratch, 64-byte aligned. */
 void pk_matmul_run(const pk_matmul *op, int32_t phase, int32_t part, int32_t parts, void *shared, void *each);
+/* Whether PK_COMPUTE_INT8 of more than 8 rows is what it is of few, and not f32. */
+int32_t pk_matmul_int8_serves_many(int32_t level, int32_t w_type);
 /* Whether this product (few rows) takes branches with it. */
 int32_t pk_matmul_joins(const pk_matmul *op);
 /* How many parts are worth running (1 for tiny products). */
