@@ -96,7 +96,7 @@ static double row(const bench_options *o, int32_t compute, int32_t mode, int32_t
   char name[128];
   snprintf(name, sizeof name, "%s %-4s×%-4s→%-4s m=%-5lld n=%-5lld k=%-5lld", mode_names[mode], pk_format_of(x_type)->name, pk_format_of(w_type)->name,
            pk_format_of(y_type)->name, (long long)m, (long long)n, (long long)k);
-  const double peak = compute == PK_COMPUTE_ROUNDED ? o->peaks.int8 : compute == PK_COMPUTE_F32 ? (o->level >= PK_LEVEL_AVX512 ? o->peaks.f32 : o->peaks.f32_avx2) : o->peaks.bf16;
+  const double peak = compute == PK_COMPUTE_ROUNDED || compute == PK_COMPUTE_INT8 ? o->peaks.int8 : compute == PK_COMPUTE_F32 ? (o->level >= PK_LEVEL_AVX512 ? o->peaks.f32 : o->peaks.f32_avx2) : o->peaks.bf16;
   bench_row(name, seconds, 2.0 * (double)m * (double)n * (double)k, peak);
   drop(&p);
   return seconds;
@@ -137,6 +137,12 @@ void bench_products(const bench_options *o) {
     for (int f = 0; f < 3; f++) {
       for (int s = 0; s < 4; s++) row(o, PK_COMPUTE_ROUNDED, PK_NT, act, few[f], act, 512, layers[s].out, layers[s].in);
       row(o, PK_COMPUTE_ROUNDED, PK_NT, act, few[f], act, 2048, 1536, 576);
+    }
+  }
+  if (o->level >= PK_LEVEL_AVX512_BF16 && bench_table(o, "prompts, int8 by blocks")) {
+    static const int32_t few[] = {PK_Q4_0, PK_Q4_1, PK_Q5_1, PK_Q8_0};
+    for (int f = 0; f < 4; f++) {
+      for (int s = 0; s < 4; s++) row(o, PK_COMPUTE_INT8, PK_NT, act, few[f], act, 512, layers[s].out, layers[s].in);
     }
   }
   if (bench_table(o, "products of a layer, f32")) {

@@ -70,7 +70,7 @@ static void multiply_f32(const uint8_t *const *w, const uint8_t *x, size_t strid
   for (int32_t i = 0; i < count; i += 2) dot_f32(w, x + (size_t)i * stride, stride, 2, k, sums + 4 * i);
 }
 
-static const pk_gemv_kernel kernel_f32 = {x_bytes_f32, prepare_f32, multiply_f32, 4, 4};
+static const pk_gemv_kernel kernel_f32 = {.x_bytes = x_bytes_f32, .prepare = prepare_f32, .multiply = multiply_f32, .w_rows = 4, .x_rows = 4};
 
 const pk_gemv_kernel *pk_gemv_avx2_f32(int32_t w_type) { return w_type == PK_F32 ? &kernel_f32 : NULL; }
 
@@ -178,7 +178,7 @@ INLINE void dot_int8(const uint8_t *const w[4], const x_block *x, int64_t k, flo
       dot_int8(w, (const x_block *)(x + (size_t)i * stride), k, sums + 4 * i, load_##name, is_signed);                       \
     }                                                                                                                        \
   }                                                                                                                          \
-  static const pk_gemv_kernel kernel_##name = {x_bytes_int8, prepare_int8, multiply_##name, 4, 4};
+  static const pk_gemv_kernel kernel_##name = {.x_bytes = x_bytes_int8, .prepare = prepare_int8, .multiply = multiply_##name, .w_rows = 4, .x_rows = 4};
 KERNEL(q4_0, 0)
 KERNEL(q4_1, 0)
 KERNEL(q5_0, 0)

@@ -126,7 +126,7 @@ INLINE void dot(const uint8_t *const w[4], const uint8_t *x, size_t x_stride, co
     if (count == 2) dot(w, x, stride, 2, k, sums, load_##name, bytes);                                                              \
     if (count == 4) dot(w, x, stride, 4, k, sums, load_##name, bytes);                                                              \
   }                                                                                                                          \
-  static const pk_gemv_kernel kernel_##name = {x_bytes, prepare, multiply_##name, 4, 4};
+  static const pk_gemv_kernel kernel_##name = {.x_bytes = x_bytes, .prepare = prepare, .multiply = multiply_##name, .w_rows = 4, .x_rows = 4};
 KERNEL(f32, 128)
 KERNEL(f16, 64)
 KERNEL(bf16, 64)

@@ -27,28 +27,24 @@ typedef struct x_block {
 
 static size_t x_bytes(int64_t k) { return (size_t)(k + 31) / 32 * sizeof(x_block); }
 
-/* 32 values to quanta; the scale is returned. NaN or infinity: NaN, and so is every sum it enters. */
-INLINE float quantise(const float *x, int8_t q[32]) {
+/* 32 values to quanta and their scale. NaN or infinity: the scale is NaN, and so is every sum it enters. */
+INLINE void prepare_block(const float *x, int32_t offset, x_block *to) {
   const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
   const float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
   const __mmask16 bad = _mm512_fpclass_ps_mask(a, 0x99) | _mm512_fpclass_ps_mask(b, 0x99); /* NaN, ±infinity */
   const float scale = largest / 127;
   const __m512 inverse = _mm512_set1_ps(!bad && scale > 0 ? 1 / scale : 0);
   const __m512i qa = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), qb = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
-  _mm_storeu_si128((__m128i *)q, _mm512_cvtsepi32_epi8(qa));
-  _mm_storeu_si128((__m128i *)(q + 16), _mm512_cvtsepi32_epi8(qb));
-  return bad ? __builtin_nanf("") : scale;
+  const int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(qa, qb));
+  _mm_storeu_si128((__m128i *)to->q, _mm512_cvtsepi32_epi8(qa));
+  _mm_storeu_si128((__m128i *)(to->q + 16), _mm512_cvtsepi32_epi8(qb));
+  to->start = -offset * sum;
+  to->scale = bad ? __builtin_nanf("") : scale;
+  to->sum = to->scale * (float)sum;
 }
 
 INLINE void prepare(const float *x, int64_t k, void *prepared, int32_t offset) {
-  x_block *blocks = prepared;
-  for (int64_t at = 0; at < k; at += 32, blocks++) {
-    blocks->scale = quantise(x + at, blocks->q);
-    int32_t sum = 0;
-    for (int i = 0; i < 32; i++) sum += blocks->q[i];
-    blocks->start = -offset * sum;
-    blocks->sum = blocks->scale * (float)sum;
-  }
+  for (int64_t i = 0; i < k / 32; i++) prepare_block(x + 32 * i, offset, (x_block *)prepared + i);
 }
 
 /* word[j] = word j of the 16 bytes that begin at `at` of each row. */
