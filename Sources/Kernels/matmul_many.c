@@ -1,5 +1,5 @@
 /* Forward products of many rows with int8 activations (reading a prompt): the arithmetic, and the order of sums, of the few rows of decoding
- * (matmul_gemv.c), so that a token's numbers are the same bits however many others are read with it.
+ * (matmul_gemv.c): a row of the product has the same bits however many others are multiplied with it.
  *
  * Phase 0 rounds the rows of X, each once. A part unpacks 16 rows of W, up to 48 blocks of 32 at a time (a panel of 30 kB, in L1), and multiplies
  * all rows of X with it, eight at a time: 96 vector instructions for 16 × 8 × 32 multiplications. Sums of wider rows wait in memory between panels. */
