@@ -12,7 +12,6 @@
 
 enum {
   panel_limit = 400 << 10, /* bytes of the panels packed together; L2 is 1 MB */
-  rows_limit = 1 << 20,    /* bytes of A */
   chunk = 256,             /* values of k decoded at a time while packing columns */
   ahead = 16,              /* rows fetched in advance while packing steps */
 };
@@ -55,11 +54,6 @@ static plan make_plan(const pk_matmul *op, const pk_tile_kernel *kernel) {
   p.panel_columns = (int64_t)kernel->lanes * kernel->vectors;
   const int32_t is_blocks = pk_format_of(p.b_type)->block_values > 1; /* runs of 32 */
   p.group = op->mode != PK_NT && is_blocks && p.panel_columns % 32 ? 2 : 1;
-  /* Rows of A that do not stay in L2 are read from further away once for a group: as many panels as there is room for. */
-  const int64_t whole = pk_round_up(op->k, 2) * p.panel_columns * p.bytes;
-  if (p.rows * p.copy_ld * p.bytes > rows_limit) {
-    while (2 * p.group * whole <= panel_limit && 4 * p.group * p.panel_columns <= p.columns) p.group *= 2;
-  }
   const int64_t most = panel_limit / (p.group * p.panel_columns * p.bytes) / chunk * chunk;
   const int64_t blocks = pk_max(1, (op->k + most - 1) / most);
   p.k_block = pk_max(chunk, pk_round_up((op->k + blocks - 1) / blocks, chunk));
@@ -106,11 +100,7 @@ static void copy_rows(const plan *p, int32_t level, uint8_t *out, pk_range share
   for (int64_t i = share.begin; i < share.end; i++) {
     const uint8_t *from = (const uint8_t *)p->a + i * p->a_ld * pk_type_bytes(p->a_type);
     uint8_t *to = out + i * p->copy_ld * p->bytes;
-    if (p->k <= 32 && p->a_type == PK_BF16 && !is_half(p)) { /* blocks of rotations: shorter than the call */
-      for (int64_t l = 0; l < p->k; l++) ((float *)to)[l] = pk_bf16_to_f32(((const uint16_t *)from)[l]);
-    } else {
-      pk_convert(level, from, p->a_type, to, p->kernel->type, (size_t)p->k, 0, 1);
-    }
+    pk_convert(level, from, p->a_type, to, p->kernel->type, (size_t)p->k, 0, 1);
     if (p->rounds) {
       float *values = (float *)to;
       for (int64_t l = 0; l < p->k; l++) values[l] = pk_round_bf16(values[l]);
@@ -132,13 +122,9 @@ static void transpose_rows(const plan *p, uint8_t *out, pk_range share) {
     for (int64_t l0 = 0; l0 < padded_k; l0 += side) {
       const int64_t l1 = pk_min(l0 + side, padded_k);
       for (int64_t l = l0; l < l1; l++) {
-        if (l < p->k && p->a_type == PK_BF16) {
+        if (l < p->k && p->a_type == PK_BF16 && is_half(p)) { /* nothing to convert */
           const uint16_t *from = (const uint16_t *)p->a + l * p->a_ld;
-          if (is_half(p)) {
-            for (int64_t i = i0; i < i1; i++) ((uint16_t *)out)[i * p->copy_ld + l] = from[i];
-          } else {
-            for (int64_t i = i0; i < i1; i++) ((float *)out)[i * p->copy_ld + l] = pk_bf16_to_f32(from[i]);
-          }
+          for (int64_t i = i0; i < i1; i++) ((uint16_t *)out)[i * p->copy_ld + l] = from[i];
           continue;
         }
         for (int64_t i = i0; i < i1; i++) {
@@ -305,9 +291,7 @@ void pk_tiled_run(const pk_matmul *op, const pk_tile_kernel *kernel, int32_t pha
       const int64_t k_end = pk_min(k + p.k_block, p.k);
       if (unit != packed) {
         if (op->mode == PK_NT) {
-          for (int64_t g = 0; g < p.group && column + g * p.panel_columns < p.columns; g++) {
-            pack_columns(&p, column + g * p.panel_columns, k, k_end, own.panels + g * panel_bytes(&p), own.decoded);
-          }
+          pack_columns(&p, column, k, k_end, own.panels, own.decoded);
         } else {
           pack_steps(&p, column, k, k_end, own.panels, own.decoded);
         }

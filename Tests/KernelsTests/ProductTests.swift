@@ -32,7 +32,7 @@ import Testing
         }
     }
 
-    @Test("more rows than stay near: several panels for each of them", arguments: [PK_NT, PK_NN, PK_TN], computes)
+    @Test("more rows than stay in L2", arguments: [PK_NT, PK_NN, PK_TN], computes)
     func manyRows(_ mode: Int32, _ compute: Int32) {
         for (type, n) in [(PK_BF16, 250), (mode == PK_TN ? PK_F32 : PK_Q4_1, 224)] {
             var p = Product(1301, n, 416, seed: 3)
