@@ -124,8 +124,8 @@ typedef void (*peft_parallel_body_fn)(void *body_data, int32_t index);
 typedef void (*peft_parallel_for_fn)(void *user_data, int32_t count, peft_parallel_body_fn body, void *body_data);
 
 /* Instruction-set levels: AUTO is the processor's best; another is the highest that is used. With AVX512_BF16 asked for by name, bf16 is
- * multiplied by the instructions for it even where AUTO takes those of f32 for tensors kept in bf16, which are twice as fast on Intel's
- * processors and half as fast on AMD's. */
+ * multiplied by the instructions for it even where AUTO takes those of f32 for tensors kept in bf16: on Intel's processors (twice as fast on an
+ * Emerald Rapids; on a Zen 4 half as fast). */
 #define PEFT_LEVEL_AUTO 0
 #define PEFT_LEVEL_PORTABLE 1
 #define PEFT_LEVEL_AVX2 2

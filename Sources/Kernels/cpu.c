@@ -31,7 +31,7 @@ int32_t pk_best_level(void) {
 }
 
 /* One thread, multiply-adds on registers, GFLOP/s: Zen 4 bf16 236 and f32 118; Emerald Rapids 87 and 178. Intel's processors
- * since Sapphire Rapids (the first with FP16) multiply bf16 in AMX' tiles; their VDPBF16PS has half the rate of a multiply-add. */
+ * with FP16 (Sapphire Rapids and later) are taken to be alike: they have AMX' tiles for bf16. */
 int32_t pk_pairs_are_fast(int32_t level) {
   uint32_t a, b, c, d;
   if (level < PK_LEVEL_AVX512_BF16) return 0;
