@@ -24,8 +24,12 @@ let strict: [SwiftSetting] = [
 /// unrolled says so itself); nothing here may change results (no -ffast-math). Instruction sets are chosen per function in the sources, never by a flag.
 let kernelFlags: [CSetting] = [.unsafeFlags(["-O2", "-std=c11", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"])]
 
-func room(_ name: String, _ dependencies: [Target.Dependency]) -> Target {
-    .target(name: name, dependencies: dependencies, swiftSettings: strict)
+/// Names of cases and properties are left out of the library where nothing prints an enumeration that has no `description` (80 kB; it would say
+/// the type's name instead). Only Tensors and PEFTSwift do.
+let nameless: SwiftSetting = .unsafeFlags(["-Xfrontend", "-disable-reflection-metadata"], .when(configuration: .release))
+
+func room(_ name: String, _ dependencies: [Target.Dependency], printsCases: Bool = false) -> Target {
+    .target(name: name, dependencies: dependencies, swiftSettings: printsCases ? strict : strict + [nameless])
 }
 
 /// Tests read their fixtures from where they lie in the tree (`#filePath`): they are no resources.
@@ -47,7 +51,7 @@ let package = Package(
         .target(name: "Kernels", path: "Sources/Kernels", cSettings: kernelFlags),
 
         room("Platform", ["CJansson", "CPCRE2", "CUTF8Proc"]),
-        room("Tensors", ["Kernels", "Platform"]),
+        room("Tensors", ["Kernels", "Platform"], printsCases: true),
         room("Autograd", ["Kernels", "Tensors", "Platform"]),
         room("Quantization", ["Kernels", "Tensors", "Platform"]),
         room("Checkpoints", ["CHDF5", "Tensors", "Platform"]),
@@ -57,7 +61,7 @@ let package = Package(
         room("Merging", ["Adapters", "Models", "Tensors", "Checkpoints", "Platform"]),
         room("Training", ["Adapters", "Models", "Autograd", "Tensors", "Checkpoints", "Tokenizers", "Platform"]),
         room("Generation", ["Kernels", "Adapters", "Models", "Autograd", "Tensors", "Tokenizers", "Platform"]),
-        room("PEFTSwift", ["CPEFTSwift", "StaticRuntime", "Kernels", "Generation", "Training", "Merging", "Adapters", "Models", "Quantization", "Checkpoints", "Tokenizers", "Autograd", "Tensors", "Platform"]),
+        room("PEFTSwift", ["CPEFTSwift", "StaticRuntime", "Kernels", "Generation", "Training", "Merging", "Adapters", "Models", "Quantization", "Checkpoints", "Tokenizers", "Autograd", "Tensors", "Platform"], printsCases: true),
 
         test("PlatformTests", ["Platform"]),
         test("KernelsTests", ["Kernels"], exclude: ["Fixtures"]),

@@ -4,7 +4,7 @@ package import Platform
 internal import Synchronization
 package import Tensors
 
-/// Singular values and QR factors of f32 matrices (row-major), by LAPACK. Memory: the engine's budget.
+/// Singular values, QR factors, eigenvectors and solutions of equations of f32 matrices (row-major), by LAPACK. Memory: the engine's budget.
 package struct Decompositions {
     let engine: Engine
     private let lapack: LAPACK
@@ -32,7 +32,7 @@ package struct Decompositions {
         guard k > 0, !engine.isPlanning else { return (u, s, vh) }
         // Row-major `a` is aᵀ column by column, whose left singular vectors are our right ones.
         let integers = try Tensor(engine, [8 * k], .i32, .scratch)
-        unsafe try run("sgesdd", size: k) { (work, size) in
+        unsafe try run("sgesdd", size: k, Float(0)) { (work, size) in
             let (rows, columns, inner) = ([Int32(clamping: n)], [Int32(clamping: m)], [Int32(clamping: k)])
             var info: Int32 = 0
             unsafe lapack.sgesdd(
@@ -50,7 +50,7 @@ package struct Decompositions {
         let tau = try Tensor(engine, [max(min(m, n), 1)], .f32, .scratch)
         let (rows, columns, wanted) = ([Int32(clamping: m)], [Int32(clamping: n)], [Int32(clamping: count)])
         if !engine.isPlanning {
-            unsafe try run("sgeqrf", size: min(m, n)) { (work, size) in
+            unsafe try run("sgeqrf", size: min(m, n), Float(0)) { (work, size) in
                 var info: Int32 = 0
                 unsafe lapack.sgeqrf(rows, columns, columnwise.floats, rows, tau.floats, work, [size], &info)
                 return info
@@ -67,7 +67,7 @@ package struct Decompositions {
         }
         let q = try columnwise.rows(0..<count)
         if !engine.isPlanning {
-            unsafe try run("sorgqr", size: count) { (work, size) in
+            unsafe try run("sorgqr", size: count, Float(0)) { (work, size) in
                 var info: Int32 = 0
                 unsafe lapack.sorgqr(rows, wanted, wanted, q.floats, rows, tau.floats, work, [size], &info)
                 return info
@@ -76,26 +76,101 @@ package struct Decompositions {
         return (try q.transposed(engine), r)
     }
 
+    /// `a = Z·diag(w)·Zᵀ` of a symmetric `a` `[n, n]`, in doubles: Z, w descending. They converge where equal values in great number keep
+    /// the singular values of `a` from it.
+    package func eigenvectors(of a: Tensor) throws(PEFTError) -> Tensor {
+        let n = a.rows
+        let vectors = try Tensor(engine, [n, n], .f32, .scratch)
+        guard n > 0, !engine.isPlanning else { return vectors }
+        let (z, w) = (try Doubles(a, engine), try Doubles(count: n, engine))
+        let size = [Int32(clamping: n)]
+        let count = Int32(clamping: 5 * n + 3)
+        let integers = try Tensor(engine, [Int(count)], .i32, .scratch)
+        unsafe try run("dsyevd", size: n, 0.0) { (work, room) in
+            var info: Int32 = 0
+            unsafe lapack.dsyevd(
+                "V", "U", size, z.pointer, size, w.pointer, work, [room], integers.pointer.assumingMemoryBound(to: Int32.self), [count], &info)
+            return info
+        }
+        z.copy(to: vectors) { (n - 1 - $0 % n) * n + $0 / n }
+        return vectors
+    }
+
+    /// Each row of `rows` `[m, n]` replaced by the x with `a·x` = it, in doubles; `a` `[n, n]`. nil: `a` is singular.
+    package func solutions(of a: Tensor, rows: Tensor) throws(PEFTError) -> Tensor? {
+        let (n, m) = (a.rows, rows.rows)
+        let x = try Tensor(engine, [m, n], .f32, .scratch)
+        guard n > 0, m > 0, !engine.isPlanning else { return x }
+        // What is columns for LAPACK are rows here.
+        let (factors, sides) = (try Doubles(try a.transposed(engine), engine), try Doubles(rows, engine))
+        let pivots = try Tensor(engine, [n], .i32, .scratch)
+        let (size, count) = ([Int32(clamping: n)], [Int32(clamping: m)])
+        var info: Int32 = 0
+        alone(n) {
+            unsafe lapack.dgesv(size, count, factors.pointer, size, pivots.pointer.assumingMemoryBound(to: Int32.self), sides.pointer, size, &info)
+        }
+        guard info >= 0 else { throw PEFTError(.internal, "dgesv gives \(info)") }
+        guard info == 0 else { return nil }
+        sides.copy(to: x) { $0 }
+        return x
+    }
+
     /// Sides up to which one thread is as good as several.
     private static let small = 1024
 
-    /// Asks a LAPACK routine how much room it wants (size −1), and runs it with that.
-    private func run(_ name: String, size: Int, _ body: (UnsafeMutablePointer<Float>, Int32) -> Int32) throws(PEFTError) {
+    private func alone(_ size: Int, _ body: () -> Void) {
         let isAlone = size <= Decompositions.small
         if isAlone { lapack.beginAlone() }
         defer { if isAlone { lapack.endAlone() } }
-        let answer = try Tensor.zeros(engine, [1], .f32, .scratch)
-        var status = unsafe body(answer.floats, -1)
+        body()
+    }
+
+    /// Asks a LAPACK routine how much room it wants (size −1), and runs it with that.
+    private func run<Value: BinaryFloatingPoint>(_ name: String, size side: Int, _ zero: Value, _ body: (UnsafeMutablePointer<Value>, Int32) -> Int32)
+        throws(PEFTError)
+    {
+        var (answer, status) = (zero, Int32(0))
+        alone(side) { status = unsafe body(&answer, -1) }
         if status == 0 {
-            let size = unsafe Int32(clamping: Int(min(max(answer.floats[0], 1), 1e9)))
-            let room = try Tensor(engine, [Int(size)], .f32, .scratch)
-            status = unsafe body(room.floats, size)
+            // A float's answer may have been rounded down.
+            let size = Int32(clamping: Int(min(max(answer.nextUp, 1), 1e9)))
+            let room = try Tensor(engine, [Int(size)], MemoryLayout<Value>.size == 8 ? .f64 : .f32, .scratch)
+            alone(side) { status = unsafe body(room.pointer.assumingMemoryBound(to: Value.self), size) }
         }
         guard status == 0 else {
             throw PEFTError(
                 status > 0 ? .numeric : .internal,
                 "\(name) gives \(status): \(status > 0 ? "the decomposition does not converge; are all weights finite?" : "")"
             )
+        }
+    }
+}
+
+/// Doubles for LAPACK, in the engine's memory.
+private struct Doubles {
+    private let tensor: Tensor
+    let count: Int
+
+    init(count: Int, _ engine: Engine) throws(PEFTError) {
+        self.count = count
+        tensor = try Tensor(engine, [count], .f64, .scratch)
+    }
+
+    init(_ values: Tensor, _ engine: Engine) throws(PEFTError) {
+        try self.init(count: values.count, engine)
+        let pointer = unsafe pointer
+        unsafe values.withFloats { from in
+            for index in from.indices { unsafe pointer[index] = Double(from[index]) }
+        }
+    }
+
+    var pointer: UnsafeMutablePointer<Double> { unsafe tensor.pointer.assumingMemoryBound(to: Double.self) }
+
+    /// Value number i of `target` is the one at `place(i)` here.
+    func copy(to target: Tensor, _ place: (Int) -> Int) {
+        let pointer = unsafe pointer
+        unsafe target.withMutableFloats { to in
+            for index in to.indices { unsafe to[index] = Float(pointer[place(index)]) }
         }
     }
 }
@@ -111,6 +186,8 @@ extension Tensor {
     let sgesdd: peft_sgesdd
     let sgeqrf: peft_sgeqrf
     let sorgqr: peft_sorgqr
+    let dgesv: peft_dgesv
+    let dsyevd: peft_dsyevd
     /// nil: another LAPACK than OpenBLAS.
     private let setThreads: peft_openblas_set_threads?
     /// Threads it had when it was opened.
@@ -171,11 +248,13 @@ extension Tensor {
         for name in LAPACK.names {
             guard let library = unsafe dlopen(name, RTLD_NOW | RTLD_LOCAL) else { continue }
             if let sgesdd = unsafe dlsym(library, "sgesdd_"), let sgeqrf = unsafe dlsym(library, "sgeqrf_"),
-                let sorgqr = unsafe dlsym(library, "sorgqr_")
+                let sorgqr = unsafe dlsym(library, "sorgqr_"), let dgesv = unsafe dlsym(library, "dgesv_"), let dsyevd = unsafe dlsym(library, "dsyevd_")
             {
                 unsafe self.sgesdd = unsafeBitCast(sgesdd, to: peft_sgesdd.self)
                 unsafe self.sgeqrf = unsafeBitCast(sgeqrf, to: peft_sgeqrf.self)
                 unsafe self.sorgqr = unsafeBitCast(sorgqr, to: peft_sorgqr.self)
+                unsafe self.dgesv = unsafeBitCast(dgesv, to: peft_dgesv.self)
+                unsafe self.dsyevd = unsafeBitCast(dsyevd, to: peft_dsyevd.self)
                 let set = unsafe dlsym(library, "openblas_set_num_threads"), get = unsafe dlsym(library, "openblas_get_num_threads")
                 if let set = unsafe set, let get = unsafe get {
                     unsafe setThreads = unsafeBitCast(set, to: peft_openblas_set_threads.self)

@@ -132,7 +132,7 @@ private final class FRoDCategory: Sendable {
         let square = try Tensor.zeros(engine, [inputs, inputs], .f32, .scratch)
         guard stacked.rows >= inputs else {
             try engine.multiply(.weightGradient, stacked, stacked, into: square, compute: .f32)
-            return engine.axpby(1, try decompositions.singularValues(square).u, 0, into: v.value)
+            return engine.axpby(1, try decompositions.eigenvectors(of: square), 0, into: v.value)
         }
         let (q, r) = try decompositions.factors(stacked, count: inputs)
         start = 0
@@ -141,10 +141,13 @@ private final class FRoDCategory: Sendable {
             let term = try Tensor(engine, [inputs, inputs], .f32, .scratch)
             try engine.multiply(.weightGradient, part, part, into: term, compute: .f32)
             term.addToDiagonal(ridge)
-            engine.axpby(1 / Float(layers.count), try decompositions.inverse(of: term), 1, into: square)
+            guard let inverse = try decompositions.inverse(ofSymmetric: term) else {
+                throw PEFTError(.numeric, "FROD: '\(layer.name)' and others of its name have no shared directions; are all weights finite?")
+            }
+            engine.axpby(1 / Float(layers.count), inverse, 1, into: square)
             start += layer.outputSize
         }
-        try engine.multiply(.weightGradient, r, try decompositions.singularValues(square).u, into: v.value, compute: .f32)
+        try engine.multiply(.weightGradient, r, try decompositions.eigenvectors(of: square), into: v.value, compute: .f32)
     }
 }
 
@@ -176,14 +179,14 @@ private final class FRoDLinear: LinearBranch, @unchecked Sendable {
     /// another machine (another LAPACK) has otherwise; here they are zero, as its norms below 1e-12 are there.
     private static let noise: Float = 1e-6
 
-    /// `B = W·V⁻ᵀ` (with one step of refinement), λ₀ the norms of its columns, U what is left.
+    /// `B = W·V⁻ᵀ`, λ₀ the norms of its columns, U what is left.
     func derive() throws(PEFTError) {
-        let inverse = try Decompositions(engine).inverse(of: try category.v.value.converted(to: .f32, engine, .scratch))
         let stored = try linear.weight.converted(to: .f32, engine, .scratch)
         let w = linear.isTransposed ? try stored.transposed(engine) : stored
-        try engine.multiply(.forward, w, inverse, into: u, compute: .f32)
-        try engine.multiply(.forward, u, category.v.value, into: w, compute: .f32, alpha: -1, accumulate: true)
-        try engine.multiply(.forward, w, inverse, into: u, compute: .f32, accumulate: true)
+        guard let b = try Decompositions(engine).solutions(of: try category.v.value.converted(to: .f32, engine, .scratch), rows: w), b.squaredNorm.isFinite else {
+            throw PEFTError(.numeric, "FROD: the directions \(category.v.name) of '\(linear.name)' are not independent")
+        }
+        engine.axpby(1, b, 0, into: u)
         let (width, rows) = (linear.inputSize, linear.outputSize)
         unsafe u.withMutableFloats { u in
             unsafe negative.withMutableFloats { negative in

@@ -102,11 +102,25 @@ private final class GLoRALinear: LinearBranch {
         return [:]
     }
 
+    /// `W ⊙ (1 + A) + B` as one weight, see HiRA.
+    func product(of x: Variable, bias: Variable?, scale: Float, _ site: HookSite, as dtype: DType?) throws(PEFTError) -> Variable? {
+        let (tape, w) = (site.tape, site.weight)
+        guard a.parameters.count == 2, !tape.isInference else { return nil }
+        let factors = (a.parameters + (b.parameters.count == 2 ? b.parameters : [])).map { tape.variable($0) }
+        let changed = try tape.remade(factors) { [target] (tape, factors) throws(PEFTError) in
+            try tape.changedWeight(
+                try target.weight(w, tape.engine), times: LowRankChange(b: factors[0], a: factors[1]),
+                plus: factors.count == 4 ? LowRankChange(b: factors[2], a: factors[3]) : nil, scale: scale)
+        }
+        let y = try tape.linear(x, changed, bias: bias, as: dtype)
+        return try addShift(to: b.parameters.count == 2 ? y : try addB(to: y, input: x, scale: scale, tape), w, scale: scale, tape)
+    }
+
     func add(to y: consuming Variable, input x: Variable, beside w: Tensor, scale: Float, _ tape: Tape)
         throws(PEFTError) -> Variable
     {
-        let (size, isTransposed) = (linear.outputSize, linear.isTransposed)
         var y = y
+        let isTransposed = linear.isTransposed
         if a.parameters.count == 2 {
             let (xd, xu) = (tape.variable(a.parameters[0]), tape.variable(a.parameters[1]))
             y = try tape.addProduct(to: y, input: x, scale: scale, of: [xd, xu]) { (tape, inputs) throws(PEFTError) in
@@ -116,16 +130,23 @@ private final class GLoRALinear: LinearBranch {
             }
         } else if !a.isNone {
             let product = try tape.linear(x, frozen: w, transposed: isTransposed, as: y.value.dtype)
-            y = try tape.addProduct(to: y, input: product, [.diagonal(try a.vector(size, tape))], scale: scale)
+            y = try tape.addProduct(to: y, input: product, [.diagonal(try a.vector(linear.outputSize, tape))], scale: scale)
         }
+        return try addShift(to: try addB(to: y, input: x, scale: scale, tape), w, scale: scale, tape)
+    }
+
+    private func addB(to y: consuming Variable, input x: Variable, scale: Float, _ tape: Tape) throws(PEFTError) -> Variable {
+        if b.isNone { return y }
         if b.parameters.count == 2 {
-            y = try tape.addLowRank(to: y, input: x, a: tape.variable(b.parameters[1]), b: tape.variable(b.parameters[0]), scale: scale)
-        } else if !b.isNone {
-            // The same number in all columns: the sum of the inputs, once for each output.
-            let ones = try Tensor(tape.engine, [Float](repeating: 1, count: linear.inputSize), shape: [1, linear.inputSize])
-            let column = try tape.reshaped(try b.vector(size, tape), [size, 1])
-            y = try tape.addLowRank(to: y, input: x, a: Variable(ones), b: column, scale: scale)
+            return try tape.addLowRank(to: y, input: x, a: tape.variable(b.parameters[1]), b: tape.variable(b.parameters[0]), scale: scale)
         }
+        // The same number in all columns: the sum of the inputs, once for each output.
+        let ones = try Tensor(tape.engine, [Float](repeating: 1, count: linear.inputSize), shape: [1, linear.inputSize])
+        let column = try tape.reshaped(try b.vector(linear.outputSize, tape), [linear.outputSize, 1])
+        return try tape.addLowRank(to: y, input: x, a: Variable(ones), b: column, scale: scale)
+    }
+
+    private func addShift(to y: consuming Variable, _ w: Tensor, scale: Float, _ tape: Tape) throws(PEFTError) -> Variable {
         guard let shift = try shift(w, tape) else { return y }
         return try tape.scaleColumns(y, scale: nil, shift: scale == 1 ? shift : try tape.scaled(shift, by: scale))
     }

@@ -77,12 +77,13 @@ private final class MatrixHiRA: MatrixModule {
     }
 
     /// The three products of the weight's size that are left of a step's five (dA and dB need `W ⊙ dYᵀ·X`).
-    func weight(scale: Float, _ site: HookSite) throws(PEFTError) -> Variable? {
+    func product(of x: Variable, bias: Variable?, scale: Float, _ site: HookSite, as dtype: DType?) throws(PEFTError) -> Variable? {
         let (tape, stored) = (site.tape, site.weight)
         guard !tape.isInference, dropout == 0 || !tape.isTraining else { return nil }
-        return try tape.remade([try tape.matrix(a), try tape.matrix(b)]) { [target] (tape, factors) throws(PEFTError) in
-            try tape.changedWeight(try target.weight(stored, tape.engine), factors[1], factors[0], scale: scale)
+        let changed = try tape.remade([try tape.matrix(a), try tape.matrix(b)]) { [target] (tape, factors) throws(PEFTError) in
+            try tape.changedWeight(try target.weight(stored, tape.engine), times: LowRankChange(b: factors[1], a: factors[0]), scale: scale)
         }
+        return try tape.linear(x, changed, bias: bias, as: dtype)
     }
 
     func add(to y: consuming Variable, input x: Variable, scale: Float, _ site: HookSite) throws(PEFTError) -> Variable {

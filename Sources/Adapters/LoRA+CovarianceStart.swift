@@ -65,7 +65,8 @@ extension Decompositions {
         while damping < 1e6 {
             c.addToDiagonal(mean * damping - added)
             added = mean * damping
-            let inverse = try inverse(of: c)
+            damping *= 2
+            guard let inverse = try inverse(ofSymmetric: c) else { continue }
             let identity = try Tensor(engine, [size, size], .f32, .scratch)
             try engine.multiply(.inputGradient, c, inverse, into: identity, compute: .f32)
             var error = 0.0
@@ -76,7 +77,6 @@ extension Decompositions {
                 }
             }
             if error.squareRoot() < 0.05 { return inverse }
-            damping *= 2
         }
         throw PEFTError(.numeric, "a covariance cannot be inverted")
     }

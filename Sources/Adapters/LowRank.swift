@@ -99,18 +99,11 @@ extension Decompositions {
         return (y, s, vh)
     }
 
-    /// `V·S⁻¹·Uᵀ` of a square matrix; infinite where it has none.
-    func inverse(of a: Tensor) throws(PEFTError) -> Tensor {
-        let size = a.rows
-        let (u, s, vh) = try singularValues(try a.converted(to: .f32, engine, .scratch))
-        let values = try s.floats(engine)
-        let turned = try u.transposed(engine)
-        unsafe turned.withMutableFloats { rows in
-            for index in rows.indices { unsafe rows[index] /= max(values[index / size], .leastNormalMagnitude) }
-        }
-        let inverse = try Tensor(engine, [size, size], .f32, .scratch)
-        try engine.multiply(.weightGradient, vh, turned, into: inverse, compute: .f32)
-        return inverse
+    /// The inverse of a symmetric matrix; nil where it has none.
+    func inverse(ofSymmetric a: Tensor) throws(PEFTError) -> Tensor? {
+        let identity = try Tensor.zeros(engine, a.shape, .f32, .scratch)
+        identity.addToDiagonal(1)
+        return try solutions(of: a, rows: identity)
     }
 
     /// `matrix = u·diag(s)·vh`. Of a product by its factors, the whole matrix is never made:

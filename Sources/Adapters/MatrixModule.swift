@@ -69,8 +69,8 @@ struct HookSite {
 protocol MatrixModule: AdapterModule {
     var target: MatrixTarget { get }
     func input(_ x: Variable, _ site: HookSite) throws(PEFTError) -> Variable
-    /// As `LayerHook.weight`.
-    func weight(scale: Float, _ site: HookSite) throws(PEFTError) -> Variable?
+    /// As `LayerHook.product`.
+    func product(of x: Variable, bias: Variable?, scale: Float, _ site: HookSite, as dtype: DType?) throws(PEFTError) -> Variable?
     func add(to y: consuming Variable, input x: Variable, scale: Float, _ site: HookSite) throws(PEFTError) -> Variable
     func output(_ y: consuming Variable, _ site: HookSite) throws(PEFTError) -> Variable
 }
@@ -78,7 +78,7 @@ protocol MatrixModule: AdapterModule {
 extension MatrixModule {
     var layer: any Layer { target.layer }
     func input(_ x: Variable, _ site: HookSite) throws(PEFTError) -> Variable { x }
-    func weight(scale: Float, _ site: HookSite) throws(PEFTError) -> Variable? { nil }
+    func product(of x: Variable, bias: Variable?, scale: Float, _ site: HookSite, as dtype: DType?) throws(PEFTError) -> Variable? { nil }
     func add(to y: consuming Variable, input x: Variable, scale: Float, _ site: HookSite) throws(PEFTError) -> Variable { y }
     func output(_ y: consuming Variable, _ site: HookSite) throws(PEFTError) -> Variable { y }
 
@@ -112,7 +112,9 @@ private final class MatrixHook: LayerHook {
         return try partly(x, changed, tape)
     }
 
-    func weight(of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable? { try module.weight(scale: scale, site(layer, tape)) }
+    func product(of x: Variable, bias: Variable?, of layer: Linear, _ tape: Tape, as dtype: DType?) throws(PEFTError) -> Variable? {
+        try module.product(of: x, bias: bias, scale: scale, site(layer, tape), as: dtype)
+    }
 
     func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable {
         try module.add(to: y, input: x, scale: scale, site(layer, tape))

@@ -63,15 +63,22 @@ private final class SHiRALinear: LinearBranch {
         return [:]
     }
 
+    func product(of x: Variable, bias: Variable?, scale: Float, _ site: HookSite, as dtype: DType?) throws(PEFTError) -> Variable? {
+        try change().product(of: x, site.tape.variable(weight), bias: bias, scale: scale, site, as: dtype)
+    }
+
     func add(to y: consuming Variable, input x: Variable, beside w: Tensor, scale: Float, _ tape: Tape)
         throws(PEFTError) -> Variable
     {
-        let change = try table.change { (values) throws(PEFTError) in
+        try change().add(to: y, input: x, tape.variable(weight), scale: scale, tape)
+    }
+
+    private func change() throws(PEFTError) -> SparseChange {
+        try table.change { (values) throws(PEFTError) in
             let half = values.count / 2
             return try SparseChange(
                 engine, rows: Array(values.prefix(half)), columns: Array(values.suffix(half)), from: .none(linear.inputSize),
                 to: .none(linear.outputSize))
         }
-        return try change.add(to: y, input: x, tape.variable(weight), scale: scale, tape)
     }
 }

@@ -28,6 +28,14 @@ struct SparseChange: Sendable {
     {
         try tape.addSpectral(to: y, input: x, values, at: places, from: from, to: to, scale: scale, turnsGradient: turnsGradient)
     }
+
+    /// As `LayerHook.product`: one product with the changed weight, where the values are entries of it. Generation keeps to `add`: for few rows a copy
+    /// of the weight is the dearer.
+    func product(of x: Variable, _ values: Variable, bias: Variable?, scale: Float, _ site: HookSite, as dtype: DType?) throws(PEFTError) -> Variable? {
+        guard from.isNone, to.isNone, !site.tape.isInference else { return nil }
+        return try site.tape.linear(
+            x, frozen: site.weight, plus: values, at: places, scale: scale, bias: bias, transposed: site.layer.isTransposed, as: dtype)
+    }
 }
 
 /// What FourierFT and WaveFT are at a layer: coefficients at places that a seed chooses.

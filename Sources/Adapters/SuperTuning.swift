@@ -90,13 +90,24 @@ private final class SuperTuningLinear: LinearBranch {
         return [:]
     }
 
+    func product(of x: Variable, bias: Variable?, scale: Float, _ site: HookSite, as dtype: DType?) throws(PEFTError) -> Variable? {
+        guard let y = try change().product(of: x, site.tape.variable(values), bias: bias, scale: scale, site, as: dtype) else { return nil }
+        return try addBranch(to: y, input: x, scale: scale, site.tape)
+    }
+
     func add(to y: consuming Variable, input x: Variable, beside w: Tensor, scale: Float, _ tape: Tape)
         throws(PEFTError) -> Variable
     {
-        let change = try table.change { (values) throws(PEFTError) in try SparseChange(engine, flat: values, of: linear) }
-        let sum = try change.add(to: y, input: x, tape.variable(values), scale: scale, tape)
-        guard let a, let b, let branch else { return sum }
+        try addBranch(to: try change().add(to: y, input: x, tape.variable(values), scale: scale, tape), input: x, scale: scale, tape)
+    }
+
+    private func change() throws(PEFTError) -> SparseChange {
+        try table.change { (values) throws(PEFTError) in try SparseChange(engine, flat: values, of: linear) }
+    }
+
+    private func addBranch(to y: consuming Variable, input x: Variable, scale: Float, _ tape: Tape) throws(PEFTError) -> Variable {
+        guard let a, let b, let branch else { return y }
         return try tape.addLowRank(
-            to: sum, input: x, a: tape.variable(a), b: tape.variable(b), scale: scale * branch.scaling, dropout: branch.dropout)
+            to: y, input: x, a: tape.variable(a), b: tape.variable(b), scale: scale * branch.scaling, dropout: branch.dropout)
     }
 }

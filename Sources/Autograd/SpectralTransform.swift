@@ -57,6 +57,7 @@ package struct SpectralTransform: Sendable {
         return factors
     }
 
+    package var isNone: Bool { kind == Int32(truncatingIfNeeded: Int(PK_IDENTITY)) }
     var isFourier: Bool { kind == Int32(truncatingIfNeeded: Int(PK_FOURIER)) }
 
     var kernel: pk_transform {
@@ -85,16 +86,30 @@ package struct SpectralTransform: Sendable {
 
 /// Where the values of a sparse matrix stand.
 package struct SparsePlaces: Sendable {
-    let rows: Tensor
-    let columns: Tensor
+    /// By rows.
+    private let rows: Tensor
+    private let columns: Tensor
+    /// Which value each has; nil: they stand in this order.
+    private let order: Tensor?
     package let count: Int
 
     /// - Throws: `.internal` for a place outside `[rows, columns]`.
     package init(_ engine: Engine, rows: [Int32], columns: [Int32], from: SpectralTransform, to: SpectralTransform) throws(PEFTError) {
         count = rows.count
         let fits = rows.allSatisfy { $0 >= 0 && Int($0) < to.places } && columns.allSatisfy { $0 >= 0 && Int($0) < from.places }
-        try require(fits && columns.count == count, "\(count) sparse values in \(to.places) × \(from.places)")
-        self.rows = try Tensor(engine, rows, shape: [count])
-        self.columns = try Tensor(engine, columns, shape: [count])
+        try require(fits && columns.count == count && count <= Int(Int32.max), "\(count) sparse values in \(to.places) × \(from.places)")
+        if zip(rows, rows.dropFirst()).allSatisfy({ $0 <= $1 }) {
+            (self.rows, self.columns, order) = (try Tensor(engine, rows, shape: [count]), try Tensor(engine, columns, shape: [count]), nil)
+        } else {
+            let order = (0..<Int32(truncatingIfNeeded: count)).sorted { (rows[Int($0)], $0) < (rows[Int($1)], $1) }
+            self.rows = try Tensor(engine, order.map { rows[Int($0)] }, shape: [count])
+            self.columns = try Tensor(engine, order.map { columns[Int($0)] }, shape: [count])
+            self.order = try Tensor(engine, order, shape: [count])
+        }
+    }
+
+    var entries: pk_entries {
+        unsafe pk_entries(
+            rows: rows.int32Pointer, columns: columns.int32Pointer, order: unsafe order.map { unsafe UnsafePointer($0.int32Pointer) }, count: Int64(count))
     }
 }

@@ -2,30 +2,52 @@ internal import Kernels
 package import Platform
 package import Tensors
 
+/// `B·A`; `b` `[out, r]`, `a` `[r, in]`.
+package struct LowRankChange {
+    let b: Variable
+    let a: Variable
+
+    package init(b: Variable, a: Variable) { (self.b, self.a) = (b, a) }
+
+    fileprivate func product(_ engine: Engine, _ precision: Precision) throws(PEFTError) -> Tensor {
+        let p = try Tensor(engine, [b.value.rows, a.value.columns])
+        try engine.multiply(.inputGradient, b.value, a.value, into: p, compute: precision.compute)
+        return p
+    }
+
+    /// `dB = scale·dP·Aᵀ`, `dA = scale·Bᵀ·dP`
+    fileprivate func addGradients(_ dP: Tensor, scale: Float, _ engine: Engine, _ precision: Precision) throws(PEFTError) {
+        if let slot = b.slot {
+            let (dB, accumulate) = try slot.buffer(engine)
+            try engine.multiply(.forward, dP, a.value, into: dB, compute: precision.compute, alpha: scale, accumulate: accumulate)
+        }
+        if let slot = a.slot {
+            let (dA, accumulate) = try slot.buffer(engine)
+            try engine.multiply(.weightGradient, b.value, dP, into: dA, compute: precision.compute, alpha: scale, accumulate: accumulate)
+        }
+    }
+}
+
 extension Tape {
-    /// `W ⊙ (1 + scale·B·A)` of a frozen W (f32 `[out, in]`), `b` `[out, r]`, `a` `[r, in]`: what stands in for W where products are to be one with
+    /// `W ⊙ (1 + scale·P) + scale·Q` of a frozen W (f32 `[out, in]`), P and Q of low rank: what stands in for W where products are to be one with
     /// the change and one without. In the type that activations have; to bf16 it is rounded by chance (always the same), so that changes of
     /// less than half a step of W are there in the sum. Keeps W.
     ///
-    ///     dP = scale·W ⊙ dY    dB = dP·Aᵀ    dA = Bᵀ·dP
-    package func changedWeight(_ w: Tensor, _ b: Variable, _ a: Variable, scale: Float) throws(PEFTError) -> Variable {
-        try require(w.dtype == .f32 && w.rows == b.value.rows && w.columns == a.value.columns, "changedWeight: \(w.shape), B \(b.shape), A \(a.shape)")
-        let y = try Tensor(engine, w.shape, precision.activation), p = try Tensor(engine, w.shape)
-        try engine.multiply(.inputGradient, b.value, a.value, into: p, compute: precision.compute)
+    ///     dP = scale·W ⊙ dY    dQ = scale·dY
+    package func changedWeight(_ w: Tensor, times change: LowRankChange, plus other: LowRankChange? = nil, scale: Float) throws(PEFTError) -> Variable {
+        let p = try change.product(engine, precision), q = try other?.product(engine, precision)
+        try require(w.dtype == .f32 && w.shape == p.shape && w.shape == q?.shape ?? p.shape, "changedWeight: \(w.shape), \(p.shape), \(q?.shape ?? [])")
+        let y = try Tensor(engine, w.shape, precision.activation)
         engine.parallel(engine.shares(w.count)) { part, parts in
-            unsafe pk_changed_weights(engine.level, w.floatPointer, p.floatPointer, scale, y.dtype.rawValue, y.pointer, w.count, part, parts)
+            unsafe pk_changed_weights(
+                engine.level, w.floatPointer, p.floatPointer, q?.floatPointer, scale, y.dtype.rawValue, y.pointer, w.count, part, parts)
         }
-        let output = result(y, of: a, b)
-        record(output) { [engine, precision, a, b] dY throws(PEFTError) in
-            let dP = try Tape(engine, .f32).multiply(Variable(try dY.converted(to: .f32, engine)), Variable(w)).value
-            if let slot = b.slot {
-                let (dB, accumulate) = try slot.buffer(engine)
-                try engine.multiply(.forward, dP, a.value, into: dB, compute: precision.compute, alpha: scale, accumulate: accumulate)
-            }
-            if let slot = a.slot {
-                let (dA, accumulate) = try slot.buffer(engine)
-                try engine.multiply(.weightGradient, b.value, dP, into: dA, compute: precision.compute, alpha: scale, accumulate: accumulate)
-            }
+        let isTrained = [change.b, change.a, other?.b, other?.a].contains { $0?.needsGradient ?? false }
+        let output = Variable(y, isRecording && isTrained ? GradientSlot(shape: y.shape, dtype: y.dtype) : nil)
+        record(output) { [engine, precision] dY throws(PEFTError) in
+            let dY = dY.dtype == .f32 ? dY : try dY.converted(to: .f32, engine)
+            try other?.addGradients(dY, scale: scale, engine, precision)
+            try change.addGradients(try Tape(engine, .f32).multiply(Variable(dY), Variable(w)).value, scale: scale, engine, precision)
         }
         return output
     }

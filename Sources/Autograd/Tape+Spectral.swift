@@ -53,9 +53,9 @@ extension Engine {
         _ body: (_ op: inout pk_spectral, _ scratch: UnsafeMutablePointer<Float>, _ part: Int32, _ parts: Int32, _ level: Int32) -> Void
     ) throws(PEFTError) {
         var op = unsafe pk_spectral()
-        unsafe (op.act, op.rows, op.count) = (x.dtype.rawValue, Int64(x.rows), Int64(places.count))
+        unsafe (op.act, op.rows) = (x.dtype.rawValue, Int64(x.rows))
         unsafe (op.in, op.out) = unsafe (from.kernel, to.kernel)
-        unsafe (op.columns, op.rows_of) = unsafe (UnsafePointer(places.columns.int32Pointer), UnsafePointer(places.rows.int32Pointer))
+        unsafe op.entries = unsafe places.entries
         unsafe op.values = unsafe UnsafePointer(values.floatPointer)
         unsafe op.turns_gradient = turnsGradient ? 1 : 0
         unsafe op.has_imaginary = values.count > places.count ? 1 : 0

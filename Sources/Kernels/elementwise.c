@@ -50,9 +50,9 @@ void pk_scatter_add_rows(int32_t level, int32_t act, const void *dy, const int32
   AT_LEVEL(level, scatter_add_rows)(act, dy, ids, count, n, scale, dtable, pk_share(n, PK_GRAIN, part, parts));
 }
 
-void pk_changed_weights(int32_t level, const float *w, const float *p, float scale, int32_t type, void *y, size_t count,
+void pk_changed_weights(int32_t level, const float *w, const float *p, const float *q, float scale, int32_t type, void *y, size_t count,
                         int32_t part, int32_t parts) {
-  AT_LEVEL(level, changed_weights)(w, p, scale, type, y, pk_share((int64_t)count, PK_GRAIN, part, parts));
+  AT_LEVEL(level, changed_weights)(w, p, q, scale, type, y, pk_share((int64_t)count, PK_GRAIN, part, parts));
 }
 
 #else
@@ -73,18 +73,19 @@ static void NAME(mul)(int32_t act, const void *x1, const void *x2, void *y, pk_r
   FOR_VECTORS(i, n, share.begin, share.end) vstore(act, y, i, n, vload(act, x1, i, n) * vload(act, x2, i, n));
 }
 
-/* To bf16 a value is rounded up with the chance that it lies above its lower neighbour, drawn from its place (a finaliser of
- * MurmurHash3): a change below half a step is not lost but comes out in so many places. Infinities and NaN are rounded as ever. */
-static void NAME(changed_weights)(const float *w, const float *p, float scale, int32_t type, void *y, pk_range share) {
+/* To bf16 by chance: a change below half a step is not lost but comes out in so many places. Infinities and NaN are rounded as ever. */
+static void NAME(changed_weights)(const float *w, const float *p, const float *q, float scale, int32_t type, void *y, pk_range share) {
   FOR_VECTORS(i, n, share.begin, share.end) {
-    const vf x = vload(PK_F32, w, i, n), v = x + scale * (x * vload(PK_F32, p, i, n));
+    const vf x = vload(PK_F32, w, i, n);
+    vf v = x + scale * (x * vload(PK_F32, p, i, n));
+    if (q) v += scale * vload(PK_F32, q, i, n);
     if (type == PK_F32) {
       vstore(type, y, i, n, v);
       continue;
     }
-    vu place = (__builtin_bit_cast(vu, vlanes()) + (uint32_t)i) * 0x9E3779B1u;
-    place = (place ^ (place >> 15)) * 0x85EBCA77u;
-    const vu bits = vbits(v), chance = (place ^ (place >> 13)) * 0xC2B2AE3Du >> 16;
+    vu chance = __builtin_bit_cast(vu, vlanes()) + (uint32_t)i;
+    PK_DRAW(chance);
+    const vu bits = vbits(v);
     vstore(type, y, i, n, (bits & 0x7f800000) == 0x7f800000 ? v : vfloat((bits + chance) & 0xffff0000));
   }
 }

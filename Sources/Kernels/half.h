@@ -31,6 +31,15 @@ static inline uint32_t pk_load32(const void *p) {
 
 static inline float pk_bf16_to_f32(uint16_t h) { return pk_float((uint32_t)h << 16); }
 
+/* A place, or a vector of places (uint32), becomes a number of 16 bits drawn from it (a finaliser of MurmurHash3): what is added below a bf16's
+ * last bit to round it up with the chance that it lies above its lower neighbour. */
+#define PK_DRAW(place)                                             \
+  do {                                                             \
+    (place) *= 0x9E3779B1u;                                        \
+    (place) = ((place) ^ ((place) >> 15)) * 0x85EBCA77u;           \
+    (place) = ((place) ^ ((place) >> 13)) * 0xC2B2AE3Du >> 16;     \
+  } while (0)
+
 /* Round to nearest even; a NaN stays a (quiet) NaN. */
 static inline uint16_t pk_f32_to_bf16(float f) {
   const uint32_t u = pk_bits(f);

@@ -20,9 +20,9 @@ package protocol LayerHook: AnyObject, Sendable {
     func input(_ x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable
     /// Adds a branch to the running output `y` (LoRA and its family). `x` is the layer's input; `y` is consumed.
     func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable
-    /// What `add` does together with the layer's own product, as one weight `[out, in]`, where `input` does nothing: all rows alike then take
-    /// it instead of both. nil: they do not.
-    func weight(of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable?
+    /// What `add` does together with the layer's own product and bias, where one product with a changed weight is cheaper than both and `input`
+    /// does nothing: rows that are all adapted alike then take it instead. nil: they do not.
+    func product(of x: Variable, bias: Variable?, of layer: Linear, _ tape: Tape, as dtype: DType?) throws(PEFTError) -> Variable?
     /// What `add` does, where it is nothing but a product of low rank without dropout, and `input` and `output` do nothing: products of
     /// few rows then take it with them (decoding).
     func branch(of layer: Linear) -> LowRankBranch?
@@ -35,7 +35,7 @@ package protocol LayerHook: AnyObject, Sendable {
 extension LayerHook {
     package var invocation: [Int32]? { nil }
     package func of(task: Int) -> any LayerHook { self }
-    package func weight(of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable? { nil }
+    package func product(of x: Variable, bias: Variable?, of layer: Linear, _ tape: Tape, as dtype: DType?) throws(PEFTError) -> Variable? { nil }
     package func branch(of layer: Linear) -> LowRankBranch? { nil }
     package func input(_ x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { x }
     package func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { y }

@@ -94,10 +94,9 @@ package final class Linear: Layer, @unchecked Sendable {
         _ x: Variable, _ adaptation: LayerAdaptation?, _ tape: Tape, weight: Variable? = nil, as dtype: DType? = nil
     ) throws(PEFTError) -> Variable {
         if weight == nil, groups == 1, let all = adaptation, all.hooks.count == 1, all.replacements["weight"] == nil, let hook = all.hooks.first,
-            let changed = try hook.weight(of: self, tape)
+            let y = try hook.product(of: x, bias: adaptation.own("bias", tape) ?? bias.map { Variable($0) }, of: self, tape, as: dtype)
         {
-            let b = adaptation.own("bias", tape) ?? bias.map { Variable($0) }
-            return try hook.output(try tape.linear(x, changed, bias: b, as: dtype), input: x, of: self, tape)
+            return try hook.output(y, input: x, of: self, tape)
         }
         let part = try Part(x, adaptation, self, tape)
         return try outputs(of: part, try product(part.input, adaptation, tape, dtype, weight: weight), tape)

@@ -15,7 +15,7 @@ package enum ModelInput {
 }
 
 /// What a model's logits are for, and so which loss they have.
-package enum ModelTask: Sendable, Equatable {
+package enum ModelTask: String, Sendable {
     /// Logits of a row predict the next token.
     case causalLM
     /// Logits of a decoder's row predict the label there: the decoder reads the labels shifted by one.

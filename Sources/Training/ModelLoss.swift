@@ -62,11 +62,11 @@ package enum ModelLoss {
         if task == .features { throw PEFTError(.argument, "this model has no head, so there is no loss that labels could be for") }
         guard (task == .questionAnswering) == !batch.ends.isEmpty else {
             let right = task == .questionAnswering ? "'start_positions' and 'end_positions'" : "'labels'"
-            throw PEFTError(.argument, "a model for \(task) is trained with \(right)")
+            throw PEFTError(.argument, "a model for \(task.rawValue) is trained with \(right)")
         }
         if !batch.ends.isEmpty { try check(batch.ends.count, batch.rows, "end_positions") }
         if !batch.labels.isEmpty { try check(batch.labels.count, labelCount(task, rows: batch.rows, tokens: tokens), task == .questionAnswering ? "start_positions" : "labels") }
-        if !batch.targets.isEmpty, task != .classification { throw PEFTError(.argument, "labels are numbers; a model for \(task) learns classes (integers)") }
+        if !batch.targets.isEmpty, task != .classification { throw PEFTError(.argument, "labels are numbers; a model for \(task.rawValue) learns classes (integers)") }
     }
 
     private static func check(_ count: Int, _ wanted: Int, _ name: String) throws(PEFTError) {

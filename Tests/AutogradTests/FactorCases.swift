@@ -9,8 +9,19 @@ extension OperationCase {
         OperationCase(name: "sampled", inputs: [([3, 8], .activation)]) { tape, x in try tape.sampled(x[0], try tensor(tape.engine, [3, 4], seed: 5)) },
         OperationCase(name: "changed weight", inputs: [([3, 6], .activation), ([5, 2], .parameter), ([2, 6], .parameter)]) { tape, x in
             let frozen = try tensor(tape.engine, [5, 6], seed: 4)
-            return try tape.linear(x[0], try tape.remade([x[1], x[2]]) { (tape, w) throws(PEFTError) in try tape.changedWeight(frozen, w[0], w[1], scale: 1.5) })
+            return try tape.linear(x[0], try tape.remade([x[1], x[2]]) { (tape, w) throws(PEFTError) in try tape.changedWeight(frozen, times: LowRankChange(b: w[0], a: w[1]), scale: 1.5) })
         },
+        OperationCase(
+            name: "changed weight and an addition",
+            inputs: [([3, 6], .activation), ([5, 2], .parameter), ([2, 6], .parameter), ([5, 3], .parameter), ([3, 6], .parameter)]
+        ) { tape, x in
+            let frozen = try tensor(tape.engine, [5, 6], seed: 4)
+            let changed = try tape.remade(Array(x[1...])) { (tape, w) throws(PEFTError) in
+                try tape.changedWeight(frozen, times: LowRankChange(b: w[0], a: w[1]), plus: LowRankChange(b: w[2], a: w[3]), scale: 1.5)
+            }
+            return try tape.linear(x[0], changed)
+        },
+        sparseWeight("sparse weight", isTransposed: false), sparseWeight("sparse weight, transposed", isTransposed: true),
         // Three users of one projection; outputs that are made again for what follows.
         OperationCase(name: "a common product", inputs: [([8, 4], .activation), ([8], .parameter), ([8], .parameter)]) { tape, x in
             let a = try tensor(tape.engine, [8, 4], seed: 6)
@@ -48,6 +59,15 @@ extension OperationCase {
 }
 
 extension OperationCase {
+    /// More rows than are taken at a time; an entry twice.
+    private static func sparseWeight(_ name: String, isTransposed: Bool) -> OperationCase {
+        OperationCase(name: name, inputs: [([70, 12], .activation), ([5], .parameter), ([10], .parameter)]) { tape, x in
+            let frozen = try tensor(tape.engine, isTransposed ? [12, 10] : [10, 12], seed: 4)
+            let places = try SparsePlaces(tape.engine, rows: [9, 3, 0, 3, 3], columns: [7, 0, 5, 11, 0], from: .none(12), to: .none(10))
+            return try tape.linear(x[0], frozen: frozen, plus: x[1], at: places, scale: 0.7, bias: x[2], transposed: isTransposed, as: nil)
+        }
+    }
+
     /// Sparse matrices between transforms; lengths with factors 2, 3, 4 and 5.
     static let spectra: [OperationCase] = [
         spectral("nothing", complex: false) { engine in (.none(12), .none(10)) },
@@ -69,7 +89,7 @@ extension OperationCase {
     ) -> OperationCase {
         OperationCase(
             name: "sparse between transforms: \(name)",
-            inputs: [([35, 10], .activation), ([35, 12], .activation), (complex ? [2, 4] : [4], .parameter)]
+            inputs: [([70, 10], .activation), ([70, 12], .activation), (complex ? [2, 4] : [4], .parameter)]
         ) { tape, x in
             let (from, to) = try transforms(tape.engine)
             let places = try SparsePlaces(tape.engine, rows: [0, 3, 3, 9], columns: [5, 0, 11, 7], from: from, to: to)

@@ -35,6 +35,21 @@ import Testing
         }
     }
 
+    @Test("a weight with changed entries gives what the product and a sparse branch give", arguments: [Precision.f32, .bf16])
+    func sparseWeight(_ precision: Precision) throws {
+        let engine = Engine(threads: 2)
+        func output(_ make: (Tape, Variable, Tensor, Variable, SparsePlaces) throws -> Variable) throws -> [Float] {
+            let tape = Tape(engine, precision, gradients: GradientStore(engine))
+            let x = tape.leaf(try tensor(engine, [70, 48], seed: 1).converted(to: precision.activation, engine))
+            let places = try SparsePlaces(engine, rows: [31, 0, 5, 5], columns: [7, 47, 0, 5], from: .none(48), to: .none(32))
+            return try make(tape, x, try tensor(engine, [32, 48], seed: 2), Variable(try tensor(engine, [4], seed: 3)), places).value.floats(engine)
+        }
+        let one = try output { try $0.linear($1, frozen: $2, plus: $3, at: $4, scale: 2, bias: nil, transposed: false, as: nil) }
+        let two = try output { try $0.addSpectral(to: try $0.linear($1, frozen: $2), input: $1, $3, at: $4, from: .none(48), to: .none(32), scale: 2) }
+        let tolerance: Float = precision == .f32 ? 1e-5 : 0.03
+        #expect(zip(one, two).allSatisfy { abs($0 - $1) <= tolerance * max(1, abs($1)) })
+    }
+
     @Test("a frozen input costs no record: nothing is kept, nothing comes back")
     func constants() throws {
         let engine = Engine(threads: 1)

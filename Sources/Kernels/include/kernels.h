@@ -258,8 +258,8 @@ void pk_axpby(int32_t level, int32_t act, float a, const void *x, float b, void 
 void pk_add(int32_t level, int32_t act, const void *x1, const void *x2, void *y, size_t count, int32_t part, int32_t parts);
 /* y = x1 · x2 */
 void pk_mul(int32_t level, int32_t act, const void *x1, const void *x2, void *y, size_t count, int32_t part, int32_t parts);
-/* y = w ⊙ (1 + scale·p), w and p f32, y of type f32 or, rounded by chance, bf16 */
-void pk_changed_weights(int32_t level, const float *w, const float *p, float scale, int32_t type, void *y, size_t count, int32_t part, int32_t parts);
+/* y = w ⊙ (1 + scale·p) + scale·q (q NULL: 0), y of type f32 or, rounded by chance, bf16 */
+void pk_changed_weights(int32_t level, const float *w, const float *p, const float *q, float scale, int32_t type, void *y, size_t count, int32_t part, int32_t parts);
 /* y[r,c] = x[r,c] · (scale ? scale[c] : 1) + (shift ? shift[c] : 0) (+ y if accumulate) */
 void pk_scale_columns(int32_t level, int32_t act, const void *x, const float *scale, const float *shift, void *y, int32_t accumulate, int64_t rows, int64_t n, int32_t part, int32_t parts);
 /* out[c] += Σ_r x1[r,c] · (x2 ? x2[r,c] : 1); divided over columns */
@@ -339,13 +339,19 @@ typedef struct pk_transform {
   const float *low, *high;
 } pk_transform;
 
-/* y += alpha·Re Vᵀ·conj(S·U·x) for each of `rows` rows; S has `count` values, value p at [rows_of[p], columns[p]]. Both sides
- * have the same kind. values: re, and im behind it if has_imaginary. Places are validated by the caller. */
+/* Some entries of a matrix, by rows; entry p has the value number order[p] (NULL: p). */
+typedef struct pk_entries {
+  const int32_t *rows, *columns, *order;
+  int64_t count;
+} pk_entries;
+
+/* y += alpha·Re Vᵀ·S·U·x for each of `rows` rows; S has values at `entries`. Both sides have the same kind. values: re, and im behind
+ * it if has_imaginary. Places are validated by the caller. */
 typedef struct pk_spectral {
   int32_t act;
-  int64_t rows, count;
+  int64_t rows;
   pk_transform in, out;
-  const int32_t *columns, *rows_of;
+  pk_entries entries;
   const float *values;
   int32_t has_imaginary;
   /* dx is computed from dy turned round in each block, dy[−p mod block]. */
@@ -359,6 +365,15 @@ int32_t pk_spectral_tiles(const pk_spectral *op);
 void pk_spectral_forward(int32_t level, const pk_spectral *op, const void *x, void *y, float alpha, int32_t part, int32_t parts, float *scratch);
 /* dx += alpha·Uᵀ·Sᵀ·V·dy, dvalues += the values' gradient; either may be NULL. dvalues is the part's own. */
 void pk_spectral_backward(int32_t level, const pk_spectral *op, const void *x, const void *dy, void *dx, float *dvalues, float alpha, int32_t part, int32_t parts, float *scratch);
+
+/* ---- entries.c ---- */
+
+/* y[row·row_step + column·column_step] += scale · value, y of type f32 or, rounded by chance, bf16. An entry may occur more than once. */
+void pk_add_entries(int32_t type, void *y, int64_t row_step, int64_t column_step, pk_entries e, const float *values, float scale, int32_t part, int32_t parts);
+/* The values' gradients: += scale · Σ over `rows` rows of dy[·, an entry's row]·x[·, its column]; x [rows, in], dy [rows, out]. */
+void pk_entry_gradients(int32_t level, int32_t act, const void *x, int64_t in, const void *dy, int64_t out, int64_t rows, pk_entries e, float scale, float *dvalues, int32_t part, int32_t parts, float *scratch);
+/* Bytes of scratch for one part. */
+size_t pk_entries_scratch(int64_t in, int64_t out);
 
 /* ---- spectrogram.c ---- */
 
