@@ -39,13 +39,14 @@ def report(seconds=None, tokens=0, **more):
     print(json.dumps(line), flush=True)
 
 
-def repeated(arguments, action):
-    """Times of `action`: at least `--repeats` of them, more while `--seconds` are not over."""
+def repeated(arguments, action, afterwards=lambda: None):
+    """Times of `action`: at least `--repeats` of them, more while `--seconds` are not over. `afterwards` is not timed."""
     times, start = [], time.perf_counter()
     while len(times) < arguments.repeats or time.perf_counter() - start < arguments.seconds:
         begin = time.perf_counter()
         action()
         times.append(time.perf_counter() - begin)
+        afterwards()
     return times
 
 
@@ -163,7 +164,7 @@ def start(arguments):
         add_adapter(model, name, ord(name))
         model.save_pretrained(folder / name, name)
         model.delete_adapter(name)
-    loading = repeated(arguments, lambda: (model.load_adapter(folder / "a", "x"), model.delete_adapter("x")))
+    loading = repeated(arguments, lambda: model.load_adapter(folder / "a", "x"), lambda: model.delete_adapter("x"))
     [model.load_adapter(folder / name, name) for name in ("a", "b")]
     s = session(model, arguments)
     names = [c_names([name])[0] for name in ("a", "b")]

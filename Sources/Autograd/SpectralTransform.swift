@@ -60,6 +60,12 @@ package struct SpectralTransform: Sendable {
     package var isNone: Bool { kind == Int32(truncatingIfNeeded: Int(PK_IDENTITY)) }
     var isFourier: Bool { kind == Int32(truncatingIfNeeded: Int(PK_FOURIER)) }
 
+    /// The opposite frequency of the same block.
+    func opposite(_ place: Int32) -> Int32 {
+        let own = Int(place) % block
+        return own == 0 ? place : Int32(truncatingIfNeeded: Int(place) - 2 * own + block)
+    }
+
     var kernel: pk_transform {
         var result = unsafe pk_transform()
         unsafe (result.kind, result.n, result.size) = (kind, Int64(size), Int64(places))
@@ -89,27 +95,38 @@ package struct SparsePlaces: Sendable {
     /// By rows.
     private let rows: Tensor
     private let columns: Tensor
+    /// The opposite frequencies; without Fourier transforms the same places.
+    private let opposite: (rows: Tensor, columns: Tensor)
     /// Which value each has; nil: they stand in this order.
     private let order: Tensor?
     package let count: Int
 
     /// - Throws: `.internal` for a place outside `[rows, columns]`.
     package init(_ engine: Engine, rows: [Int32], columns: [Int32], from: SpectralTransform, to: SpectralTransform) throws(PEFTError) {
-        count = rows.count
+        let count = rows.count
         let fits = rows.allSatisfy { $0 >= 0 && Int($0) < to.places } && columns.allSatisfy { $0 >= 0 && Int($0) < from.places }
         try require(fits && columns.count == count && count <= Int(Int32.max), "\(count) sparse values in \(to.places) × \(from.places)")
+        func table(_ values: [Int32]) throws(PEFTError) -> Tensor { try Tensor(engine, values, shape: [count]) }
+        var (rows, columns) = (rows, columns)
         if zip(rows, rows.dropFirst()).allSatisfy({ $0 <= $1 }) {
-            (self.rows, self.columns, order) = (try Tensor(engine, rows, shape: [count]), try Tensor(engine, columns, shape: [count]), nil)
+            order = nil
         } else {
-            let order = (0..<Int32(truncatingIfNeeded: count)).sorted { (rows[Int($0)], $0) < (rows[Int($1)], $1) }
-            self.rows = try Tensor(engine, order.map { rows[Int($0)] }, shape: [count])
-            self.columns = try Tensor(engine, order.map { columns[Int($0)] }, shape: [count])
-            self.order = try Tensor(engine, order, shape: [count])
+            let order = (0..<count).sorted { (rows[$0], $0) < (rows[$1], $1) }
+            (rows, columns) = (order.map { rows[$0] }, order.map { columns[$0] })
+            self.order = try table(order.map { Int32(truncatingIfNeeded: $0) })
         }
+        (self.rows, self.columns, self.count) = (try table(rows), try table(columns), count)
+        opposite = from.isFourier ? (try table(rows.map(to.opposite)), try table(columns.map(from.opposite))) : (self.rows, self.columns)
     }
 
     var entries: pk_entries {
         unsafe pk_entries(
             rows: rows.int32Pointer, columns: columns.int32Pointer, order: unsafe order.map { unsafe UnsafePointer($0.int32Pointer) }, count: Int64(count))
+    }
+
+    /// Sets the places of an operation.
+    func enter(_ op: inout pk_spectral) {
+        unsafe op.entries = unsafe entries
+        unsafe (op.opposite_rows, op.opposite_columns) = unsafe (UnsafePointer(opposite.rows.int32Pointer), UnsafePointer(opposite.columns.int32Pointer))
     }
 }

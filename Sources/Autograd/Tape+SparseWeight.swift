@@ -45,7 +45,7 @@ extension Tape {
 
 extension Engine {
     fileprivate func addEntryGradients(_ x: Tensor, _ dY: Tensor, _ places: SparsePlaces, scale: Float, to sums: Tensor) throws(PEFTError) {
-        let parts = max(shares(places.count), 1), each = (Int(pk_entries_scratch(Int64(x.columns), Int64(dY.columns))) + 63) / 64 * 16
+        let parts = shares(places.count * x.rows), each = (Int(pk_entries_scratch(Int64(x.columns), Int64(dY.columns))) + 63) / 64 * 16
         let scratch = try Tensor(self, [parts, each], .f32, .scratch)
         parallel(parts) { part, parts in
             unsafe pk_entry_gradients(

@@ -55,17 +55,20 @@ extension Engine {
         var op = unsafe pk_spectral()
         unsafe (op.act, op.rows) = (x.dtype.rawValue, Int64(x.rows))
         unsafe (op.in, op.out) = unsafe (from.kernel, to.kernel)
-        unsafe op.entries = unsafe places.entries
+        unsafe places.enter(&op)
         unsafe op.values = unsafe UnsafePointer(values.floatPointer)
         unsafe op.turns_gradient = turnsGradient ? 1 : 0
         unsafe op.has_imaginary = values.count > places.count ? 1 : 0
-        let parts = min(Engine.spectralParts, Int(unsafe pk_spectral_tiles(&op)))
+        // Room for each thread; which parts it computes changes nothing.
+        let parts = min(Engine.spectralParts, Int(unsafe pk_spectral_tiles(&op))), workers = max(min(parts, shares(x.count)), 1)
         let each = (Int(unsafe pk_spectral_scratch(&op)) + 63) / 64 * 16
-        let scratch = try Tensor(self, [max(parts, 1), each], .f32, .scratch)
+        let scratch = try Tensor(self, [workers, each], .f32, .scratch)
         let shared = unsafe op
-        parallel(parts) { part, parts in
+        parallel(workers) { worker, workers in
             var op = unsafe shared
-            unsafe body(&op, scratch.floatPointer + Int(part) * each, part, parts, level)
+            for part in stride(from: worker, to: Int32(truncatingIfNeeded: parts), by: Int(workers)) {
+                unsafe body(&op, scratch.floatPointer + Int(worker) * each, part, Int32(truncatingIfNeeded: parts), level)
+            }
         }
     }
 }

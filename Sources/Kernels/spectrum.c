@@ -1,30 +1,29 @@
 /* Sparse matrices between transforms: y += alpha · Vᵀ·S·U·x for each row x, where U and V are Fourier transforms, one level of
  * wavelets, or nothing, and S has values at given places. A tile of rows is turned round, so that each value of a vector
- * is LANES neighbouring floats and every step is plain vector arithmetic.
+ * is LANES neighbouring floats and every step is plain vector arithmetic. A tile has twice LANES rows, in two planes.
  *
- * Of Fourier transforms a tile has twice as many rows: ΔW is real, so one complex vector carries two rows, re and im, through both transforms
- * at the price of one. As S·U·x alone is not what a real vector transforms to, each value of S also stands, conjugated, at the opposite
+ * To a Fourier transform the planes are re and im: ΔW is real, so one complex vector carries two rows through both transforms at the price of one.
+ * As S·U·x alone is not what a real vector transforms to, each value of S also stands, conjugated, at the opposite
  * frequencies: ΔW = ½·(VᵀSU + conj(VᵀSU)). */
 #ifndef LEVEL
 #define AVX2_IS_ENOUGH
 #define BODY "spectrum.c"
 #include "formats.h"
 
-#define LANES 32
+/* Two planes of 1536 values, and a transform's room beside them, are 400 kB. */
+#define LANES 16
 
-static inline int64_t planes(const pk_transform *f) { return f->kind == PK_FOURIER ? 2 : 1; }
-static inline int64_t spectrum(const pk_transform *f) { return planes(f) * f->size * LANES; }
-static inline int64_t rows_of_tile(const pk_spectral *op) { return planes(&op->in) * LANES; }
+static inline int64_t plane(const pk_transform *f) { return f->size * LANES; }
 
 #include "levels.h"
 
 /* Spectra of both sides, their gradients' room, and room for a transform beside its data. */
 size_t pk_spectral_scratch(const pk_spectral *op) {
-  const int64_t in = spectrum(&op->in), out = spectrum(&op->out);
-  return (size_t)(2 * (in + out) + (in > out ? in : out)) * sizeof(float);
+  const int64_t in = plane(&op->in), out = plane(&op->out);
+  return (size_t)(4 * (in + out) + 2 * (in > out ? in : out)) * sizeof(float);
 }
 
-int32_t pk_spectral_tiles(const pk_spectral *op) { return (int32_t)((op->rows + rows_of_tile(op) - 1) / rows_of_tile(op)); }
+int32_t pk_spectral_tiles(const pk_spectral *op) { return (int32_t)((op->rows + 2 * LANES - 1) / (2 * LANES)); }
 
 void pk_spectral_forward(int32_t level, const pk_spectral *op, const void *x, void *y, float alpha, int32_t part, int32_t parts,
                          float *scratch) {
@@ -42,7 +41,7 @@ void pk_spectral_backward(int32_t level, const pk_spectral *op, const void *x, c
 
 /* y[first + j, c] += alpha · t[c·LANES + j] */
 static void NAME(add_turned_back)(int32_t act, void *y, int64_t n, int64_t first, int64_t count, const float *t, float alpha) {
-  for (int64_t j = 0; j < count; j += WIDTH) {
+  for (int64_t j = 0; j < pk_min(LANES, count); j += WIDTH) {
     FOR_VECTORS(c, m, 0, n) {
       vu square[WIDTH] = {0};
       for (int64_t i = 0; i < m; i++) memcpy(&square[i], t + (c + i) * LANES + j, sizeof(vu));
@@ -56,17 +55,12 @@ static void NAME(add_turned_back)(int32_t act, void *y, int64_t n, int64_t first
   }
 }
 
-/* Both planes of a Fourier tile: the first LANES rows are re, the others im. */
 static void NAME(load)(const pk_spectral *op, const pk_transform *f, const void *x, int64_t first, float *u) {
-  for (int64_t plane = 0; plane < planes(f); plane++, first += LANES) {
-    NAME(load_turned)(op->act, x, f->n, first, pk_min(LANES, op->rows - first), u + plane * f->n * LANES);
-  }
+  for (int i = 0; i < 2; i++, first += LANES) NAME(load_turned)(op->act, x, f->n, first, op->rows - first, u + i * plane(f));
 }
 
 static void NAME(add)(const pk_spectral *op, const pk_transform *f, void *y, int64_t first, const float *u, float alpha) {
-  for (int64_t plane = 0; plane < planes(f); plane++, first += LANES) {
-    NAME(add_turned_back)(op->act, y, f->n, first, pk_min(LANES, op->rows - first), u + plane * f->n * LANES, alpha);
-  }
+  for (int i = 0; i < 2; i++, first += LANES) NAME(add_turned_back)(op->act, y, f->n, first, op->rows - first, u + i * plane(f), alpha);
 }
 
 /* a += f·b and the like, over the lanes of one value. */
@@ -156,101 +150,125 @@ static void NAME(wavelets)(const pk_transform *f, float *x, float *u, int32_t is
   }
 }
 
-/* u = U·x of a tile that was loaded to u's beginning. */
+/* u = U·x of a tile that was loaded to u's planes. */
 static void NAME(analysis)(const pk_transform *f, float *u, float *room) {
-  if (f->kind == PK_FOURIER) {
-    NAME(fourier)(f, u, u + f->n * LANES, room);
-  } else if (f->kind == PK_WAVELETS) {
+  if (f->kind == PK_FOURIER) NAME(fourier)(f, u, u + plane(f), room);
+  for (int i = 0; i < 2 && f->kind == PK_WAVELETS; i++, u += plane(f)) {
     memcpy(room, u, (size_t)(f->n * LANES) * sizeof(float));
     NAME(wavelets)(f, room, u, 0);
   }
 }
 
-/* x = Uᵀ·u, at u's beginning. */
+/* x = Uᵀ·u, in u's planes. */
 static void NAME(synthesis)(const pk_transform *f, float *u, float *room) {
-  if (f->kind == PK_FOURIER) {
-    NAME(fourier)(f, u, u + f->n * LANES, room);
-  } else if (f->kind == PK_WAVELETS) {
+  if (f->kind == PK_FOURIER) NAME(fourier)(f, u, u + plane(f), room);
+  for (int i = 0; i < 2 && f->kind == PK_WAVELETS; i++, u += plane(f)) {
     memset(room, 0, (size_t)(f->n * LANES) * sizeof(float));
     NAME(wavelets)(f, room, u, 1);
     memcpy(u, room, (size_t)(f->n * LANES) * sizeof(float));
   }
 }
 
-/* The opposite frequency in its block. */
-INLINE int64_t NAME(opposite)(const pk_transform *f, int32_t k) {
-  const int32_t own = k % (int32_t)f->block;
-  return own ? k - 2 * own + f->block : k;
+/* ---- the sparse matrix ---- */
+
+enum { NAME(each) = LANES / WIDTH };
+#define EACH_VECTOR _Pragma("unroll") for (int i = 0; i < NAME(each); i++)
+
+/* A place of a spectrum: both planes. */
+typedef struct NAME(pair) {
+  vf re[NAME(each)], im[NAME(each)];
+} NAME(pair);
+
+INLINE NAME(pair) NAME(take)(const float *at, int64_t plane) {
+  NAME(pair) p;
+  EACH_VECTOR p.re[i] = vget(at + i * WIDTH), p.im[i] = vget(at + plane + i * WIDTH);
+  return p;
 }
 
-/* to += (c + i·d)·from */
-INLINE void NAME(add_turned)(float *to, int64_t to_plane, const float *from, int64_t from_plane, float c, float d) {
-  EACH {
-    const vf r = vget(from + l), i = vget(from + from_plane + l);
-    vput(to + l, vget(to + l) + c * r - d * i);
-    vput(to + to_plane + l, vget(to + to_plane + l) + c * i + d * r);
-  }
+INLINE void NAME(put)(float *at, int64_t plane, NAME(pair) p) {
+  EACH_VECTOR vput(at + i * WIDTH, p.re[i]), vput(at + plane + i * WIDTH, p.im[i]);
 }
 
-/* v = S·u, or u = Sᵀ·v; of Fourier transforms the real part of the operator, see above. */
-static void NAME(sparse)(const pk_spectral *op, float *u, float *v, int32_t isAdjoint) {
-  const int64_t in = op->in.size * LANES, out = op->out.size * LANES;
-  memset(isAdjoint ? u : v, 0, (size_t)((isAdjoint ? in : out) * planes(&op->in)) * sizeof(float));
+/* sum + (c + i·d)·x; without transforms the planes have nothing to do with each other, and d is 0. */
+INLINE NAME(pair) NAME(turned)(NAME(pair) sum, NAME(pair) x, float c, float d) {
+  EACH_VECTOR sum.re[i] += c * x.re[i] - d * x.im[i], sum.im[i] += c * x.im[i] + d * x.re[i];
+  return sum;
+}
+
+INLINE NAME(pair) NAME(scaled)(NAME(pair) sum, NAME(pair) x, float c) {
+  EACH_VECTOR sum.re[i] += c * x.re[i], sum.im[i] += c * x.im[i];
+  return sum;
+}
+
+/* v = S·u, or u = Sᵀ·v; of Fourier transforms the real part of the operator, see above. Entries stand by rows: v's places stay in registers. */
+static void NAME(sparse)(const pk_spectral *op, float *u, float *v, int32_t is_adjoint) {
+  const int64_t in = plane(&op->in), out = plane(&op->out);
   const pk_entries e = op->entries;
-  for (int64_t p = 0; p < e.count; p++) {
-    const int64_t value = e.order ? e.order[p] : p;
-    const int32_t column = e.columns[p], row = e.rows[p];
-    float *const a = u + column * (int64_t)LANES, *const b = v + row * (int64_t)LANES;
-    const float c = op->values[value];
-    if (op->in.kind == PK_FOURIER) {
-      const float d = op->has_imaginary ? op->values[e.count + value] : 0;
-      float *const ua = u + NAME(opposite)(&op->in, column) * LANES, *const vb = v + NAME(opposite)(&op->out, row) * LANES;
-      if (isAdjoint) {
-        NAME(add_turned)(a, in, op->turns_gradient ? vb : b, out, c / 2, d / 2);
-        NAME(add_turned)(ua, in, op->turns_gradient ? b : vb, out, c / 2, -d / 2);
+  const int32_t is_complex = op->in.kind == PK_FOURIER, turns = is_adjoint && op->turns_gradient;
+  memset(is_adjoint ? u : v, 0, (size_t)(2 * (is_adjoint ? in : out)) * sizeof(float));
+  for (int64_t p = 0; p < e.count;) {
+    const int32_t row = e.rows[p];
+    float *const at = v + row * LANES, *const opposite = v + op->opposite_rows[p] * LANES;
+    NAME(pair) own = {0}, other = {0};
+    if (is_adjoint) own = NAME(take)(turns ? opposite : at, out), other = NAME(take)(turns ? at : opposite, out);
+    for (; p < e.count && e.rows[p] == row; p++) {
+      const int64_t value = e.order ? e.order[p] : p;
+      const float c = op->values[value], d = op->has_imaginary ? op->values[e.count + value] : 0;
+      float *const a = u + e.columns[p] * LANES, *const b = u + op->opposite_columns[p] * LANES;
+      if (is_adjoint) {
+        if (!is_complex) {
+          NAME(put)(a, in, NAME(scaled)(NAME(take)(a, in), own, c));
+          continue;
+        }
+        NAME(put)(a, in, NAME(turned)(NAME(take)(a, in), own, c / 2, d / 2));
+        NAME(put)(b, in, NAME(turned)(NAME(take)(b, in), other, c / 2, -d / 2));
+      } else if (is_complex) {
+        own = NAME(turned)(own, NAME(take)(a, in), c / 2, d / 2);
+        other = NAME(turned)(other, NAME(take)(b, in), c / 2, -d / 2);
       } else {
-        NAME(add_turned)(b, out, a, in, c / 2, d / 2);
-        NAME(add_turned)(vb, out, ua, in, c / 2, -d / 2);
+        own = NAME(scaled)(own, NAME(take)(a, in), c);
       }
-    } else if (isAdjoint) {
-      EACH vput(a + l, vget(a + l) + c * vget(b + l));
-    } else {
-      EACH vput(b + l, vget(b + l) + c * vget(a + l));
     }
+    if (is_adjoint) continue;
+    NAME(put)(at, out, NAME(scaled)(own, NAME(take)(at, out), 1));
+    if (is_complex) NAME(put)(opposite, out, NAME(scaled)(other, NAME(take)(opposite, out), 1));
   }
 }
 
 /* dvalues[p] += alpha · Σ over rows of what the value multiplies, u, times dv. Of two rows in one complex vector (capitals: the opposite
  * frequency) that is u₁·v₁ + u₂·v₂ = ½·(u·conj(V) + conj(U)·v). */
 static void NAME(gradients)(const pk_spectral *op, const float *u, const float *dv, float *dvalues, float alpha) {
-  const int64_t in = op->in.size * LANES, out = op->out.size * LANES;
+  const int64_t in = plane(&op->in), out = plane(&op->out);
   const pk_entries e = op->entries;
-  for (int64_t p = 0; p < e.count; p++) {
-    const int64_t value = e.order ? e.order[p] : p;
-    const int32_t column = e.columns[p], row = e.rows[p];
-    const float *const a = u + column * (int64_t)LANES, *const b = dv + row * (int64_t)LANES;
-    vf re = 0, im = 0;
-    if (op->in.kind == PK_FOURIER) {
-      const float *const ua = u + NAME(opposite)(&op->in, column) * LANES, *const vb = dv + NAME(opposite)(&op->out, row) * LANES;
-      EACH {
-        const vf ar = vget(a + l), ai = vget(a + in + l), er = vget(ua + l), ei = vget(ua + in + l);
-        const vf br = vget(b + l), bi = vget(b + out + l), gr = vget(vb + l), gi = vget(vb + out + l);
-        re += ar * gr + ai * gi + er * br + ei * bi;
-        im += ar * gi - ai * gr + ei * br - er * bi;
+  const int32_t is_complex = op->in.kind == PK_FOURIER;
+  NAME(lane_sums) sums = {.to = dvalues, .factor = is_complex ? alpha / 2 : alpha};
+  for (int64_t p = 0; p < e.count;) {
+    const int32_t row = e.rows[p];
+    const NAME(pair) v = NAME(take)(dv + row * LANES, out), V = NAME(take)(dv + op->opposite_rows[p] * LANES, out);
+    for (; p < e.count && e.rows[p] == row; p++) {
+      const int64_t value = e.order ? e.order[p] : p;
+      const NAME(pair) a = NAME(take)(u + e.columns[p] * LANES, in);
+      vf re = 0, im = 0;
+      if (!is_complex) {
+        EACH_VECTOR re += a.re[i] * v.re[i] + a.im[i] * v.im[i];
+        NAME(add_sum)(&sums, value, re);
+        continue;
       }
-      re *= 0.5f;
-      if (op->has_imaginary) dvalues[e.count + value] += 0.5f * alpha * vsum(im);
-    } else {
-      EACH re += vget(a + l) * vget(b + l);
+      const NAME(pair) b = NAME(take)(u + op->opposite_columns[p] * LANES, in);
+      EACH_VECTOR {
+        re += a.re[i] * V.re[i] + a.im[i] * V.im[i] + b.re[i] * v.re[i] + b.im[i] * v.im[i];
+        im += a.re[i] * V.im[i] - a.im[i] * V.re[i] + b.im[i] * v.re[i] - b.re[i] * v.im[i];
+      }
+      NAME(add_sum)(&sums, value, re);
+      if (op->has_imaginary) NAME(add_sum)(&sums, e.count + value, im);
     }
-    dvalues[value] += alpha * vsum(re);
   }
+  NAME(finish_sums)(&sums);
 }
 
 static void NAME(spectral_forward)(const pk_spectral *op, const void *x, void *y, float alpha, pk_range tiles, float *scratch) {
-  float *const u = scratch, *const v = u + spectrum(&op->in), *const room = v + spectrum(&op->out);
-  for (int64_t tile = tiles.begin; tile < tiles.end; tile++) {
-    const int64_t first = tile * rows_of_tile(op);
+  float *const u = scratch, *const v = u + 2 * plane(&op->in), *const room = v + 2 * plane(&op->out);
+  for (int64_t first = 2 * LANES * tiles.begin; first < 2 * LANES * tiles.end; first += 2 * LANES) {
     NAME(load)(op, &op->in, x, first, u);
     NAME(analysis)(&op->in, u, room);
     NAME(sparse)(op, u, v, 0);
@@ -261,10 +279,8 @@ static void NAME(spectral_forward)(const pk_spectral *op, const void *x, void *y
 
 static void NAME(spectral_backward)(const pk_spectral *op, const void *x, const void *dy, void *dx, float *dvalues, float alpha,
                                     pk_range tiles, float *scratch) {
-  float *const u = scratch, *const du = u + spectrum(&op->in), *const dv = du + spectrum(&op->in),
-               *const room = dv + spectrum(&op->out);
-  for (int64_t tile = tiles.begin; tile < tiles.end; tile++) {
-    const int64_t first = tile * rows_of_tile(op);
+  float *const u = scratch, *const du = u + 2 * plane(&op->in), *const dv = du + 2 * plane(&op->in), *const room = dv + 2 * plane(&op->out);
+  for (int64_t first = 2 * LANES * tiles.begin; first < 2 * LANES * tiles.end; first += 2 * LANES) {
     NAME(load)(op, &op->out, dy, first, dv);
     NAME(analysis)(&op->out, dv, room);
     if (dvalues) {

@@ -352,6 +352,8 @@ typedef struct pk_spectral {
   int64_t rows;
   pk_transform in, out;
   pk_entries entries;
+  /* Of each entry's row and column the opposite frequency's in its block (without Fourier transforms: the same). */
+  const int32_t *opposite_rows, *opposite_columns;
   const float *values;
   int32_t has_imaginary;
   /* dx is computed from dy turned round in each block, dy[−p mod block]. */
