@@ -158,8 +158,9 @@ private final class FRoDLinear: LinearBranch, @unchecked Sendable {
     private let lambda: Parameter
     private let values: Parameter
     private let category: FRoDCategory
-    /// f32 `[out, in]`, `[in]`: taken from the weight.
-    private let (u, negative): (Tensor, Tensor)
+    /// `[out, in]` in the type of activations (as large as the model's weights), and f32 `[in]`: taken from the weight.
+    private var u: Tensor
+    private let negative: Tensor
     private let dropout: Float
     private let isIdentity: Bool
     private let engine: Engine
@@ -168,7 +169,7 @@ private final class FRoDLinear: LinearBranch, @unchecked Sendable {
         (self.linear, self.category, self.dropout, self.isIdentity, engine) = (linear, category, dropout, isIdentity, model.engine)
         lambda = try model.parameter(key + ".frod_lambda_l", [linear.inputSize])
         values = try model.parameter(key + ".frod_lambda_s_values", [category.table.values.count / 2])
-        u = try .zeros(engine, [linear.outputSize, linear.inputSize], .f32, .adapters)
+        u = try .zeros(engine, [linear.outputSize, linear.inputSize], model.precision.activation, .adapters)
         negative = try .zeros(engine, [linear.inputSize], .f32, .adapters)
     }
 
@@ -186,9 +187,8 @@ private final class FRoDLinear: LinearBranch, @unchecked Sendable {
         guard let b = try Decompositions(engine).solutions(of: try category.v.value.converted(to: .f32, engine, .scratch), rows: w), b.squaredNorm.isFinite else {
             throw PEFTError(.numeric, "FROD: the directions \(category.v.name) of '\(linear.name)' are not independent")
         }
-        engine.axpby(1, b, 0, into: u)
         let (width, rows) = (linear.inputSize, linear.outputSize)
-        unsafe u.withMutableFloats { u in
+        unsafe b.withMutableFloats { u in
             unsafe negative.withMutableFloats { negative in
                 for column in 0..<width {
                     var square = 0.0
@@ -202,6 +202,7 @@ private final class FRoDLinear: LinearBranch, @unchecked Sendable {
                 }
             }
         }
+        u = try b.converted(to: u.dtype, engine, .adapters)
     }
 
     func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] {
