@@ -88,6 +88,8 @@ const pk_gemv_kernel *pk_gemv_vnni_int8(int32_t w_type);
 
 /* sums[r] = row r of b [4, rank] · h, f32, of AVX2 and beyond; rank is a multiple of 8. */
 void pk_narrow_dot(const float *b, int64_t rank, const float *h, float sums[4]);
+/* The same of 16 rows, of AVX-512. */
+void pk_narrow_dots(const float *b, int64_t rank, const float *h, float sums[16]);
 
 int32_t pk_gemv_serves(const pk_matmul *op);
 void pk_gemv_scratch(const pk_matmul *op, size_t *each);

@@ -97,23 +97,28 @@ static void enter_branches(const pk_matmul *op, const pk_gemv_kernel *kernel, in
   }
 }
 
-/* beside[row][at … at + 3] = Σ over the branches of a row of four rows of B, from `column` on, times h. */
-static void leave_branches(const pk_matmul *op, const pk_gemv_kernel *kernel, int64_t column, const float *h, float beside[][PK_GEMV_WIDE], int64_t at) {
-  for (int64_t i = 0; i < op->m; i++) {
-    for (int64_t r = 0; r < w_rows; r++) beside[i][at + r] = 0;
-  }
+/* beside[row][0 … columns − 1] = Σ over the branches of a row of the rows of B, from `column` on, times h. */
+static void leave_branches(const pk_matmul *op, const pk_gemv_kernel *kernel, int64_t column, int64_t columns, const float *h, float beside[][PK_GEMV_WIDE]) {
+  memset(beside, 0, (size_t)op->m * sizeof *beside);
   for (int64_t n = 0; n < op->branch_count; n++) {
     const pk_branch *branch = op->branches + n;
     const int64_t rank = branch->rank;
-    const int is_narrow = rank % 8 == 0 && rank <= 64 && column + w_rows <= op->n;
+    const int is_narrow = rank % 8 == 0 && rank <= 64;
     for (int64_t i = branch->begin; i < branch->end; i++, h += branch_width(branch)) {
-      float sums[w_rows];
-      if (is_narrow) {
-        pk_narrow_dot(branch->b + column * rank, rank, h, sums);
+      const float *const b = branch->b + column * rank;
+      float sums[PK_GEMV_WIDE];
+      if (is_narrow && columns == PK_GEMV_WIDE && op->level >= PK_LEVEL_AVX512) {
+        pk_narrow_dots(b, rank, h, sums);
       } else {
-        multiply_f32(kernel, branch->b, op->n, column, rank, h, sums);
+        for (int64_t c = 0; c < columns; c += w_rows) {
+          if (is_narrow && c + w_rows <= columns) {
+            pk_narrow_dot(b + c * rank, rank, h, sums + c);
+          } else {
+            multiply_f32(kernel, branch->b, op->n, column + c, rank, h, sums + c);
+          }
+        }
       }
-      for (int64_t r = 0; r < w_rows; r++) beside[i][at + r] += sums[r];
+      for (int64_t c = 0; c < columns; c++) beside[i][c] += sums[c];
     }
   }
 }
@@ -199,7 +204,7 @@ void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
     const int64_t column = group * wide, columns = op->n - column < wide ? op->n - column : wide;
     const uint8_t *w[PK_GEMV_WIDE]; /* beyond the last row: that row again, its sums unused */
     for (int64_t r = 0; r < wide; r++) w[r] = (const uint8_t *)op->w + (column + (r < columns ? r : columns - 1)) * op->w_row_bytes;
-    for (int64_t c = 0; op->branch_count && c < columns; c += w_rows) leave_branches(op, f32, column + c, h, beside, c);
+    if (op->branch_count) leave_branches(op, f32, column, columns, h, beside);
     for (int64_t i = 0; i < op->m;) {
       float sums[most_rows * PK_GEMV_WIDE];
       const int32_t count = rows_at_once(&g, op->m - i);

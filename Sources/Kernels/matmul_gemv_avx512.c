@@ -94,6 +94,34 @@ INLINE void load_q5_1(const uint8_t *row, int64_t b, int64_t left, __m512 w[2]) 
   for (int i = 0; i < 2; i++) w[i] = _mm512_fmadd_ps(d, from_bytes(q[i]), m);
 }
 
+/* ---- sixteen rows of a matrix with few columns ---- */
+
+void pk_narrow_dots(const float *b, int64_t rank, const float *h, float sums[16]) {
+  __m512 two[8]; /* rows 2i and 2i + 1, 8 lanes each */
+#pragma unroll
+  for (int i = 0; i < 8; i++) two[i] = _mm512_setzero_ps();
+  for (int64_t at = 0; at < rank; at += 8) {
+    const __m512 x = _mm512_broadcast_f32x8(_mm256_loadu_ps(h + at));
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const float *const row = b + 2 * i * rank + at;
+      two[i] = _mm512_fmadd_ps(_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(row)), _mm256_loadu_ps(row + rank), 1), x, two[i]);
+    }
+  }
+  /* Lanes are added while they are turned: of each quarter four rows' sums. */
+  __m512 eight[2];
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    const __m512 *const t = two + 4 * i;
+    const __m512d a = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(t[0], t[1]), _mm512_unpackhi_ps(t[0], t[1])));
+    const __m512d c = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(t[2], t[3]), _mm512_unpackhi_ps(t[2], t[3])));
+    eight[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, c)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, c)));
+  }
+  const __m512 all = _mm512_add_ps(_mm512_shuffle_f32x4(eight[0], eight[1], 0x88), _mm512_shuffle_f32x4(eight[0], eight[1], 0xdd));
+  const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+  _mm512_storeu_ps(sums, _mm512_permutexvar_ps(order, all));
+}
+
 /* ---- the product; `bytes` of W hold 32 values ---- */
 
 INLINE void dot(const uint8_t *const w[4], const uint8_t *x, size_t x_stride, const int rows, int64_t k, float *sums, load_fn *load, const int bytes) {
@@ -153,4 +181,5 @@ const pk_gemv_kernel *pk_gemv_avx512_f32(int32_t w_type) {
 #pragma clang attribute pop
 #else
 const pk_gemv_kernel *pk_gemv_avx512_f32(int32_t w_type) { (void)w_type; return NULL; }
+void pk_narrow_dots(const float *b, int64_t rank, const float *h, float sums[16]) { (void)b, (void)rank, (void)h, (void)sums; }
 #endif
