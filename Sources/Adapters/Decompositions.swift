@@ -78,10 +78,12 @@ package struct Decompositions {
 
     /// `a = Z·diag(w)·Zᵀ` of a symmetric `a` `[n, n]`, in doubles: Z, w descending. They converge where equal values in great number keep
     /// the singular values of `a` from it.
+    /// - Throws: `.numeric` for NaN or infinity in `a`.
     package func eigenvectors(of a: Tensor) throws(PEFTError) -> Tensor {
         let n = a.rows
         let vectors = try Tensor(engine, [n, n], .f32, .scratch)
         guard n > 0, !engine.isPlanning else { return vectors }
+        guard a.squaredNorm.isFinite else { throw PEFTError(.numeric, "a matrix of \(n) × \(n) has NaN or infinity in it; are all weights finite?") }
         let (z, w) = (try Doubles(a, engine), try Doubles(count: n, engine))
         let size = [Int32(clamping: n)]
         let count = Int32(clamping: 5 * n + 3)
