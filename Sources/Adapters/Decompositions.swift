@@ -32,7 +32,7 @@ package struct Decompositions {
         guard k > 0, !engine.isPlanning else { return (u, s, vh) }
         // Row-major `a` is aᵀ column by column, whose left singular vectors are our right ones.
         let integers = try Tensor(engine, [8 * k], .i32, .scratch)
-        unsafe try run("sgesdd", size: k, Float(0)) { (work, size) in
+        unsafe try run("sgesdd", size: k) { (work: UnsafeMutablePointer<Float>, size) in
             let (rows, columns, inner) = ([Int32(clamping: n)], [Int32(clamping: m)], [Int32(clamping: k)])
             var info: Int32 = 0
             unsafe lapack.sgesdd(
@@ -50,7 +50,7 @@ package struct Decompositions {
         let tau = try Tensor(engine, [max(min(m, n), 1)], .f32, .scratch)
         let (rows, columns, wanted) = ([Int32(clamping: m)], [Int32(clamping: n)], [Int32(clamping: count)])
         if !engine.isPlanning {
-            unsafe try run("sgeqrf", size: min(m, n), Float(0)) { (work, size) in
+            unsafe try run("sgeqrf", size: min(m, n)) { (work: UnsafeMutablePointer<Float>, size) in
                 var info: Int32 = 0
                 unsafe lapack.sgeqrf(rows, columns, columnwise.floats, rows, tau.floats, work, [size], &info)
                 return info
@@ -67,7 +67,7 @@ package struct Decompositions {
         }
         let q = try columnwise.rows(0..<count)
         if !engine.isPlanning {
-            unsafe try run("sorgqr", size: count, Float(0)) { (work, size) in
+            unsafe try run("sorgqr", size: count) { (work: UnsafeMutablePointer<Float>, size) in
                 var info: Int32 = 0
                 unsafe lapack.sorgqr(rows, wanted, wanted, q.floats, rows, tau.floats, work, [size], &info)
                 return info
@@ -88,7 +88,7 @@ package struct Decompositions {
         let size = [Int32(clamping: n)]
         let count = Int32(clamping: 5 * n + 3)
         let integers = try Tensor(engine, [Int(count)], .i32, .scratch)
-        unsafe try run("dsyevd", size: n, 0.0) { (work, room) in
+        unsafe try run("dsyevd", size: n) { (work: UnsafeMutablePointer<Double>, room) in
             var info: Int32 = 0
             unsafe lapack.dsyevd(
                 "V", "U", size, z.pointer, size, w.pointer, work, [room], integers.pointer.assumingMemoryBound(to: Int32.self), [count], &info)
@@ -128,11 +128,9 @@ package struct Decompositions {
     }
 
     /// Asks a LAPACK routine how much room it wants (size −1), and runs it with that.
-    private func run<Value: BinaryFloatingPoint>(_ name: String, size side: Int, _ zero: Value, _ body: (UnsafeMutablePointer<Value>, Int32) -> Int32)
-        throws(PEFTError)
-    {
-        var (answer, status) = (zero, Int32(0))
-        alone(side) { status = unsafe body(&answer, -1) }
+    private func run<Value: BinaryFloatingPoint>(_ name: String, size side: Int, _ body: (UnsafeMutablePointer<Value>, Int32) -> Int32) throws(PEFTError) {
+        var answer: Value = 0
+        var status = unsafe body(&answer, -1)
         if status == 0 {
             // A float's answer may have been rounded down.
             let size = Int32(clamping: Int(min(max(answer.nextUp, 1), 1e9)))
