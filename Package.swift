@@ -24,7 +24,7 @@ let strict: [SwiftSetting] = [
 /// unrolled says so itself); nothing here may change results (no -ffast-math). Instruction sets are chosen per function in the sources, never by a flag.
 let kernelFlags: [CSetting] = [.unsafeFlags(["-O2", "-std=c11", "-fno-math-errno", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror"])]
 
-/// Names of cases and properties are left out of the library where nothing prints an enumeration that has no `description` (80 kB; it would say
+/// Names of cases and properties are left out of the library where nothing prints an enumeration that has no `description` (144 kB; it would say
 /// the type's name instead). Only Tensors and PEFTSwift do.
 let nameless: SwiftSetting = .unsafeFlags(["-Xfrontend", "-disable-reflection-metadata"], .when(configuration: .release))
 

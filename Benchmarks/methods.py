@@ -7,8 +7,8 @@
 
 Sizes are PEFT's defaults, targets all linear layers (what cannot have them is said), rows of 512 tokens, bf16, two threads. "memory" is what
 a step holds beside the weights: ours by the plan, PEFT's by how far the process grows beyond the base model (its peak is reset for each method).
---quick: each method is timed once (after a first step that is not). On a quiet machine of two cores all of ours take some 4 minutes so, both 12;
-without it 8 and 24. --only takes the names of the table. PEFTSWIFT_LIBRARY and PYTHONPATH=bindings/python as for run.py; HF_FOLDER is what run.sh
+--quick: each method is timed once (after a first step that is not). On a quiet machine of two cores all of ours take some 4 minutes so,
+both 12. --only takes the names of the table. PEFTSWIFT_LIBRARY and PYTHONPATH=bindings/python as for run.py; HF_FOLDER is what run.sh
 exports to .cache/bench. A method of PEFT that takes more than eight of its LoRA's steps is timed once.
 """
 
