@@ -30,7 +30,7 @@ typedef struct bench_peaks {
   double bf16, f32, f32_avx2, int8; /* operations per second (2 per multiply-add), operands in registers */
   double bandwidth;                 /* bytes per second read from memory */
 } bench_peaks;
-bench_peaks bench_measure_peaks(void);
+bench_peaks bench_measure_peaks(int32_t level);
 
 /* ---- tables ---- */
 

@@ -36,7 +36,7 @@ int main(int argc, char **argv) {
   if (argc > 4) options.budget = atof(argv[4]);
   const int pairs = argc > 5 ? atoi(argv[5]) && options.level >= PK_LEVEL_AVX512_BF16 : pk_pairs_are_fast(options.level);
   options.compute = pairs ? PK_COMPUTE_BF16 : PK_COMPUTE_F32;
-  options.peaks = bench_measure_peaks();
+  options.peaks = bench_measure_peaks(options.level);
   const bench_peaks *p = &options.peaks;
   printf("threads %d, level %d, bf16 multiplied in %s; peaks: bf16 %.0f, f32 %.0f (AVX2 %.0f), int8 %.0f GFLOP/s; memory %.1f GB/s\n", bench_threads(), options.level, pairs ? "pairs" : "f32", p->bf16 * 1e-9,
          p->f32 * 1e-9, p->f32_avx2 * 1e-9, p->int8 * 1e-9, p->bandwidth * 1e-9);

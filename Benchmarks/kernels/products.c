@@ -139,7 +139,7 @@ void bench_products(const bench_options *o) {
       row(o, PK_COMPUTE_ROUNDED, PK_NT, act, few[f], act, 2048, 1536, 576);
     }
   }
-  if (o->level >= PK_LEVEL_AVX512_BF16 && bench_table(o, "prompts, int8 by blocks")) {
+  if (o->level >= PK_LEVEL_AVX2 && bench_table(o, "prompts, int8 by blocks")) {
     static const int32_t few[] = {PK_Q4_0, PK_Q4_1, PK_Q5_1, PK_Q8_0};
     for (int f = 0; f < 4; f++) {
       for (int s = 0; s < 4; s++) row(o, PK_COMPUTE_INT8, PK_NT, act, few[f], act, 512, layers[s].out, layers[s].in);

@@ -67,17 +67,20 @@ enum {
   PK_GEMV_AHEAD = 2048, /* bytes fetched ahead: it does not foresee the next page */
   PK_GEMV_WIDE = 16     /* rows of W at most */
 };
+/* Blocks of 32, `count` from `first` on, of w_rows rows of W become a panel. */
+typedef void pk_unpack_fn(const uint8_t *const *w, int64_t first, int64_t count, void *panel);
+/* sums[rows][w_rows] += 4 or 8 rows of X, from their first block on, times the `count` blocks of a panel. */
+typedef void pk_add_panel_fn(const void *panel, const uint8_t *x, size_t x_bytes, int32_t rows, int64_t count, float *sums);
 typedef struct pk_gemv_kernel {
   size_t (*x_bytes)(int64_t k);                                /* of a prepared row of X, a multiple of 64 */
   void (*prepare)(const float *x, int64_t k, void *prepared);  /* x is zero-padded to a multiple of 128 */
   /* sums[i·w_rows + r] = W row r · X row i, for `count` rows of X, x_bytes apart: a power of two up to x_rows */
   void (*multiply)(const uint8_t *const *w, const uint8_t *x, size_t x_bytes, int32_t count, int64_t k, float *sums);
   int32_t w_rows, x_rows;
-  /* Many rows of X, NULL where a format has no such kernel. w_rows rows of W, `count` blocks of 32 from `first` on, are unpacked to a panel;
-   * sums[8·w_rows] of eight rows of X grow by the products with it. */
-  int64_t (*panel_bytes)(int64_t count);
-  void (*unpack)(const uint8_t *const *w, int64_t first, int64_t count, void *panel);
-  void (*add)(const void *panel, const uint8_t *x, size_t x_bytes, int64_t first, int64_t count, float *sums);
+  /* More rows of X, NULL where a format has no such kernel; w_rows is PK_GEMV_WIDE then. */
+  int64_t (*panel_bytes)(int64_t blocks);
+  pk_unpack_fn *unpack;
+  pk_add_panel_fn *add_panel;
 } pk_gemv_kernel;
 
 /* Kernels of a format; NULL: there is none (a caller then decodes to f32 first). */
@@ -85,6 +88,7 @@ const pk_gemv_kernel *pk_gemv_avx2_f32(int32_t w_type);
 const pk_gemv_kernel *pk_gemv_avx2_int8(int32_t w_type);
 const pk_gemv_kernel *pk_gemv_avx512_f32(int32_t w_type);
 const pk_gemv_kernel *pk_gemv_vnni_int8(int32_t w_type);
+const pk_gemv_kernel *pk_gemv_int8(int32_t level, int32_t w_type);
 
 /* sums[r] = row r of b [4, rank] · h, f32, of AVX2 and beyond; rank is a multiple of 8. */
 void pk_narrow_dot(const float *b, int64_t rank, const float *h, float sums[4]);

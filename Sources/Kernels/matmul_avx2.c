@@ -11,6 +11,17 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+INLINE __m256 widen_bf16(__m128i h) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)); }
+
+/* Round to nearest even; a NaN stays a quiet NaN. */
+INLINE __m128i narrow_bf16(__m256 x) {
+  const __m256i u = _mm256_castps_si256(x), top = _mm256_srli_epi32(u, 16);
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(u, _mm256_and_si256(top, _mm256_set1_epi32(1))), _mm256_set1_epi32(0x7fff)), 16);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  const __m256i halves = _mm256_blendv_epi8(rounded, _mm256_or_si256(top, _mm256_set1_epi32(64)), nan);
+  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(halves, halves), 0x08));
+}
+
 /* The sums of a vector of a tile begin at 0, or where the block of k before left them. */
 INLINE __m256 begin_sums(const pk_tile *tile, int row, int column) {
   return tile->continues ? _mm256_load_ps(tile->sums + row * 16 + column) : _mm256_setzero_ps();
@@ -24,11 +35,15 @@ INLINE void end_sums(const pk_tile *tile, __m256 sum, int row, int column) {
   }
   const int64_t at = row * tile->ldy + column;
   __m256 y = _mm256_mul_ps(sum, _mm256_set1_ps(tile->alpha));
-  if (tile->columns - column >= 8 && tile->y_type == PK_F32) {
-    float *p = (float *)tile->y + at;
+  if (tile->columns - column >= 8) {
     if (tile->bias) y = _mm256_add_ps(y, _mm256_loadu_ps(tile->bias + column));
-    if (tile->accumulate) y = _mm256_add_ps(y, _mm256_loadu_ps(p));
-    _mm256_storeu_ps(p, y);
+    if (tile->y_type == PK_F32) {
+      float *p = (float *)tile->y + at;
+      _mm256_storeu_ps(p, tile->accumulate ? _mm256_add_ps(y, _mm256_loadu_ps(p)) : y);
+    } else {
+      __m128i *p = (__m128i *)((uint16_t *)tile->y + at);
+      _mm_storeu_si128(p, narrow_bf16(tile->accumulate ? _mm256_add_ps(y, widen_bf16(_mm_loadu_si128(p))) : y));
+    }
     return;
   }
   float values[8];

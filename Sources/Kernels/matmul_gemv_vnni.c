@@ -1,6 +1,5 @@
-/* Products of block formats with int8 activations on AVX512-VNNI: x ≈ scale·q per 32 values; vpdpbusd multiplies unsigned weight quanta with
- * signed activation quanta and adds fours of them to 16 integers. The lanes are 16 rows of W, so that a block of 32 values takes
- * 8 vpdpbusd for a row of x, whose quanta are broadcast four at a time, one conversion and two fma, and no sum across lanes.
+/* Products of block formats with int8 activations on AVX512-VNNI: vpdpbusd multiplies unsigned weight quanta with signed activation quanta and adds
+ * fours of them to 16 integers. A block of 32 values of 16 rows (matmul_blocks.h) takes 8 of them for a row of x, a conversion and two fma.
  *
  * The quanta of 16 rows are turned in registers: four loads make a vector of four rows, 8 unpacks turn 4 × 4 words in each quarter. What stands
  * beside the quanta (d and m; fifth bits) is put together in registers too: 16 small stores and a wide load of them took a third of the time.
@@ -15,37 +14,14 @@
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"))), apply_to = function)
 #include "matmul_avx512.h"
 
-enum { lanes = PK_GEMV_WIDE, ahead = 28 << 10 /* bytes of W */ };
+/* A block of 16 rows of W: q[j] has quanta 4j … 4j+3 of each, unsigned. */
+typedef struct w_block {
+  __m512i q[8];
+  __m512 d, m;
+} w_block;
 
-/* 32 values of x. */
-typedef struct x_block {
-  int8_t q[32];
-  int32_t start; /* −offset · Σq: quanta of W are `offset` too large */
-  float scale, sum; /* sum: scale · Σq, what a minimum is multiplied with */
-  int32_t unused[5];
-} x_block;
-
-static size_t x_bytes(int64_t k) { return (size_t)(k + 31) / 32 * sizeof(x_block); }
-
-/* 32 values to quanta and their scale. NaN or infinity: the scale is NaN, and so is every sum it enters. */
-INLINE void prepare_block(const float *x, int32_t offset, x_block *to) {
-  const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
-  const float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
-  const __mmask16 bad = _mm512_fpclass_ps_mask(a, 0x99) | _mm512_fpclass_ps_mask(b, 0x99); /* NaN, ±infinity */
-  const float scale = largest / 127;
-  const __m512 inverse = _mm512_set1_ps(!bad && scale > 0 ? 1 / scale : 0);
-  const __m512i qa = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), qb = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
-  const int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(qa, qb));
-  _mm_storeu_si128((__m128i *)to->q, _mm512_cvtsepi32_epi8(qa));
-  _mm_storeu_si128((__m128i *)(to->q + 16), _mm512_cvtsepi32_epi8(qb));
-  to->start = -offset * sum;
-  to->scale = bad ? __builtin_nanf("") : scale;
-  to->sum = to->scale * (float)sum;
-}
-
-INLINE void prepare(const float *x, int64_t k, void *prepared, int32_t offset) {
-  for (int64_t i = 0; i < k / 32; i++) prepare_block(x + 32 * i, offset, (x_block *)prepared + i);
-}
+enum { ahead = 28 << 10, most_in_registers = 8, signed_offset = 128 };
+#include "matmul_blocks.h"
 
 /* word[j] = word j of the 16 bytes that begin at `at` of each row. */
 INLINE void turn(const uint8_t *const w[lanes], int64_t at, __m512i word[4]) {
@@ -71,12 +47,6 @@ INLINE __m512i fifth_bits(void) {
                            0x10001010, 0x10100000, 0x10100010, 0x10101000, 0x10101010);
 }
 
-/* A block format: bytes of a block; where its minimum stands (0: it has none), its fifth bits (0: quanta have none), its quanta; whether those
- * have 8 bits each (and are turned from signed to unsigned), else 4. A constant of each function. */
-typedef struct layout {
-  int block, minimum, fifth, quanta, wide;
-} layout;
-
 /* The words at `at` of each row. */
 INLINE __m512i words(const uint8_t *const *w, int64_t at) {
   __m128i four[4];
@@ -90,20 +60,14 @@ INLINE __m512i words(const uint8_t *const *w, int64_t at) {
   return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 
-/* A block of 16 rows of W: q[j] has values 4j … 4j+3 of each, unsigned. */
-typedef struct w_block {
-  __m512i q[8];
-  __m512 d, m;
-} w_block;
-
 INLINE w_block take_apart(const layout f, const uint8_t *const *w, int64_t block) {
   w_block to;
   const int64_t at = block * f.block + f.quanta;
   turn(w, at, to.q);
-  if (f.wide) {
+  if (f.bits == 8) {
     turn(w, at + 16, to.q + 4);
 #pragma unroll
-    for (int j = 0; j < 8; j++) to.q[j] = _mm512_xor_si512(to.q[j], _mm512_set1_epi8((char)128));
+    for (int j = 0; j < 8; j++) to.q[j] = _mm512_xor_si512(to.q[j], _mm512_set1_epi8((char)signed_offset));
   } else {
     const __m512i low = _mm512_set1_epi8(15);
 #pragma unroll
@@ -119,90 +83,34 @@ INLINE w_block take_apart(const layout f, const uint8_t *const *w, int64_t block
   return to;
 }
 
-/* sums[i] += d·scale·Σ q·x (+ m·sum), for each row of x. */
-INLINE void add_block(const int minimum, w_block w, const x_block *x, size_t stride, const int rows, __m512 *sums) {
+INLINE void add_block(layout f, const w_block *w, const x_block *x, size_t stride, int rows, float sums[][lanes]) {
 #pragma unroll
   for (int i = 0; i < rows; i++, x = (const x_block *)((const uint8_t *)x + stride)) {
-    __m512i s = minimum ? _mm512_setzero_si512() : _mm512_set1_epi32(x->start);
+    __m512i s = f.minimum ? _mm512_setzero_si512() : _mm512_set1_epi32(x->start);
 #pragma unroll
-    for (int j = 0; j < 8; j++) s = _mm512_dpbusd_epi32(s, w.q[j], _mm512_set1_epi32((int32_t)pk_load32(x->q + 4 * j)));
-    sums[i] = _mm512_fmadd_ps(_mm512_mul_ps(w.d, _mm512_set1_ps(x->scale)), _mm512_cvtepi32_ps(s), sums[i]);
-    if (minimum) sums[i] = _mm512_fmadd_ps(w.m, _mm512_set1_ps(x->sum), sums[i]);
+    for (int j = 0; j < 8; j++) s = _mm512_dpbusd_epi32(s, w->q[j], _mm512_set1_epi32((int32_t)pk_load32(x->q + 4 * j)));
+    __m512 sum = _mm512_fmadd_ps(_mm512_mul_ps(w->d, _mm512_set1_ps(x->scale)), _mm512_cvtepi32_ps(s), _mm512_load_ps(sums[i]));
+    if (f.minimum) sum = _mm512_fmadd_ps(w->m, _mm512_set1_ps(x->sum), sum);
+    _mm512_store_ps(sums[i], sum);
   }
 }
 
-/* ---- few rows of x: W is multiplied as it is read ---- */
-
-INLINE void dot(const layout f, const uint8_t *const *w, const uint8_t *x, size_t stride, const int rows, int64_t k, float *sums) {
-  const uint8_t *const next = w[0] + ahead;
-  __m512 sum[8];
-#pragma unroll
-  for (int i = 0; i < rows; i++) sum[i] = _mm512_setzero_ps();
-  for (int64_t b = 0; b < k / 32; b++) {
-    for (int64_t line = 0; line < lanes * f.block; line += 64) __builtin_prefetch(next + b * lanes * f.block + line, 0, 2);
-    add_block(f.minimum, take_apart(f, w, b), (const x_block *)x + b, stride, rows, sum);
-  }
-#pragma unroll
-  for (int i = 0; i < rows; i++) _mm512_storeu_ps(sums + lanes * i, sum[i]);
+INLINE void round_block(const float *x, int32_t offset, x_block *to) {
+  const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
+  const float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
+  const __mmask16 bad = _mm512_fpclass_ps_mask(a, 0x99) | _mm512_fpclass_ps_mask(b, 0x99); /* NaN, ±infinity */
+  const float scale = largest / 127;
+  const __m512 inverse = _mm512_set1_ps(!bad && scale > 0 ? 1 / scale : 0);
+  const __m512i qa = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), qb = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
+  const int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(qa, qb));
+  _mm_storeu_si128((__m128i *)to->q, _mm512_cvtsepi32_epi8(qa));
+  _mm_storeu_si128((__m128i *)(to->q + 16), _mm512_cvtsepi32_epi8(qb));
+  to->start = -offset * sum;
+  to->scale = bad ? __builtin_nanf("") : scale;
+  to->sum = to->scale * (float)sum;
 }
 
-/* ---- many rows of x: blocks of W are taken apart once for all of them ---- */
-
-static int64_t panel_bytes(int64_t blocks) { return blocks * (int64_t)sizeof(w_block); }
-
-INLINE void unpack(const layout f, const uint8_t *const *w, int64_t first, int64_t count, void *panel) {
-  for (int64_t b = 0; b < count; b++) ((w_block *)panel)[b] = take_apart(f, w, first + b);
-}
-
-/* sums[8][16] += eight rows of x, from block `first` of theirs on, times the panel's blocks. */
-INLINE void add_panel(const int minimum, const void *panel, const uint8_t *x, size_t stride, int64_t first, int64_t count, float *sums) {
-  __m512 sum[8];
-#pragma unroll
-  for (int i = 0; i < 8; i++) sum[i] = _mm512_loadu_ps(sums + lanes * i);
-  for (int64_t b = 0; b < count; b++) add_block(minimum, ((const w_block *)panel)[b], (const x_block *)x + first + b, stride, 8, sum);
-#pragma unroll
-  for (int i = 0; i < 8; i++) _mm512_storeu_ps(sums + lanes * i, sum[i]);
-}
-
-static void add_panel_plain(const void *panel, const uint8_t *x, size_t stride, int64_t first, int64_t count, float *sums) {
-  add_panel(0, panel, x, stride, first, count, sums);
-}
-
-static void add_panel_minimum(const void *panel, const uint8_t *x, size_t stride, int64_t first, int64_t count, float *sums) {
-  add_panel(1, panel, x, stride, first, count, sums);
-}
-
-#define KERNEL(name, offset, add, ...)                                                                                         \
-  static void prepare_##name(const float *x, int64_t k, void *prepared) { prepare(x, k, prepared, offset); }                   \
-  static void multiply_##name(const uint8_t *const *w, const uint8_t *x, size_t stride, int32_t count, int64_t k, float *sums) { \
-    const layout f = {__VA_ARGS__};                                                                                            \
-    if (count == 1) dot(f, w, x, stride, 1, k, sums);                                                                          \
-    if (count == 2) dot(f, w, x, stride, 2, k, sums);                                                                          \
-    if (count == 4) dot(f, w, x, stride, 4, k, sums);                                                                          \
-    if (count == 8) dot(f, w, x, stride, 8, k, sums);                                                                          \
-  }                                                                                                                            \
-  static void unpack_##name(const uint8_t *const *w, int64_t first, int64_t count, void *panel) {                              \
-    const layout f = {__VA_ARGS__};                                                                                            \
-    unpack(f, w, first, count, panel);                                                                                         \
-  }                                                                                                                            \
-  static const pk_gemv_kernel kernel_##name = {x_bytes, prepare_##name, multiply_##name, lanes, 8, panel_bytes, unpack_##name, add};
-/* offset of quanta; layout */
-KERNEL(q4_0, 8, add_panel_plain, 18, 0, 0, 2, 0)
-KERNEL(q4_1, 0, add_panel_minimum, 20, 2, 0, 4, 0)
-KERNEL(q5_0, 16, add_panel_plain, 22, 0, 2, 6, 0)
-KERNEL(q5_1, 0, add_panel_minimum, 24, 2, 4, 8, 0)
-KERNEL(q8_0, 128, add_panel_plain, 34, 0, 0, 2, 1)
-
-const pk_gemv_kernel *pk_gemv_vnni_int8(int32_t w_type) {
-  switch (w_type) {
-    case PK_Q4_0: return &kernel_q4_0;
-    case PK_Q4_1: return &kernel_q4_1;
-    case PK_Q5_0: return &kernel_q5_0;
-    case PK_Q5_1: return &kernel_q5_1;
-    case PK_Q8_0: return &kernel_q8_0;
-    default: return NULL;
-  }
-}
+const pk_gemv_kernel *pk_gemv_vnni_int8(int32_t w_type) { return kernel_of(w_type); }
 
 #pragma clang attribute pop
 #else

@@ -1,15 +1,15 @@
 /* Forward products of many rows with int8 activations (reading a prompt): the arithmetic, and the order of sums, of the few rows of decoding
  * (matmul_gemv.c): a row of the product has the same bits however many others are multiplied with it.
  *
- * Phase 0 rounds the rows of X, each once. A part unpacks 16 rows of W, up to 48 blocks of 32 at a time (a panel of 30 kB, in L1), and multiplies
- * all rows of X with it, eight at a time: 96 vector instructions for 16 × 8 × 32 multiplications. Sums of wider rows wait in memory between panels. */
+ * Phase 0 rounds the rows of X, each once. A part unpacks as many panels of 16 rows of W as L2 takes beside X, and multiplies eight rows of X at a
+ * time, which stay in L1, with each of them: 96 vector instructions for 16 × 8 × 32 multiplications with AVX512-VNNI. */
 #include "half.h"
 #include "matmul.h"
 
-enum { most_blocks = 48, rows_at_once = 8, wide = PK_GEMV_WIDE };
+enum { panels_limit = 192 << 10 /* bytes */, rows_at_once = 8, wide = PK_GEMV_WIDE };
 
 static const pk_gemv_kernel *kernel_of(const pk_matmul *op) {
-  return op->level >= PK_LEVEL_AVX512_BF16 ? pk_gemv_vnni_int8(op->w_type) : NULL;
+  return pk_gemv_int8(op->level, op->w_type);
 }
 
 int32_t pk_matmul_int8_serves_many(int32_t level, int32_t w_type) {
@@ -24,18 +24,19 @@ int32_t pk_many_serves(const pk_matmul *op) {
 static int64_t padded_rows(const pk_matmul *op) { return pk_round_up(op->m, rows_at_once); }
 static int64_t padded_k(const pk_matmul *op) { return pk_round_up(op->k, 128); }
 
+/* Panels unpacked at once. */
+static int64_t panels_of(const pk_matmul *op) { return pk_max(1, panels_limit / kernel_of(op)->panel_bytes(op->k / 32)); }
+
 /* A part's scratch. */
 typedef struct pieces {
-  float *row;    /* of X, zeros behind it */
-  uint8_t *panel;
-  float *sums;   /* [rows][16] */
+  float *row; /* of X, zeros behind it */
+  uint8_t *panels;
 } pieces;
 
 static size_t place(const pk_matmul *op, uintptr_t base, pieces *own) {
   size_t used = 0;
   own->row = pk_take(base, &used, padded_k(op) * 4);
-  own->panel = pk_take(base, &used, kernel_of(op)->panel_bytes(most_blocks));
-  own->sums = pk_take(base, &used, padded_rows(op) * wide * 4);
+  own->panels = pk_take(base, &used, panels_of(op) * kernel_of(op)->panel_bytes(op->k / 32));
   return used;
 }
 
@@ -67,16 +68,21 @@ void pk_many_run(const pk_matmul *op, int32_t phase, int32_t part, int32_t parts
   if (phase == 0) return round_rows(op, kernel, pk_share(padded_rows(op), 1, part, parts), own.row, shared);
 
   const pk_range share = pk_share((op->n + wide - 1) / wide, 1, part, parts);
-  for (int64_t group = share.begin; group < share.end; group++) {
-    const int64_t column = group * wide, columns = pk_min(wide, op->n - column), blocks = op->k / 32;
-    const uint8_t *w[wide]; /* beyond the last row: that row again, its sums unused */
-    for (int64_t r = 0; r < wide; r++) w[r] = (const uint8_t *)op->w + (column + pk_min(r, columns - 1)) * op->w_row_bytes;
-    memset(own.sums, 0, (size_t)(padded_rows(op) * wide) * 4);
-    for (int64_t first = 0; first < blocks; first += most_blocks) {
-      const int64_t count = pk_min(most_blocks, blocks - first);
-      kernel->unpack(w, first, count, own.panel);
-      for (int64_t i = 0; i < op->m; i += rows_at_once) kernel->add(own.panel, x + (size_t)i * bytes, bytes, first, count, own.sums + i * wide);
+  const int64_t blocks = op->k / 32, panel_bytes = kernel->panel_bytes(blocks), most = panels_of(op);
+  for (int64_t first = share.begin; first < share.end; first += most) {
+    const int64_t count = pk_min(most, share.end - first);
+    for (int64_t p = 0; p < count; p++) {
+      const uint8_t *w[wide]; /* beyond the last row: that row again, its sums unused */
+      for (int64_t r = 0; r < wide; r++) w[r] = (const uint8_t *)op->w + pk_min((first + p) * wide + r, op->n - 1) * op->w_row_bytes;
+      kernel->unpack(w, 0, blocks, own.panels + p * panel_bytes);
     }
-    for (int64_t i = 0; i < op->m; i++) pk_gemv_finish(op, i, column, columns, own.sums + i * wide);
+    for (int64_t i = 0; i < op->m; i += rows_at_once) {
+      for (int64_t p = 0; p < count; p++) {
+        float sums[rows_at_once * wide] = {0};
+        const int64_t column = (first + p) * wide;
+        kernel->add_panel(own.panels + p * panel_bytes, x + (size_t)i * bytes, bytes, rows_at_once, blocks, sums);
+        for (int64_t r = i; r < pk_min(i + rows_at_once, op->m); r++) pk_gemv_finish(op, r, column, pk_min(wide, op->n - column), sums + (r - i) * wide);
+      }
+    }
   }
 }

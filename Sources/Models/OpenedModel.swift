@@ -145,8 +145,8 @@ extension OpenedModel {
         case .int8: return (.bf16, int8)
         case .automatic:
             let isNarrow = layers.contains { layer in layer is Linear && (layer.tensor("weight").map { $0.dtype != .f32 } ?? false) }
-            guard isNarrow, engine.level >= PK_LEVEL_AVX512_BF16 else { return (.f32, .f32) }
-            return (.bf16, int8)
+            guard isNarrow, engine.level >= PK_LEVEL_AVX2 else { return (.f32, .f32) }
+            return (engine.level >= PK_LEVEL_AVX512_BF16 ? .bf16 : .f32, int8)
         }
     }
 }

@@ -1,0 +1,117 @@
+/* Products of block formats with int8 activations: x ≈ scale·q per 32 values, so that a block of 32 weights d·(p − offset) or d·p + m adds
+ *
+ *     d·scale · (Σ p·q − offset·Σ q)     or     d·scale · Σ p·q  +  m · scale·Σ q
+ *
+ * The lanes are 16 rows of W: the quanta of x are broadcast four at a time, and no sum goes across lanes. What is not whole numbers are two
+ * multiply-adds a block, in one order: the same bits with every instruction set.
+ *
+ * Included once by a file for each, which has defined before
+ *
+ *     w_block             a block of 16 rows of W, taken apart
+ *     ahead               bytes of W to fetch before they are needed
+ *     most_in_registers   rows of x that are multiplied as W is read
+ *     signed_offset       what it adds to signed quanta
+ *
+ * and goes on to define the functions declared here. */
+
+enum { lanes = PK_GEMV_WIDE };
+
+/* 32 values of x. */
+typedef struct x_block {
+  int8_t q[32];
+  int32_t start;    /* −offset · Σq */
+  float scale, sum; /* sum: scale · Σq */
+  int32_t unused;
+} x_block;
+
+/* A block format: bits of its quanta (those of 8 are signed) and what they are too large by; bytes of a block; where its minimum (0: it has
+ * none), its fifth bits and its quanta stand. A constant of each function. */
+typedef struct layout {
+  int bits, offset, block, minimum, fifth, quanta;
+} layout;
+
+/* Values first … first + 31 of 16 rows of W, block `block` of each. */
+INLINE w_block take_apart(layout f, const uint8_t *const *w, int64_t block);
+/* sums[i] += the block times row i of x, of `rows` rows (1, 2, 4, 8), `stride` bytes apart. */
+INLINE void add_block(layout f, const w_block *w, const x_block *x, size_t stride, int rows, float sums[][lanes]);
+/* NaN or infinity among the values: the scale is NaN, and so is every sum it enters. */
+INLINE void round_block(const float *x, int32_t offset, x_block *to);
+
+INLINE void prepare(const float *x, int64_t k, void *prepared, int32_t offset) {
+  for (int64_t i = 0; i < k / 32; i++) round_block(x + 32 * i, offset, (x_block *)prepared + i);
+}
+
+static size_t x_bytes(int64_t k) { return ((size_t)(k + 31) / 32 * sizeof(x_block) + 63) / 64 * 64; }
+
+/* ---- few rows of x: W is multiplied as it is read ---- */
+
+INLINE void fetch_ahead(const layout f, const uint8_t *const *w, int64_t block) {
+  const uint8_t *const next = w[0] + ahead + block * lanes * f.block;
+  for (int64_t line = 0; line < lanes * f.block; line += 64) __builtin_prefetch(next + line, 0, 2);
+}
+
+INLINE void dot(const layout f, const uint8_t *const *w, const uint8_t *x, size_t stride, const int rows, int64_t k, float *sums) {
+  float sum[8][lanes] __attribute__((aligned(64))) = {0};
+  for (int64_t b = 0; b < k / 32; b++) {
+    fetch_ahead(f, w, b);
+    const w_block block = take_apart(f, w, b);
+    add_block(f, &block, (const x_block *)x + b, stride, rows, sum);
+  }
+  memcpy(sums, sum, (size_t)rows * sizeof *sum);
+}
+
+/* ---- more rows: blocks of W are taken apart once for all of them ---- */
+
+static int64_t panel_bytes(int64_t blocks) { return blocks * (int64_t)sizeof(w_block); }
+
+INLINE void unpack(const layout f, const uint8_t *const *w, int64_t first, int64_t count, void *panel) {
+  for (int64_t b = 0; b < count; b++) {
+    fetch_ahead(f, w, first + b);
+    ((w_block *)panel)[b] = take_apart(f, w, first + b);
+  }
+}
+
+/* sums[rows][16] += 4 or 8 rows of x times the panel's blocks; always 8 where 4 do not come here. */
+INLINE void add_panel(const layout f, const void *panel, const uint8_t *x, size_t stride, int few, int64_t count, float *sums) {
+  const int rows = most_in_registers < 4 ? few : 8;
+  float sum[8][lanes] __attribute__((aligned(64)));
+  memcpy(sum, sums, (size_t)rows * sizeof *sum);
+  for (int64_t b = 0; b < count; b++) add_block(f, (const w_block *)panel + b, (const x_block *)x + b, stride, rows, sum);
+  memcpy(sums, sum, (size_t)rows * sizeof *sum);
+}
+
+#define KERNEL(name, ...)                                                                                                      \
+  static void prepare_##name(const float *x, int64_t k, void *prepared) { prepare(x, k, prepared, ((layout){__VA_ARGS__}).offset); }\
+  static void unpack_##name(const uint8_t *const *w, int64_t first, int64_t count, void *panel) {                              \
+    const layout f = {__VA_ARGS__};                                                                                            \
+    unpack(f, w, first, count, panel);                                                                                         \
+  }                                                                                                                            \
+  static void add_panel_##name(const void *panel, const uint8_t *x, size_t stride, int32_t rows, int64_t count, float *sums) { \
+    const layout f = {__VA_ARGS__};                                                                                            \
+    add_panel(f, panel, x, stride, rows, count, sums);                                                                         \
+  }                                                                                                                            \
+  static void multiply_##name(const uint8_t *const *w, const uint8_t *x, size_t stride, int32_t count, int64_t k, float *sums) {\
+    const layout f = {__VA_ARGS__};                                                                                            \
+    if (count == 1) return dot(f, w, x, stride, 1, k, sums);                                                                   \
+    if (count == 2) return dot(f, w, x, stride, 2, k, sums);                                                                   \
+    if (most_in_registers < 4) return dot(f, w, x, stride, count, k, sums);                                                    \
+    if (count == 4) return dot(f, w, x, stride, 4, k, sums);                                                                   \
+    if (count == 8) return dot(f, w, x, stride, 8, k, sums);                                                                   \
+  }                                                                                                                            \
+  static const pk_gemv_kernel kernel_##name = {x_bytes, prepare_##name, multiply_##name, lanes, 8, panel_bytes, unpack_##name, add_panel_##name};
+KERNEL(q4_0, .bits = 4, .offset = 8, .block = 18, .quanta = 2)
+KERNEL(q4_1, .bits = 4, .block = 20, .minimum = 2, .quanta = 4)
+KERNEL(q5_0, .bits = 5, .offset = 16, .block = 22, .fifth = 2, .quanta = 6)
+KERNEL(q5_1, .bits = 5, .block = 24, .minimum = 2, .fifth = 4, .quanta = 8)
+KERNEL(q8_0, .bits = 8, .offset = signed_offset, .block = 34, .quanta = 2)
+
+static const pk_gemv_kernel *kernel_of(int32_t w_type) {
+  switch (w_type) {
+    case PK_Q4_0: return &kernel_q4_0;
+    case PK_Q4_1: return &kernel_q4_1;
+    case PK_Q5_0: return &kernel_q5_0;
+    case PK_Q5_1: return &kernel_q5_1;
+    case PK_Q8_0: return &kernel_q8_0;
+    default: return NULL;
+  }
+}
