@@ -226,8 +226,8 @@ int32_t peft_tensors_dequantize(peft_tensors **values, const peft_tensors *tenso
 
 /* Arithmetic. F32: products and activations in f32 (what conformance tests run). BF16: products of bf16 pairs with f32
  * sums (or in f32, where the processor is faster at that: see the levels above), activations stored in bf16. INT8: as
- * BF16, and while generating products with quantised weights round activations to 8 bits per 32 values. AUTO: INT8 for
- * generation and BF16 for training where the processor has bf16 products and the weights are quantised or 16 bit; else F32. */
+ * BF16, and while generating products with quantised weights round activations to 8 bits per 32 values. AUTO, where weights are
+ * quantised or 16 bit: INT8 for generation on a processor with AVX2, BF16 for training on one with bf16 products; else F32. */
 #define PEFT_COMPUTE_AUTO 0
 #define PEFT_COMPUTE_F32 1
 #define PEFT_COMPUTE_BF16 2

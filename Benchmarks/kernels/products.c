@@ -140,9 +140,11 @@ void bench_products(const bench_options *o) {
     }
   }
   if (o->level >= PK_LEVEL_AVX2 && bench_table(o, "prompts, int8 by blocks")) {
-    static const int32_t few[] = {PK_Q4_0, PK_Q4_1, PK_Q5_1, PK_Q8_0};
-    for (int f = 0; f < 4; f++) {
-      for (int s = 0; s < 4; s++) row(o, PK_COMPUTE_INT8, PK_NT, act, few[f], act, 512, layers[s].out, layers[s].in);
+    static const int32_t few[] = {PK_Q4_0, PK_Q4_1, PK_Q5_1, PK_Q8_0, PK_Q4_K, PK_Q6_K};
+    for (int f = 0; f < 6; f++) {
+      for (int s = 0; s < 4; s++) {
+        if (layers[s].in % pk_format_of(few[f])->block_values == 0) row(o, PK_COMPUTE_INT8, PK_NT, act, few[f], act, 512, layers[s].out, layers[s].in);
+      }
     }
   }
   if (bench_table(o, "products of a layer, f32")) {
@@ -184,7 +186,7 @@ void bench_products(const bench_options *o) {
     }
   }
   if (bench_table(o, "decoding")) {
-    static const int32_t some[] = {PK_BF16, PK_Q4_0, PK_Q4_1, PK_Q5_1, PK_Q8_0, PK_Q4_K, PK_Q6_K};
+    static const int32_t some[] = {PK_BF16, PK_Q4_0, PK_Q4_1, PK_Q5_1, PK_Q8_0, PK_Q4_K, PK_Q5_K, PK_Q6_K};
     for (size_t f = 0; f < sizeof some / sizeof *some; f++) {
       decode_row(o, PK_COMPUTE_INT8, some[f], 1, 98304, 768);
       decode_row(o, PK_COMPUTE_F32, some[f], 1, 98304, 768);

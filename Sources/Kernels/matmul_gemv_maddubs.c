@@ -1,6 +1,6 @@
 /* Products of block formats with int8 activations on AVX2 (matmul_blocks.h): vpmaddubsw multiplies unsigned bytes with signed ones and adds pairs of
  * products to 16 bits. Quanta of 4 bits are at most 15, those of x 127: eight pairs make at most 30480, so that the sums of a block of 32 stay in
- * 16 bits and are widened once; those of 5 bits twice. Those of 8 bits are signed: the sign goes to x, and every pair is widened.
+ * 16 bits and are widened once; those of 5 bits twice, of 6 bits four times. Those of 8 bits are signed: the sign goes to x, and every pair is widened.
  *
  * 16 rows are two vectors. Rows of x are taken four at a time: 8 sums, 2 vectors of W, x and a product: 12 of 16 registers; for 16 × 4 × 32
  * multiplications of nibbles 64 vpmaddubsw, 56 additions, 40 for what follows, and 16 + 32 loads: about 2.5 times what f32 multiplies. */
@@ -45,12 +45,78 @@ INLINE __m256i words(const uint8_t *const *w, int64_t at) {
   return _mm256_set_m128i(four[1], four[0]);
 }
 
+/* The f16 in the lower and the upper half of each word. */
+INLINE void two_halves(__m256i words, __m256 *low, __m256 *high) {
+  const __m256i apart = _mm256_packus_epi32(_mm256_and_si256(words, _mm256_set1_epi32(0xffff)), _mm256_srli_epi32(words, 16));
+  const __m256i ordered = _mm256_permute4x64_epi64(apart, 0xd8);
+  *low = _mm256_cvtph_ps(_mm256_castsi256_si128(ordered)), *high = _mm256_cvtph_ps(_mm256_extracti128_si256(ordered, 1));
+}
+
 /* The fifth bits of quanta 4j … 4j+3 at their place. */
 INLINE __m256i fifth_bits(__m256i bits, int j) {
   const __m256i spread = _mm256_shuffle_epi8(bits, _mm256_add_epi8(_mm256_setr_epi32(0, 0x04040404, 0x08080808, 0x0c0c0c0c, 0, 0x04040404, 0x08080808, 0x0c0c0c0c),
                                                                    _mm256_set1_epi8((char)(j / 2))));
   const __m256i bit = _mm256_set1_epi32(j % 2 ? (int)0x80402010 : 0x08040201);
   return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(spread, bit), bit), _mm256_set1_epi8(16));
+}
+
+/* `bits` bits of each byte, from bit `from` on. */
+INLINE __m256i bits_of(__m256i bytes, int from, int bits) {
+  return _mm256_and_si256(_mm256_srl_epi16(bytes, _mm_cvtsi32_si128(from)), _mm256_set1_epi8((char)((1 << bits) - 1)));
+}
+
+/* The six bits of sub-block s of a half of q4_K and q5_K (pk_k_factors_of): of words 1 and 2, or four bits of word 3 and two of those. */
+INLINE __m256 k_factor(const __m256i word[4], int which, int upper, int s) {
+  const __m256i own = _mm256_srli_epi32(word[1 + which], 8 * s), other = _mm256_srli_epi32(word[3], 8 * s + 4 * which);
+  const __m256i together = _mm256_or_si256(_mm256_and_si256(other, _mm256_set1_epi32(15)), _mm256_and_si256(_mm256_srli_epi32(own, 2), _mm256_set1_epi32(48)));
+  return _mm256_cvtepi32_ps(upper ? together : _mm256_and_si256(own, _mm256_set1_epi32(63)));
+}
+
+/* Byte s of each word, signed. */
+INLINE __m256 signed_byte(__m256i words, int s) { return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(words, 24 - 8 * s), 24)); }
+
+INLINE void take_super_apart(const layout f, const uint8_t *const *w, int64_t block, w_block to[4]) {
+  const int upper = (int)(block / 4 & 1);
+  const int64_t at = block / 8 * f.super;
+#pragma clang loop unroll(disable)
+  for (int half = 0; half < 2; half++, w += 8) {
+    __m256i more[8], word[4];
+    __m256 d, minimum;
+    if (f.bits > 4) {
+      const int64_t further = at + f.further + (f.bits == 6 ? 32 * upper : 0);
+      turn(w, further, more), turn(w, further + 16, more + 4);
+    }
+#pragma unroll
+    for (int pair = 0; pair < 2; pair++) {
+      __m256i bytes[8];
+      const int64_t quanta = at + f.quanta + 64 * upper + 32 * pair;
+      turn(w, quanta, bytes), turn(w, quanta + 16, bytes + 4);
+#pragma unroll
+      for (int nibble = 0; nibble < 2; nibble++) {
+        const int s = f.bits == 6 ? pair + 2 * nibble : 2 * pair + nibble;
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+          __m256i q = bits_of(bytes[j], 4 * nibble, 4);
+          if (f.bits == 5) q = _mm256_or_si256(q, _mm256_slli_epi16(bits_of(more[j], 4 * upper + s, 1), 4));
+          if (f.bits == 6) q = _mm256_or_si256(q, _mm256_slli_epi16(bits_of(more[j], 2 * s, 2), 4));
+          to[s].q[j][half] = q;
+        }
+      }
+    }
+    if (f.bits == 6) { /* d stands last, the scales of 16 values each before it */
+      two_halves(words(w, at + 206), &minimum, &d);
+      word[0] = words(w, at + 192 + 8 * upper), word[1] = words(w, at + 196 + 8 * upper);
+    } else {
+      turn(w, at, word);
+      two_halves(word[0], &d, &minimum);
+    }
+#pragma unroll
+    for (int s = 0; s < 4; s++) {
+      to[s].d[half] = _mm256_mul_ps(d, f.bits == 6 ? signed_byte(word[s / 2], 2 * (s % 2)) : k_factor(word, 0, upper, s));
+      to[s].m[half] = f.bits == 6 ? _mm256_mul_ps(d, signed_byte(word[s / 2], 2 * (s % 2) + 1))
+                                  : _mm256_sub_ps(_mm256_setzero_ps(), _mm256_mul_ps(minimum, k_factor(word, 1, upper, s)));
+    }
+  }
 }
 
 INLINE w_block take_apart(const layout f, const uint8_t *const *w, int64_t block) {
@@ -67,24 +133,19 @@ INLINE w_block take_apart(const layout f, const uint8_t *const *w, int64_t block
 #pragma unroll
       for (int j = 0; j < 4; j++) q[4 + j] = _mm256_and_si256(_mm256_srli_epi16(q[j], 4), low), q[j] = _mm256_and_si256(q[j], low);
     }
-    const __m256i bits = f.fifth ? words(w, at + f.fifth) : _mm256_setzero_si256();
+    const __m256i bits = f.bits == 5 ? words(w, at + f.further) : _mm256_setzero_si256();
 #pragma unroll
-    for (int j = 0; j < 8; j++) to.q[j][half] = f.fifth ? _mm256_or_si256(q[j], fifth_bits(bits, j)) : q[j];
-    /* d of the eight rows, and what follows it. */
-    const __m256i head = words(w, at);
-    const __m256i apart = _mm256_packus_epi32(_mm256_and_si256(head, _mm256_set1_epi32(0xffff)), _mm256_srli_epi32(head, 16));
-    const __m256i ordered = _mm256_permute4x64_epi64(apart, 0xd8);
-    to.d[half] = _mm256_cvtph_ps(_mm256_castsi256_si128(ordered));
-    to.m[half] = f.minimum ? _mm256_cvtph_ps(_mm256_extracti128_si256(ordered, 1)) : to.d[half];
+    for (int j = 0; j < 8; j++) to.q[j][half] = f.bits == 5 ? _mm256_or_si256(q[j], fifth_bits(bits, j)) : q[j];
+    two_halves(words(w, at), &to.d[half], &to.m[half]);
   }
   return to;
 }
 
 /* The same for at most four rows of x. */
 INLINE void add_rows(const layout f, const w_block *w, const uint8_t *x, size_t stride, const int rows, float sums[][lanes]) {
-  const int run = f.bits == 4 ? 8 : f.bits == 5 ? 4 : 1; /* pairs in 16 bits */
+  const int run = f.bits == 4 ? 8 : f.bits == 5 ? 4 : f.bits == 6 ? 2 : 1; /* pairs in 16 bits */
   const __m256i ones = _mm256_set1_epi16(1);
-  __m256i whole[4][2];
+  __m256i whole[4][2], first_whole[4][2];
 #pragma unroll
   for (int first = 0; first < 8; first += run) {
     __m256i short_sum[4][2];
@@ -107,7 +168,8 @@ INLINE void add_rows(const layout f, const w_block *w, const uint8_t *x, size_t 
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const __m256i fours = _mm256_madd_epi16(short_sum[i][half], ones);
-        whole[i][half] = first ? _mm256_add_epi32(whole[i][half], fours) : fours;
+        if (has_halves(f) && first == 4) first_whole[i][half] = whole[i][half];
+        whole[i][half] = first && !(has_halves(f) && first == 4) ? _mm256_add_epi32(whole[i][half], fours) : fours;
       }
     }
   }
@@ -117,9 +179,15 @@ INLINE void add_rows(const layout f, const w_block *w, const uint8_t *x, size_t 
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       float *to = sums[i] + 8 * half;
+      const __m256 scale = _mm256_set1_ps(block->scale);
+      __m256 sum = _mm256_load_ps(to);
+      if (has_halves(f)) {
+        const __m256i s = _mm256_add_epi32(first_whole[i][half], _mm256_set1_epi32(block->starts[0]));
+        sum = _mm256_fmadd_ps(_mm256_mul_ps(w->d[half], scale), _mm256_cvtepi32_ps(s), sum);
+      }
       __m256i s = whole[i][half];
-      if (f.offset) s = _mm256_add_epi32(s, _mm256_set1_epi32(block->start));
-      __m256 sum = _mm256_fmadd_ps(_mm256_mul_ps(w->d[half], _mm256_set1_ps(block->scale)), _mm256_cvtepi32_ps(s), _mm256_load_ps(to));
+      if (f.offset) s = _mm256_add_epi32(s, _mm256_set1_epi32(block->starts[has_halves(f)]));
+      sum = _mm256_fmadd_ps(_mm256_mul_ps(has_halves(f) ? w->m[half] : w->d[half], scale), _mm256_cvtepi32_ps(s), sum);
       if (f.minimum) sum = _mm256_fmadd_ps(w->m[half], _mm256_set1_ps(block->sum), sum);
       _mm256_store_ps(to, sum);
     }
@@ -131,7 +199,14 @@ INLINE void add_block(const layout f, const w_block *w, const x_block *x, size_t
   for (int i = 0; i < rows; i += 4) add_rows(f, w, (const uint8_t *)x + (size_t)i * stride, stride, rows < 4 ? rows : 4, sums + i);
 }
 
-INLINE void round_block(const float *x, int32_t offset, x_block *to) {
+INLINE int32_t sum_of(__m256i sixteen) {
+  const __m256i fours = _mm256_madd_epi16(sixteen, _mm256_set1_epi16(1));
+  __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
+  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+}
+
+INLINE void round_block(const layout f, const float *x, x_block *to) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   __m256 v[4], largest = _mm256_setzero_ps(), bad = _mm256_setzero_ps();
 #pragma unroll
@@ -151,14 +226,11 @@ INLINE void round_block(const float *x, int32_t offset, x_block *to) {
 #pragma unroll
   for (int i = 0; i < 4; i++) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
   const __m256i low = _mm256_packs_epi32(q[0], q[1]), high = _mm256_packs_epi32(q[2], q[3]);
-  const __m256i fours = _mm256_madd_epi16(_mm256_add_epi16(low, high), _mm256_set1_epi16(1));
-  __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
-  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
-  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1));
+  const int32_t first = sum_of(low), second = sum_of(high);
   _mm256_storeu_si256((__m256i *)to->q, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
-  to->start = -offset * _mm_cvtsi128_si32(sum);
+  to->starts[0] = -f.offset * (has_halves(f) ? first : first + second), to->starts[1] = -f.offset * second;
   to->scale = is_bad ? __builtin_nanf("") : scale;
-  to->sum = to->scale * (float)_mm_cvtsi128_si32(sum);
+  to->sum = to->scale * (float)(first + second);
 }
 
 const pk_gemv_kernel *pk_gemv_avx2_int8(int32_t w_type) { return kernel_of(w_type); }

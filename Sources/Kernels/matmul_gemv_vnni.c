@@ -60,6 +60,62 @@ INLINE __m512i words(const uint8_t *const *w, int64_t at) {
   return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
 }
 
+/* `bits` bits of each byte, from bit `from` on. */
+INLINE __m512i bits_of(__m512i bytes, int from, int bits) {
+  return _mm512_and_si512(_mm512_srl_epi16(bytes, _mm_cvtsi32_si128(from)), _mm512_set1_epi8((char)((1 << bits) - 1)));
+}
+
+/* The six bits of sub-block s of a half of q4_K and q5_K (pk_k_factors_of): of words 1 and 2, or four bits of word 3 and two of those. */
+INLINE __m512 k_factor(const __m512i word[4], int which, int upper, int s) {
+  const __m512i own = _mm512_srli_epi32(word[1 + which], 8 * s), other = _mm512_srli_epi32(word[3], 8 * s + 4 * which);
+  const __m512i together = _mm512_or_si512(_mm512_and_si512(other, _mm512_set1_epi32(15)), _mm512_and_si512(_mm512_srli_epi32(own, 2), _mm512_set1_epi32(48)));
+  return _mm512_cvtepi32_ps(upper ? together : _mm512_and_si512(own, _mm512_set1_epi32(63)));
+}
+
+/* Byte s of each word, signed. */
+INLINE __m512 signed_byte(__m512i words, int s) { return _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(words, 24 - 8 * s), 24)); }
+
+INLINE void take_super_apart(const layout f, const uint8_t *const *w, int64_t block, w_block to[4]) {
+  const int upper = (int)(block / 4 & 1);
+  const int64_t at = block / 8 * f.super;
+  __m512i more[8], word[4];
+  if (f.bits > 4) {
+    const int64_t further = at + f.further + (f.bits == 6 ? 32 * upper : 0);
+    turn(w, further, more), turn(w, further + 16, more + 4);
+  }
+#pragma unroll
+  for (int pair = 0; pair < 2; pair++) {
+    __m512i bytes[8];
+    const int64_t quanta = at + f.quanta + 64 * upper + 32 * pair;
+    turn(w, quanta, bytes), turn(w, quanta + 16, bytes + 4);
+#pragma unroll
+    for (int nibble = 0; nibble < 2; nibble++) {
+      const int s = f.bits == 6 ? pair + 2 * nibble : 2 * pair + nibble;
+#pragma unroll
+      for (int j = 0; j < 8; j++) {
+        __m512i q = bits_of(bytes[j], 4 * nibble, 4);
+        if (f.bits == 5) q = _mm512_or_si512(q, _mm512_slli_epi16(bits_of(more[j], 4 * upper + s, 1), 4));
+        if (f.bits == 6) q = _mm512_or_si512(q, _mm512_slli_epi16(bits_of(more[j], 2 * s, 2), 4));
+        to[s].q[j] = q;
+      }
+    }
+  }
+  __m512 d;
+  if (f.bits == 6) { /* d stands last, the scales of 16 values each before it */
+    d = halves(_mm512_srli_epi32(words(w, at + 206), 16));
+    word[0] = words(w, at + 192 + 8 * upper), word[1] = words(w, at + 196 + 8 * upper);
+  } else {
+    turn(w, at, word);
+    d = halves(word[0]);
+  }
+#pragma unroll
+  for (int s = 0; s < 4; s++) {
+    to[s].d = _mm512_mul_ps(d, f.bits == 6 ? signed_byte(word[s / 2], 2 * (s % 2)) : k_factor(word, 0, upper, s));
+    to[s].m = f.bits == 6 ? _mm512_mul_ps(d, signed_byte(word[s / 2], 2 * (s % 2) + 1))
+                          : _mm512_sub_ps(_mm512_setzero_ps(), _mm512_mul_ps(halves(_mm512_srli_epi32(word[0], 16)), k_factor(word, 1, upper, s)));
+  }
+}
+
 INLINE w_block take_apart(const layout f, const uint8_t *const *w, int64_t block) {
   w_block to;
   const int64_t at = block * f.block + f.quanta;
@@ -73,8 +129,8 @@ INLINE w_block take_apart(const layout f, const uint8_t *const *w, int64_t block
 #pragma unroll
     for (int j = 0; j < 4; j++) to.q[4 + j] = _mm512_and_si512(_mm512_srli_epi16(to.q[j], 4), low), to.q[j] = _mm512_and_si512(to.q[j], low);
   }
-  if (f.fifth) {
-    const __m512i bits = words(w, block * f.block + f.fifth), table = fifth_bits();
+  if (f.bits == 5) {
+    const __m512i bits = words(w, block * f.block + f.further), table = fifth_bits();
 #pragma unroll
     for (int j = 0; j < 8; j++) to.q[j] = _mm512_or_si512(to.q[j], _mm512_permutexvar_epi32(_mm512_srli_epi32(bits, 4 * j), table));
   }
@@ -83,31 +139,39 @@ INLINE w_block take_apart(const layout f, const uint8_t *const *w, int64_t block
   return to;
 }
 
+/* start + Σ p·q of words first … end − 1. */
+INLINE __m512 dots(const w_block *w, const x_block *x, const int first, const int end, __m512i start) {
+#pragma unroll
+  for (int j = first; j < end; j++) start = _mm512_dpbusd_epi32(start, w->q[j], _mm512_set1_epi32((int32_t)pk_load32(x->q + 4 * j)));
+  return _mm512_cvtepi32_ps(start);
+}
+
 INLINE void add_block(layout f, const w_block *w, const x_block *x, size_t stride, int rows, float sums[][lanes]) {
 #pragma unroll
   for (int i = 0; i < rows; i++, x = (const x_block *)((const uint8_t *)x + stride)) {
-    __m512i s = f.minimum ? _mm512_setzero_si512() : _mm512_set1_epi32(x->start);
-#pragma unroll
-    for (int j = 0; j < 8; j++) s = _mm512_dpbusd_epi32(s, w->q[j], _mm512_set1_epi32((int32_t)pk_load32(x->q + 4 * j)));
-    __m512 sum = _mm512_fmadd_ps(_mm512_mul_ps(w->d, _mm512_set1_ps(x->scale)), _mm512_cvtepi32_ps(s), _mm512_load_ps(sums[i]));
+    const __m512 scale = _mm512_set1_ps(x->scale);
+    __m512 sum = _mm512_load_ps(sums[i]);
+    if (has_halves(f)) sum = _mm512_fmadd_ps(_mm512_mul_ps(w->d, scale), dots(w, x, 0, 4, _mm512_set1_epi32(x->starts[0])), sum);
+    const __m512i start = f.minimum ? _mm512_setzero_si512() : _mm512_set1_epi32(x->starts[has_halves(f)]);
+    sum = _mm512_fmadd_ps(_mm512_mul_ps(has_halves(f) ? w->m : w->d, scale), dots(w, x, has_halves(f) ? 4 : 0, 8, start), sum);
     if (f.minimum) sum = _mm512_fmadd_ps(w->m, _mm512_set1_ps(x->sum), sum);
     _mm512_store_ps(sums[i], sum);
   }
 }
 
-INLINE void round_block(const float *x, int32_t offset, x_block *to) {
+INLINE void round_block(const layout f, const float *x, x_block *to) {
   const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
   const float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
   const __mmask16 bad = _mm512_fpclass_ps_mask(a, 0x99) | _mm512_fpclass_ps_mask(b, 0x99); /* NaN, ±infinity */
   const float scale = largest / 127;
   const __m512 inverse = _mm512_set1_ps(!bad && scale > 0 ? 1 / scale : 0);
   const __m512i qa = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), qb = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
-  const int32_t sum = _mm512_reduce_add_epi32(_mm512_add_epi32(qa, qb));
+  const int32_t first = _mm512_reduce_add_epi32(qa), second = _mm512_reduce_add_epi32(qb);
   _mm_storeu_si128((__m128i *)to->q, _mm512_cvtsepi32_epi8(qa));
   _mm_storeu_si128((__m128i *)(to->q + 16), _mm512_cvtsepi32_epi8(qb));
-  to->start = -offset * sum;
+  to->starts[0] = -f.offset * (has_halves(f) ? first : first + second), to->starts[1] = -f.offset * second;
   to->scale = bad ? __builtin_nanf("") : scale;
-  to->sum = to->scale * (float)sum;
+  to->sum = to->scale * (float)(first + second);
 }
 
 const pk_gemv_kernel *pk_gemv_vnni_int8(int32_t w_type) { return kernel_of(w_type); }

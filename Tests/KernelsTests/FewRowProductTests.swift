@@ -21,7 +21,7 @@ import Testing
         }
     }
 
-    @Test("a row's result does not depend on how many rows go with it", arguments: [PK_COMPUTE_F32, PK_COMPUTE_INT8], [PK_F32, PK_BF16, PK_Q4_1, PK_Q8_0, PK_Q4_K, PK_Q6_K])
+    @Test("a row's result does not depend on how many rows go with it", arguments: [PK_COMPUTE_F32, PK_COMPUTE_INT8], [PK_F32, PK_BF16, PK_Q4_1, PK_Q8_0, PK_Q4_K, PK_Q5_K, PK_Q6_K])
     func rowsAreIndependent(_ compute: Int32, _ type: Int32) {
         for level in levels {
             var many = Product(8, 30, 512, seed: 3)
@@ -35,8 +35,8 @@ import Testing
         }
     }
 
-    @Test("more rows in int8 (prompts): sums within the bound, and where a kernel takes many, each row's bits as alone",
-        arguments: [PK_Q4_0, PK_Q4_1, PK_Q5_0, PK_Q5_1, PK_Q8_0, PK_Q4_K])
+    @Test("more rows in int8 (prompts): sums within the bound, and where a kernel takes many, each row's bits as alone, at every level",
+        arguments: [PK_Q4_0, PK_Q4_1, PK_Q5_0, PK_Q5_1, PK_Q8_0, PK_Q4_K, PK_Q5_K, PK_Q6_K, PK_Q3_K])
     func manyRows(_ type: Int32) {
         let block = Int(format(type).block_values)
         for (turn, (m, n, blocks)) in [(9, 1, 1), (20, 30, 5), (33, 17, 50), (64, 48, 97)].enumerated() where block == 32 || turn < 2 {
@@ -45,8 +45,10 @@ import Testing
             (p.hasBias, p.accumulates, p.alpha, p.gap) = (turn == 1, turn == 2, turn == 3 ? -0.5 : 1, turn == 2 ? 3 : 0)
             p.check()
             guard !p.accumulates else { continue }
-            for level in levels where pk_matmul_int8_serves_many(level, type) != 0 {
+            let serving = levels.filter { pk_matmul_int8_serves_many($0, type) != 0 }
+            for level in serving {
                 let all = p.run(level: level, parts: 1).values
+                #expect(all == p.run(level: serving[0], parts: 2).values, "level \(level) of \(p.description)")
                 var alone = Product(rowsOf: p, count: 3)
                 (alone.compute, alone.types, alone.hasBias, alone.alpha) = (p.compute, p.types, p.hasBias, p.alpha)
                 #expect(alone.run(level: level, parts: 1).values == Array(all[0..<3 * n]), "\(p.description)")
@@ -84,7 +86,7 @@ import Testing
         }
     }
 
-    @Test("a NaN or an infinity among the activations is not lost in int8", arguments: [PK_Q4_0, PK_Q4_1, PK_Q5_0, PK_Q5_1, PK_Q8_0, PK_Q4_K, PK_Q6_K])
+    @Test("a NaN or an infinity among the activations is not lost in int8", arguments: [PK_Q4_0, PK_Q4_1, PK_Q5_0, PK_Q5_1, PK_Q8_0, PK_Q4_K, PK_Q5_K, PK_Q6_K])
     func badActivations(_ type: Int32) {
         for level in levels {
             for bad in [Float.nan, .infinity] {
