@@ -49,10 +49,11 @@ static size_t x_bytes(int64_t k) { return ((size_t)(k + 31) / 32 * sizeof(x_bloc
 
 /* ---- few rows of x: W is multiplied as it is read ---- */
 
-/* What lies `ahead` of a block, or of half a super-block. */
+/* Fetches to L2 what lies `ahead` of block `block` of the rows after these 16. A few lines at a time: those of half a super-block at once would
+ * keep its own loads waiting. */
 INLINE void fetch_ahead(const layout f, const uint8_t *const *w, int64_t block) {
-  const int64_t bytes = lanes * (f.super ? f.super / 2 : f.block);
-  const uint8_t *const next = w[0] + ahead + (f.super ? block / 4 : block) * bytes;
+  const int64_t bytes = f.super ? lanes / 8 * f.super : lanes * f.block;
+  const uint8_t *const next = w[lanes - 1] + ahead + block * bytes;
   for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(next + line, 0, 2);
 }
 
@@ -72,10 +73,10 @@ static int64_t panel_bytes(int64_t blocks) { return blocks * (int64_t)sizeof(w_b
 
 INLINE void unpack(const layout f, const uint8_t *const *w, int64_t first, int64_t count, w_block *panel) {
   for (int64_t b = 0; b < count; b += f.super ? 4 : 1) {
-    fetch_ahead(f, w, first + b);
     if (f.super) {
       take_super_apart(f, w, first + b, panel + b);
     } else {
+      fetch_ahead(f, w, first + b);
       panel[b] = take_apart(f, w, first + b);
     }
   }

@@ -75,11 +75,12 @@ INLINE __m256 k_factor(const __m256i word[4], int which, int upper, int s) {
 /* Byte s of each word, signed. */
 INLINE __m256 signed_byte(__m256i words, int s) { return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_slli_epi32(words, 24 - 8 * s), 24)); }
 
-INLINE void take_super_apart(const layout f, const uint8_t *const *w, int64_t block, w_block to[4]) {
+INLINE void take_super_apart(const layout f, const uint8_t *const *rows, int64_t block, w_block to[4]) {
   const int upper = (int)(block / 4 & 1);
   const int64_t at = block / 8 * f.super;
 #pragma clang loop unroll(disable)
-  for (int half = 0; half < 2; half++, w += 8) {
+  for (int half = 0; half < 2; half++) {
+    const uint8_t *const *const w = rows + 8 * half;
     __m256i more[8], word[4];
     __m256 d, minimum;
     if (f.bits > 4) {
@@ -89,6 +90,7 @@ INLINE void take_super_apart(const layout f, const uint8_t *const *w, int64_t bl
 #pragma unroll
     for (int pair = 0; pair < 2; pair++) {
       __m256i bytes[8];
+      fetch_ahead(f, rows, block + 2 * half + pair);
       const int64_t quanta = at + f.quanta + 64 * upper + 32 * pair;
       turn(w, quanta, bytes), turn(w, quanta + 16, bytes + 4);
 #pragma unroll

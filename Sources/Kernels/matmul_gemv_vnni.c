@@ -91,6 +91,7 @@ INLINE void take_super_apart(const layout f, const uint8_t *const *w, int64_t bl
 #pragma unroll
     for (int nibble = 0; nibble < 2; nibble++) {
       const int s = f.bits == 6 ? pair + 2 * nibble : 2 * pair + nibble;
+      fetch_ahead(f, w, block + 2 * pair + nibble);
 #pragma unroll
       for (int j = 0; j < 8; j++) {
         __m512i q = bits_of(bytes[j], 4 * nibble, 4);
