@@ -69,7 +69,8 @@ enum {
 };
 /* Blocks of 32, `count` from `first` on, of w_rows rows of W become a panel. */
 typedef void pk_unpack_fn(const uint8_t *const *w, int64_t first, int64_t count, void *panel);
-/* sums[rows][w_rows] += 1, 2, 4 or 8 rows of X (8 alone of formats whose few rows have code of their own), from their first block on, times the `count` blocks of a panel. */
+/* sums[rows][w_rows] += 1, 2, 4 or 8 rows of X, from their first block on, times the `count` blocks of a panel (8 alone of formats whose few
+ * rows have code of their own). */
 typedef void pk_add_panel_fn(const void *panel, const uint8_t *x, size_t x_bytes, int32_t rows, int64_t count, float *sums);
 typedef struct pk_gemv_kernel {
   size_t (*x_bytes)(int64_t k);                                /* of a prepared row of X, a multiple of 64 */
