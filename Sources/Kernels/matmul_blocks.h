@@ -41,6 +41,20 @@ INLINE void add_block(layout f, const w_block *w, const x_block *x, size_t strid
 /* NaN or infinity among the values: the scale is NaN, and so is every sum it enters. */
 INLINE void round_block(layout f, const float *x, x_block *to);
 
+/* The scale of 32 values, and what they are multiplied with: 0 where 1 / scale would be infinite. */
+INLINE float scale_of(float largest, int is_bad, float *inverse) {
+  const float scale = largest / 127;
+  *inverse = !is_bad && scale >= 0x1p-126f ? 1 / scale : 0;
+  return is_bad ? __builtin_nanf("") : scale;
+}
+
+/* What stands beside quanta with these sums. */
+INLINE void finish_block(layout f, float scale, int32_t first_half, int32_t second_half, x_block *to) {
+  const int32_t sum = first_half + second_half;
+  to->starts[0] = -f.offset * (has_halves(f) ? first_half : sum), to->starts[1] = -f.offset * second_half;
+  to->scale = scale, to->sum = scale * (float)sum;
+}
+
 INLINE void prepare(layout f, const float *x, int64_t k, void *prepared) {
   for (int64_t i = 0; i < k / 32; i++) round_block(f, x + 32 * i, (x_block *)prepared + i);
 }

@@ -144,7 +144,7 @@ INLINE w_block take_apart(const layout f, const uint8_t *const *w, int64_t block
   return to;
 }
 
-/* The same for at most four rows of x. */
+/* add_block for at most four rows of x. */
 INLINE void add_rows(const layout f, const w_block *w, const uint8_t *x, size_t stride, const int rows, float sums[][lanes]) {
   const int run = f.bits == 4 ? 8 : f.bits == 5 ? 4 : f.bits == 6 ? 2 : 1; /* pairs in 16 bits */
   const __m256i ones = _mm256_set1_epi16(1);
@@ -222,18 +222,14 @@ INLINE void round_block(const layout f, const float *x, x_block *to) {
   __m128 top = _mm_max_ps(_mm256_castps256_ps128(largest), _mm256_extractf128_ps(largest, 1));
   top = _mm_max_ps(top, _mm_movehl_ps(top, top));
   top = _mm_max_ss(top, _mm_movehdup_ps(top));
-  const int is_bad = _mm256_movemask_ps(bad);
-  const float scale = _mm_cvtss_f32(top) / 127;
-  const __m256 inverse = _mm256_set1_ps(!is_bad && scale > 0 ? 1 / scale : 0);
+  float inverse;
+  const float scale = scale_of(_mm_cvtss_f32(top), _mm256_movemask_ps(bad), &inverse);
   __m256i q[4];
 #pragma unroll
-  for (int i = 0; i < 4; i++) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+  for (int i = 0; i < 4; i++) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], _mm256_set1_ps(inverse)));
   const __m256i low = _mm256_packs_epi32(q[0], q[1]), high = _mm256_packs_epi32(q[2], q[3]);
-  const int32_t first = sum_of(low), second = sum_of(high);
   _mm256_storeu_si256((__m256i *)to->q, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
-  to->starts[0] = -f.offset * (has_halves(f) ? first : first + second), to->starts[1] = -f.offset * second;
-  to->scale = is_bad ? __builtin_nanf("") : scale;
-  to->sum = to->scale * (float)(first + second);
+  finish_block(f, scale, sum_of(low), sum_of(high), to);
 }
 
 const pk_gemv_kernel *pk_gemv_avx2_int8(int32_t w_type) { return kernel_of(w_type); }

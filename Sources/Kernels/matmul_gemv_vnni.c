@@ -164,15 +164,12 @@ INLINE void round_block(const layout f, const float *x, x_block *to) {
   const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
   const float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
   const __mmask16 bad = _mm512_fpclass_ps_mask(a, 0x99) | _mm512_fpclass_ps_mask(b, 0x99); /* NaN, ±infinity */
-  const float scale = largest / 127;
-  const __m512 inverse = _mm512_set1_ps(!bad && scale > 0 ? 1 / scale : 0);
-  const __m512i qa = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse)), qb = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
-  const int32_t first = _mm512_reduce_add_epi32(qa), second = _mm512_reduce_add_epi32(qb);
+  float inverse;
+  const float scale = scale_of(largest, bad, &inverse);
+  const __m512i qa = _mm512_cvtps_epi32(_mm512_mul_ps(a, _mm512_set1_ps(inverse))), qb = _mm512_cvtps_epi32(_mm512_mul_ps(b, _mm512_set1_ps(inverse)));
   _mm_storeu_si128((__m128i *)to->q, _mm512_cvtsepi32_epi8(qa));
   _mm_storeu_si128((__m128i *)(to->q + 16), _mm512_cvtsepi32_epi8(qb));
-  to->starts[0] = -f.offset * (has_halves(f) ? first : first + second), to->starts[1] = -f.offset * second;
-  to->scale = bad ? __builtin_nanf("") : scale;
-  to->sum = to->scale * (float)(first + second);
+  finish_block(f, scale, _mm512_reduce_add_epi32(qa), _mm512_reduce_add_epi32(qb), to);
 }
 
 const pk_gemv_kernel *pk_gemv_vnni_int8(int32_t w_type) { return kernel_of(w_type); }

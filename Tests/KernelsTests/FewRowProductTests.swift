@@ -96,6 +96,17 @@ import Testing
             }
         }
     }
+
+    @Test("activations too small for a scale do not become large ones in int8", arguments: [PK_Q4_0, PK_Q4_1, PK_Q5_1, PK_Q8_0, PK_Q5_K, PK_Q6_K])
+    func tinyActivations(_ type: Int32) {
+        for level in levels {
+            var p = Product(1, 20, 256, seed: 6)
+            for index in 0..<256 { p = p.replacing(x: index, by: index % 3 == 0 ? 0 : 1e-38) }
+            (p.compute, p.types.w) = (PK_COMPUTE_INT8, type)
+            let largest = Buffer(type, p.wValues).values.reduce(0) { max($0, abs($1)) }
+            #expect(p.run(level: level, parts: 1).values.allSatisfy { abs($0) <= 256 * 1e-38 * largest }, "level \(level), \(name(type))")
+        }
+    }
 }
 
 extension Product {
