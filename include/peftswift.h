@@ -124,13 +124,17 @@ typedef void (*peft_parallel_body_fn)(void *body_data, int32_t index);
 typedef void (*peft_parallel_for_fn)(void *user_data, int32_t count, peft_parallel_body_fn body, void *body_data);
 
 /* Instruction-set levels: AUTO is the processor's best; another is the highest that is used. With AVX512_BF16 asked for by name, bf16 is
- * multiplied by the instructions for it even where AUTO takes those of f32 for tensors kept in bf16: on Intel's processors (twice as fast on an
- * Emerald Rapids; on a Zen 4 half as fast). */
+ * multiplied by the instructions for it even where AUTO takes those of f32 for tensors kept in bf16: on Intel's processors without AMX (twice as
+ * fast on an Emerald Rapids; on a Zen 4 half as fast).
+ * AMX (tiles of bf16, Intel's processors since Sapphire Rapids): Linux wants to be asked for its registers. Creating a context of this level, or of
+ * AUTO where the processor has it, asks, for the whole process; from then on sigaltstack() refuses stacks too small for them (sysconf(_SC_MINSIGSTKSZ),
+ * some 11 kB). Refused, because such a stack is in use, the context is one of AVX512_BF16. */
 #define PEFT_LEVEL_AUTO 0
 #define PEFT_LEVEL_PORTABLE 1
 #define PEFT_LEVEL_AVX2 2
 #define PEFT_LEVEL_AVX512 3
 #define PEFT_LEVEL_AVX512_BF16 4
+#define PEFT_LEVEL_AMX 5
 
 typedef struct peft_context_options {
   uint32_t struct_size;

@@ -30,9 +30,8 @@ int bench_table(const bench_options *options, const char *name) {
 
 int main(int argc, char **argv) {
   bench_start(argc > 1 ? atoi(argv[1]) : 1);
-  bench_options options = {.level = pk_best_level(), .budget = 0.1};
+  bench_options options = {.level = pk_take_level(argc > 3 ? atoi(argv[3]) : INT32_MAX), .budget = 0.1};
   if (argc > 2 && argv[2][0]) options.only = argv[2];
-  if (argc > 3 && atoi(argv[3]) < options.level) options.level = atoi(argv[3]);
   if (argc > 4) options.budget = atof(argv[4]);
   const int pairs = argc > 5 ? atoi(argv[5]) && options.level >= PK_LEVEL_AVX512_BF16 : pk_pairs_are_fast(options.level);
   options.compute = pairs ? PK_COMPUTE_BF16 : PK_COMPUTE_F32;

@@ -30,6 +30,24 @@ PEAK(f32, AVX512, __m512, _mm512_setzero_ps(), _mm512_fmadd_ps(a, b, sum[i]))
 #define ADD _mm512_add_epi32
 PEAK(int8, AVX512, __m512i, _mm512_setzero_si512(), _mm512_dpbusd_epi32(sum[i], a, b))
 
+/* Tiles: four sums, two of each operand. */
+__attribute__((target("amx-tile,amx-bf16"))) static void bf16_amx(void *context, int32_t part, int32_t parts) {
+  (void)context, (void)part, (void)parts;
+  static const struct {
+    uint8_t palette, start, reserved[14];
+    uint16_t line_bytes[16];
+    uint8_t rows[16];
+  } tiles = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+  _tile_loadconfig(&tiles);
+  for (int r = 0; r < rounds; r++) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+}
+
 /* AVX2: 12 sums, of 16 registers. Bytes: pairs to 16 bits, and added up there. */
 __attribute__((target("avx2,fma"))) static void f32_avx2(void *context, int32_t part, int32_t parts) {
   (void)parts;
@@ -92,6 +110,7 @@ bench_peaks bench_measure_peaks(int32_t level) {
   } else {
     current = int8_avx2, p.int8 = steps * 12 * 64 / bench_best(0.2, run, sink);
   }
+  if (level >= PK_LEVEL_AMX) current = bf16_amx, p.bf16 = steps * 4 * 16384 / bench_best(0.2, run, sink);
   current = f32_avx2, p.f32_avx2 = steps * 12 * 16 / bench_best(0.2, run, sink);
   current = read_stream, p.bandwidth = (double)stream_bytes / bench_best(0.4, run, sink);
   return p;

@@ -33,6 +33,8 @@ void pk_attention_forward(const pk_attention *op, int32_t part, int32_t parts, v
   for (int64_t i = 0; i < blocks; i++) cost += pk_block_cost(op, i);
   const int64_t total = cost * heads;
 
+  const int uses_amx = pk_uses_amx(op);
+  if (uses_amx) pk_amx_begin();
   int64_t done = 0, prepared = -1;
   for (int64_t head = 0; head < heads; head++) {
     for (int64_t block = 0; block < blocks; block++) {
@@ -47,6 +49,7 @@ void pk_attention_forward(const pk_attention *op, int32_t part, int32_t parts, v
       AT_LEVEL(op->level, forward_block)(op, b, h, kv, block, &pieces);
     }
   }
+  if (uses_amx) pk_amx_end();
 }
 
 #else
@@ -157,11 +160,11 @@ INLINE void NAME(forward_block_as)(int pairs, const pk_attention *op, int64_t b,
     const uint8_t *mask = op->key_mask ? op->key_mask + b * op->k_len + first : NULL;
     const pk_quarters quarters = pk_quarters_of(&queries, sees, first, count);
     if (sees == PK_EVERYTHING) {
-      multiply(pairs, k.rows, k.row_bytes, pieces->queries, BLOCK, pieces->scores, BLOCK, count, BLOCK, words, 0, NULL);
+      multiply(op, pairs, k.rows, k.row_bytes, pieces->queries, BLOCK, pieces->scores, BLOCK, count, BLOCK, words, 0, NULL);
     } else {
       for (int half = 0; half < 2; half++) {
         const pk_range seen = quarters.keys[half];
-        multiply(pairs, (const uint8_t *)k.rows + seen.begin * k.row_bytes, k.row_bytes, pieces->queries + half * BLOCK / 2, BLOCK,
+        multiply(op, pairs, (const uint8_t *)k.rows + seen.begin * k.row_bytes, k.row_bytes, pieces->queries + half * BLOCK / 2, BLOCK,
                  pieces->scores + seen.begin * BLOCK + half * BLOCK / 2, BLOCK, seen.end - seen.begin, BLOCK / 2, words, 0, NULL);
       }
     }
@@ -171,12 +174,12 @@ INLINE void NAME(forward_block_as)(int pairs, const pk_attention *op, int64_t b,
       NAME(softmax_block)(op, pairs, 0, mask, &queries, &quarters, bias, first, pieces->scores, pieces->weights, top, total, fade);
     }
     if (sees == PK_EVERYTHING) {
-      multiply(pairs, values, BLOCK * element, pieces->weights, BLOCK, pieces->sums, BLOCK, n, BLOCK, pairs ? (count + 1) / 2 : count, 1, fade);
+      multiply(op, pairs, values, BLOCK * element, pieces->weights, BLOCK, pieces->sums, BLOCK, n, BLOCK, pairs ? (count + 1) / 2 : count, 1, fade);
     } else {
       for (int half = 0; half < 2; half++) {
         const pk_range seen = quarters.keys[half];
         const int64_t words_before = pairs ? seen.begin / 2 : seen.begin, words_end = pairs ? (seen.end + 1) / 2 : seen.end;
-        multiply(pairs, values + seen.begin * element, BLOCK * element, pieces->weights + words_before * BLOCK + half * BLOCK / 2, BLOCK,
+        multiply(op, pairs, values + seen.begin * element, BLOCK * element, pieces->weights + words_before * BLOCK + half * BLOCK / 2, BLOCK,
                  pieces->sums + half * BLOCK / 2, BLOCK, n, BLOCK / 2, words_end - words_before, 1, fade + half * BLOCK / 2);
       }
     }

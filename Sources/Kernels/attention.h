@@ -171,6 +171,17 @@ static inline int64_t pk_sums_size(const pk_attention *op) {
   return 2 * pk_blocks(op->k_len) * BLOCK * pk_padded(op->head_dim);
 }
 
+/* ---- matmul_amx.c ---- */
+
+/* Are blocks multiplied by AMX? Then between pk_amx_begin and pk_amx_end. */
+static inline int pk_uses_amx(const pk_attention *op) { return op->level >= PK_LEVEL_AMX && pk_uses_pairs(op); }
+void pk_amx_begin(void);
+void pk_amx_end(void);
+/* C[m,n] = (keep ? C · (factor ? factor[column] : 1) : 0) + A[m,depth] · B[depth,n] in pairs of bf16; m, n and depth (pairs) are multiples of 16. Rows of A
+ * are a_bytes apart. */
+void pk_amx_multiply(const void *a, int64_t a_bytes, const uint32_t *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, int64_t depth, int keep,
+                     const float *factor);
+
 /* ---- scratch ---- */
 
 /* attention_few.c */

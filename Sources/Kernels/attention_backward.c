@@ -18,11 +18,14 @@ void pk_attention_backward(const pk_attention *op, int32_t phase, int32_t part, 
     pk_backward_pieces pieces;
     pk_backward_pieces_of(op, (uintptr_t)each, &pieces);
     const pk_range share = pk_share(pairs_of_heads * chunks, 1, part, parts);
+    const int uses_amx = pk_uses_amx(op);
+    if (uses_amx) pk_amx_begin();
     for (int64_t i = share.begin; i < share.end; i++) {
       const int64_t head = i / chunks;
       if (i == share.begin || i % chunks == 0) memset(pieces.ready, 0, (size_t)pk_blocks(op->k_len));
       AT_LEVEL(op->level, backward_chunk)(op, head / op->kv_heads, head % op->kv_heads, i % chunks, (float *)shared + i * size, &pieces);
     }
+    if (uses_amx) pk_amx_end();
   } else {
     const int64_t blocks = pk_blocks(op->k_len);
     const pk_range share = pk_share(pairs_of_heads * blocks, 1, part, parts);
@@ -169,8 +172,8 @@ INLINE void NAME(backward_block)(int pairs, const pk_attention *op, int64_t b, i
     for (int half = 0; half < halves; half++) {
       const pk_range seen = quarters.keys[half];
       const int64_t lane = half * wide, at = seen.begin * BLOCK + lane, m = seen.end - seen.begin;
-      multiply(pairs, (const uint8_t *)k.rows + seen.begin * k.row_bytes, k.row_bytes, pieces->q_columns + lane, BLOCK, pieces->scores + at, BLOCK, m, wide, words, 0, NULL);
-      multiply(pairs, (const uint8_t *)v.rows + seen.begin * v.row_bytes, v.row_bytes, pieces->o_columns + lane, BLOCK, pieces->slopes + at, BLOCK, m, wide, words, 0, NULL);
+      multiply(op, pairs, (const uint8_t *)k.rows + seen.begin * k.row_bytes, k.row_bytes, pieces->q_columns + lane, BLOCK, pieces->scores + at, BLOCK, m, wide, words, 0, NULL);
+      multiply(op, pairs, (const uint8_t *)v.rows + seen.begin * v.row_bytes, v.row_bytes, pieces->o_columns + lane, BLOCK, pieces->slopes + at, BLOCK, m, wide, words, 0, NULL);
     }
     if (sees == PK_EVERYTHING && op->softcap == 0 && !bias) {
       NAME(slopes_block)(op, pairs, 1, NULL, &queries, &quarters, NULL, first, lse, delta, pieces);
@@ -183,11 +186,11 @@ INLINE void NAME(backward_block)(int pairs, const pk_attention *op, int64_t b, i
       const int64_t word = asking.begin / per_word, depth = pk_min(asking.end / per_word, query_words) - word;
       if (m > 0 && depth > 0) {
         const int64_t at = (key * BLOCK + asking.begin) * element, to = (first + key) * padded;
-        multiply(pairs, (const uint8_t *)pieces->p_rows + at, BLOCK * element, pieces->o_rows + word * padded, padded, dv + to, padded, m, padded, depth, 1, NULL);
-        multiply(pairs, (const uint8_t *)pieces->s_rows + at, BLOCK * element, pieces->q_rows + word * padded, padded, dk + to, padded, m, padded, depth, 1, NULL);
+        multiply(op, pairs, (const uint8_t *)pieces->p_rows + at, BLOCK * element, pieces->o_rows + word * padded, padded, dv + to, padded, m, padded, depth, 1, NULL);
+        multiply(op, pairs, (const uint8_t *)pieces->s_rows + at, BLOCK * element, pieces->q_rows + word * padded, padded, dk + to, padded, m, padded, depth, 1, NULL);
       }
       const int64_t lane = half * wide, from = seen.begin / per_word, to = (seen.end + per_word - 1) / per_word;
-      multiply(pairs, key_columns + seen.begin * element, BLOCK * element, pieces->s_panel + from * BLOCK + lane, BLOCK, pieces->sums + lane, BLOCK, n, wide,
+      multiply(op, pairs, key_columns + seen.begin * element, BLOCK * element, pieces->s_panel + from * BLOCK + lane, BLOCK, pieces->sums + lane, BLOCK, n, wide,
                to - from, 1, NULL);
     }
   }

@@ -36,8 +36,16 @@ INLINE void tile(int pairs, int rows, int vectors, const uint8_t *a, int64_t a_b
 
 /* A: rows of a_bytes; B: words, row length ldb; n a multiple of WIDTH. */
 #define multiply NAME(multiply)
-static inline void multiply(int pairs, const void *a, int64_t a_bytes, const uint32_t *b, int64_t ldb, float *c, int64_t ldc,
+static inline void multiply(const pk_attention *op, int pairs, const void *a, int64_t a_bytes, const uint32_t *b, int64_t ldb, float *c, int64_t ldc,
                             int64_t m, int64_t n, int64_t depth, int keep, const float *factor) {
+#if LEVEL == 3
+  if (pairs && op->level >= PK_LEVEL_AMX && (m | n | depth) % 16 == 0) {
+    pk_amx_multiply(a, a_bytes, b, ldb, c, ldc, m, n, depth, keep, factor);
+    return;
+  }
+#else
+  (void)op;
+#endif
   const uint8_t *rows = a;
   for (int64_t j = 0; j < n;) {
     const int vectors = n - j >= TILE_VECTORS * WIDTH ? TILE_VECTORS : n - j >= 2 * WIDTH ? 2 : 1;

@@ -3,6 +3,7 @@
 
 /* The tile kernel of an operation; NULL: the portable reference. */
 static const pk_tile_kernel *kernel_of(const pk_matmul *op) {
+  if (op->level >= PK_LEVEL_AMX && op->compute == PK_COMPUTE_BF16) return pk_kernel_amx();
   if (op->level >= PK_LEVEL_AVX512_BF16 && op->compute == PK_COMPUTE_BF16) return pk_kernel_bf16();
   if (op->level >= PK_LEVEL_AVX512) return pk_kernel_avx512_f32();
   if (op->level >= PK_LEVEL_AVX2) return pk_kernel_avx2_f32();

@@ -50,12 +50,19 @@ typedef struct pk_tile_kernel {
   void (*pack_columns)(const void *from, int64_t ld, int32_t columns, int64_t k, void *panel, int32_t vectors);
   /* Two rows of `columns` values (f32 kernels: one, `odd` unused; odd NULL: zeros) become a step. */
   void (*pack_step)(const void *even, const void *odd, int32_t columns, void *panel, int32_t vectors);
+  /* Before and after the tiles of a part; NULL: nothing. */
+  void (*begin)(void);
+  void (*end)(void);
 } pk_tile_kernel;
 
 /* NULL on processors of another family. */
 const pk_tile_kernel *pk_kernel_avx2_f32(void);
 const pk_tile_kernel *pk_kernel_avx512_f32(void);
 const pk_tile_kernel *pk_kernel_bf16(void);
+const pk_tile_kernel *pk_kernel_amx(void);
+/* How panels of pairs are packed, matmul_bf16.c. */
+void pk_pack_pairs(const void *from, int64_t ld, int32_t columns, int64_t k, void *panel, int32_t vectors);
+void pk_pack_two_rows(const void *even, const void *odd, int32_t columns, void *panel, int32_t vectors);
 
 void pk_tiled_scratch(const pk_matmul *op, const pk_tile_kernel *kernel, size_t *shared, size_t *each);
 void pk_tiled_run(const pk_matmul *op, const pk_tile_kernel *kernel, int32_t phase, int32_t part, int32_t parts, void *shared, void *each);

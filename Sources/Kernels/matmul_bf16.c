@@ -43,7 +43,7 @@ INLINE void multiply_tile(const pk_tile *tile, int rows, int vectors) {
 static void multiply(const pk_tile *tile) { EACH_SHAPE(tile) }
 
 /* Sixteen rows × 16 pairs at a time. */
-static void pack_columns(const void *from, int64_t ld, int32_t columns, int64_t k, void *panel, int32_t vectors) {
+void pk_pack_pairs(const void *from, int64_t ld, int32_t columns, int64_t k, void *panel, int32_t vectors) {
   const int64_t pairs = (k + 1) / 2;
   for (int64_t p = 0; p < pairs; p += 16) {
     const int64_t left = k - 2 * p;
@@ -69,7 +69,7 @@ INLINE __m512i interleave(__m512i rows) {
   return _mm512_permutexvar_epi16(order, rows);
 }
 
-static void pack_step(const void *even, const void *odd, int32_t columns, void *panel, int32_t vectors) {
+void pk_pack_two_rows(const void *even, const void *odd, int32_t columns, void *panel, int32_t vectors) {
   for (int32_t v = 0; v < vectors; v++) {
     const __mmask16 lanes = first_lanes(columns - 16 * v);
     const __m256i low = _mm256_maskz_loadu_epi16(lanes, (const uint16_t *)even + 16 * v);
@@ -79,7 +79,7 @@ static void pack_step(const void *even, const void *odd, int32_t columns, void *
 }
 
 const pk_tile_kernel *pk_kernel_bf16(void) {
-  static const pk_tile_kernel kernel = {PK_BF16, 8, 16, 3, multiply, pack_columns, pack_step};
+  static const pk_tile_kernel kernel = {PK_BF16, 8, 16, 3, multiply, pk_pack_pairs, pk_pack_two_rows, NULL, NULL};
   return &kernel;
 }
 

@@ -4,14 +4,15 @@
  * Blocking: a panel of 48 columns is 96 bytes (bf16) per k: 55 kB at k = 576, 147 kB at 1536. It is read from L2 at 8 bytes
  * a cycle while A (a few rows at a time) stays in L1. Panels that would not stay in L2 are cut along k; the sums then wait
  * in f32 between two blocks, so the chain of additions is the same. Decoding costs once per panel and row group: its share
- * falls with 1/rows, 2–4 % at 512.
+ * falls with 1/rows, 2–4 % at 512. AMX multiplies faster than A comes from L2: with it many panels are packed together, and A's rows
+ * come once for all of them (a third faster at 2048 rows).
  *
  * Share of the peak (Zen 4, one thread, 512 rows): see Benchmarks/LOG.md. */
 #include "half.h"
 #include "matmul.h"
 
 enum {
-  panel_limit = 400 << 10, /* bytes of the panels packed together; L2 is 1 MB */
+  panel_limit = 400 << 10, /* bytes of the panels packed together; L2 is 1 MB, 2 MB where there is AMX */
   chunk = 256,             /* values of k decoded at a time while packing columns */
   ahead = 16,              /* rows fetched in advance while packing steps */
 };
@@ -35,7 +36,7 @@ typedef struct plan {
 
 static int32_t is_half(const plan *p) { return p->kernel->type == PK_BF16; }
 
-static plan make_plan(const pk_matmul *op, const pk_tile_kernel *kernel) {
+static plan make_plan(const pk_matmul *op, const pk_tile_kernel *kernel, int32_t parts) {
   plan p = {.kernel = kernel, .bytes = pk_type_bytes(kernel->type), .rows = op->m, .columns = op->n, .k = op->k};
   p.a = op->x, p.a_type = op->x_type, p.a_ld = op->ldx;
   p.b = op->w, p.b_type = op->w_type, p.b_row_bytes = op->w_row_bytes;
@@ -53,10 +54,13 @@ static plan make_plan(const pk_matmul *op, const pk_tile_kernel *kernel) {
   p.copy_ld = pk_round_up(op->k, 32) + 32;
   p.panel_columns = (int64_t)kernel->lanes * kernel->vectors;
   const int32_t is_blocks = pk_format_of(p.b_type)->block_values > 1; /* runs of 32 */
-  p.group = op->mode != PK_NT && is_blocks && p.panel_columns % 32 ? 2 : 1;
-  const int64_t most = panel_limit / (p.group * p.panel_columns * p.bytes) / chunk * chunk;
+  const int64_t least = op->mode != PK_NT && is_blocks && p.panel_columns % 32 ? 2 : 1;
+  const int64_t fitting = kernel == pk_kernel_amx() ? panel_limit / (p.panel_columns * p.bytes * pk_min(pk_max(p.k, chunk), 1024)) / least * least : least;
+  const int64_t most = panel_limit / (fitting * p.panel_columns * p.bytes) / chunk * chunk;
   const int64_t blocks = pk_max(1, (op->k + most - 1) / most);
   p.k_block = pk_max(chunk, pk_round_up((op->k + blocks - 1) / blocks, chunk));
+  const int64_t panels = (p.columns + p.panel_columns - 1) / p.panel_columns;
+  p.group = pk_min(fitting, pk_round_up((panels + parts - 1) / parts, least)); /* every part has some */
   return p;
 }
 
@@ -89,7 +93,7 @@ static int64_t cut(const pk_matmul *op, const plan *p, uint8_t *base, pieces *ou
 }
 
 void pk_tiled_scratch(const pk_matmul *op, const pk_tile_kernel *kernel, size_t *shared, size_t *each) {
-  const plan p = make_plan(op, kernel);
+  const plan p = make_plan(op, kernel, 1); /* more parts need less */
   *shared = p.copies_a ? (size_t)(p.rows * p.copy_ld * p.bytes) : 0;
   *each = (size_t)cut(op, &p, NULL, NULL);
 }
@@ -264,7 +268,7 @@ static int64_t row_groups(const plan *p, int64_t units, int32_t parts) {
 }
 
 void pk_tiled_run(const pk_matmul *op, const pk_tile_kernel *kernel, int32_t phase, int32_t part, int32_t parts, void *shared, void *each) {
-  const plan p = make_plan(op, kernel);
+  const plan p = make_plan(op, kernel, parts);
   if (phase == 0) {
     const pk_range share = pk_share(p.rows, 1, part, parts);
     if (!p.copies_a) return;
@@ -283,6 +287,7 @@ void pk_tiled_run(const pk_matmul *op, const pk_tile_kernel *kernel, int32_t pha
 
   const int64_t width = p.group * p.panel_columns, units = (p.columns + width - 1) / width;
   const int64_t groups = row_groups(&p, units, parts), tiles = tiles_of(&p);
+  if (kernel->begin) kernel->begin();
   int64_t packed = -1; /* the unit whose only block of k is packed */
   const pk_range share = pk_share(units * groups, 1, part, parts);
   for (int64_t item = share.begin; item < share.end; item++) {
@@ -291,7 +296,9 @@ void pk_tiled_run(const pk_matmul *op, const pk_tile_kernel *kernel, int32_t pha
       const int64_t k_end = pk_min(k + p.k_block, p.k);
       if (unit != packed) {
         if (op->mode == PK_NT) {
-          pack_columns(&p, column, k, k_end, own.panels, own.decoded);
+          for (int64_t g = 0; g < p.group && column + g * p.panel_columns < p.columns; g++) {
+            pack_columns(&p, column + g * p.panel_columns, k, k_end, own.panels + g * panel_bytes(&p), own.decoded);
+          }
         } else {
           pack_steps(&p, column, k, k_end, own.panels, own.decoded);
         }
@@ -300,4 +307,5 @@ void pk_tiled_run(const pk_matmul *op, const pk_tile_kernel *kernel, int32_t pha
     }
     packed = p.k <= p.k_block ? unit : -1;
   }
+  if (kernel->end) kernel->end();
 }

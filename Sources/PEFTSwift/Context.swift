@@ -26,8 +26,8 @@ public func peft_context_create(
         guard unsafe given.threads >= 0, unsafe given.threads <= 256 else {
             throw PEFTError(.argument, "threads is \(unsafe given.threads); 0 (automatic) to 256 are accepted")
         }
-        guard unsafe given.level >= PEFT_LEVEL_AUTO, unsafe given.level <= PEFT_LEVEL_AVX512_BF16 else {
-            throw PEFTError(.argument, "level is \(unsafe given.level); PEFT_LEVEL_AUTO (0) to PEFT_LEVEL_AVX512_BF16 (4) are accepted")
+        guard unsafe given.level >= PEFT_LEVEL_AUTO, unsafe given.level <= PEFT_LEVEL_AMX else {
+            throw PEFTError(.argument, "level is \(unsafe given.level); PEFT_LEVEL_AUTO (0) to PEFT_LEVEL_AMX (5) are accepted")
         }
         guard unsafe (given.allocate == nil) == (given.deallocate == nil) else {
             throw PEFTError(.argument, "allocate and deallocate go together: give both or neither")

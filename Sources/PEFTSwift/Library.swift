@@ -48,7 +48,7 @@ public func peft_features(
 ) -> Int32 {
     unsafe guarded(buffer, capacity, needed, error) { () throws(PEFTError) -> String in
         func list(_ names: [String]) -> JSONValue { .array(names.map { .string($0) }) }
-        let levels = ["portable", "avx2", "avx512", "avx512_bf16"]
+        let levels = ["portable", "avx2", "avx512", "avx512_bf16", "amx"]
         let best = Int(pk_best_level())
         let features: JSONObject = [
             "version": .string(version.description),

@@ -26,7 +26,7 @@ package final class Engine: Sendable {
         threads: Int = 1, level: Int32 = .max, budget: MemoryBudget = MemoryBudget(), parallelFor: ThreadPool.HostParallelFor? = nil,
         log: (@Sendable (LogLevel, String) -> Void)? = nil
     ) {
-        self.level = max(PK_LEVEL_PORTABLE, min(level, pk_best_level()))
+        self.level = pk_take_level(max(PK_LEVEL_PORTABLE, level))
         self.multipliesPairs = level == .max ? pk_pairs_are_fast(self.level) != 0 : self.level >= PK_LEVEL_AVX512_BF16
         self.pool = ThreadPool(threads: threads, host: parallelFor)
         self.budget = budget

@@ -3,7 +3,7 @@ import Kernels
 import Testing
 
 /// The levels this machine has; the kernels of the others are not run.
-let levels = Array(PK_LEVEL_PORTABLE...pk_best_level())
+let levels = Array(PK_LEVEL_PORTABLE...pk_take_level(.max))
 let activationTypes = [PK_F32, PK_BF16]
 
 /// Reproducible numbers (xorshift64).

@@ -45,10 +45,14 @@
 #define PK_LEVEL_AVX2 1        /* AVX2 + FMA + F16C */
 #define PK_LEVEL_AVX512 2      /* F, BW, DQ, VL */
 #define PK_LEVEL_AVX512_BF16 3 /* + BF16, VNNI */
+#define PK_LEVEL_AMX 4         /* + tiles of BF16 and INT8 */
 
 /* The highest level this processor (and its operating system) supports. */
 int32_t pk_best_level(void);
-/* Whether products of bf16 pairs are faster than products in f32: not below AVX512_BF16, and not on Intel's processors (cpu.c). */
+/* The level to compute at: `level`, or the best one if that is lower. Linux wants to be asked for AMX' registers; it is asked here, for the whole process
+ * and for good. Refused (a thread's alternate signal stack has no room for them): AVX512_BF16. */
+int32_t pk_take_level(int32_t level);
+/* Whether products of bf16 pairs are faster than products in f32: not below AVX512_BF16, on Intel's processors with AMX alone (cpu.c). */
 int32_t pk_pairs_are_fast(int32_t level);
 
 /* How many processors the scheduler lets this process use. */

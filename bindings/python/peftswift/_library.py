@@ -441,7 +441,7 @@ class Tensors(Handle):
         return {name: self.get(name) for name in self.names()}
 
 
-LEVELS = ["auto", "portable", "avx2", "avx512", "avx512_bf16"]
+LEVELS = ["auto", "portable", "avx2", "avx512", "avx512_bf16", "amx"]
 
 # The C context outlives the Context while a model or tokenizer needs it, so what it logs to is never taken back.
 _logs = {}
