@@ -12,7 +12,8 @@
 #include "matmul.h"
 
 enum {
-  panel_limit = 400 << 10, /* bytes of the panels packed together; L2 is 1 MB, 2 MB where there is AMX */
+  panel_limit = 400 << 10, /* bytes of the panels packed together; L2 is 1 MB, */
+  amx_limit = 450 << 10,   /* 2 MB where there is AMX */
   chunk = 256,             /* values of k decoded at a time while packing columns */
   ahead = 16,              /* rows fetched in advance while packing steps */
 };
@@ -55,9 +56,10 @@ static plan make_plan(const pk_matmul *op, const pk_tile_kernel *kernel, int32_t
   p.panel_columns = (int64_t)kernel->lanes * kernel->vectors;
   const int32_t is_blocks = pk_format_of(p.b_type)->block_values > 1; /* runs of 32 */
   const int64_t least = op->mode != PK_NT && is_blocks && p.panel_columns % 32 ? 2 : 1;
-  const int64_t fitting = kernel == pk_kernel_amx() ? panel_limit / (p.panel_columns * p.bytes * pk_min(pk_max(p.k, chunk), 1024)) / least * least : least;
-  const int64_t most = panel_limit / (fitting * p.panel_columns * p.bytes) / chunk * chunk;
-  const int64_t blocks = pk_max(1, (op->k + most - 1) / most);
+  const int64_t many = amx_limit / (p.panel_columns * p.bytes * pk_min(pk_max(p.k, chunk), 2048)) / least * least;
+  const int64_t fitting = kernel == pk_kernel_amx() ? many : least, limit = kernel == pk_kernel_amx() ? amx_limit : panel_limit;
+  const int64_t whole = limit / (fitting * p.panel_columns * p.bytes), most = whole / chunk * chunk;
+  const int64_t blocks = op->k <= whole ? 1 : (op->k + most - 1) / most;
   p.k_block = pk_max(chunk, pk_round_up((op->k + blocks - 1) / blocks, chunk));
   const int64_t panels = (p.columns + p.panel_columns - 1) / p.panel_columns;
   p.group = pk_min(fitting, pk_round_up((panels + parts - 1) / parts, least)); /* every part has some */
