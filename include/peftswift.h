@@ -652,8 +652,9 @@ typedef int32_t (*peft_training_fn)(void *user_data, const peft_training_progres
  *   "gradient_checkpointing": "auto" (by the memory budget)|true|false, "seed": 0
  *   "dropout": true|false|"mode" (steps of the host's own as peft_model_set_training says, runs with it): all that is random
  *   "int8_activations": false (forward products of linear layers and the head with frozen weights of 16 bits or fewer round activations to
- *     8 bits per 192 values and weights to 8 bits per row, with AVX512-VNNI faster than bf16; gradients and evaluations are bf16's, and so are
- *     layers whose weight itself an adapter changes: HIRA, GLORA, SHIRA, SUPERTUNING. For models that train in bf16; PEFT_ERROR_UNSUPPORTED elsewhere)
+ *     8 bits per 192 values and weights to 8 bits per row, with AVX512-VNNI faster than bf16; gradients and evaluations are
+ *     bf16's, and so is everything with AMX, which is faster still, and layers whose weight itself an adapter changes: HIRA, GLORA, SHIRA,
+ *     SUPERTUNING. For models that train in bf16; PEFT_ERROR_UNSUPPORTED elsewhere)
  *   "evaluation_steps": null, "early_stopping_patience": null (the run then ends with the best adapter) }
  * Errors: PEFT_ERROR_STATE when no adapter is active or none is trainable; PEFT_ERROR_NOT_FOUND. */
 int32_t peft_trainer_create(peft_trainer **trainer, peft_model *model, const char *options_json, peft_error *error);

@@ -50,8 +50,8 @@ typedef struct pk_tile_kernel {
   void (*pack_columns)(const void *from, int64_t ld, int32_t columns, int64_t k, void *panel, int32_t vectors);
   /* Two rows of `columns` values (f32 kernels: one, `odd` unused; odd NULL: zeros) become a step. */
   void (*pack_step)(const void *even, const void *odd, int32_t columns, void *panel, int32_t vectors);
-  /* Before and after the tiles of a part; NULL: nothing. */
-  void (*begin)(void);
+  /* Before and after the tiles of a part of a product of so many steps; NULL: nothing. */
+  void (*begin)(int64_t steps);
   void (*end)(void);
 } pk_tile_kernel;
 
@@ -114,6 +114,11 @@ void pk_gemv_finish(const pk_matmul *op, int64_t row, int64_t column, int64_t co
 int32_t pk_many_serves(const pk_matmul *op);
 void pk_many_scratch(const pk_matmul *op, size_t *shared, size_t *each);
 void pk_many_run(const pk_matmul *op, int32_t phase, int32_t part, int32_t parts, void *shared, void *each);
+
+/* AMX' tiles win over the kernels for a narrow side, from some rows on. */
+static inline int32_t pk_amx_wins(const pk_matmul *op) {
+  return op->level >= PK_LEVEL_AMX && op->compute == PK_COMPUTE_BF16 && op->x_type == PK_BF16 && (op->mode == PK_TN ? op->k : op->m) >= 32;
+}
 
 /* Products with a narrow side: matmul_dot.c (few columns), matmul_outer.c (gradients of low-rank factors). */
 int32_t pk_dot_serves(const pk_matmul *op);

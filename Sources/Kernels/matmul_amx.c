@@ -2,7 +2,7 @@
  *
  * The eight tile registers hold 32 × 48 sums (0 … 5), a tile of A (6: 16 rows of 32 values as they lie) and one of the panel (7: 16 steps of
  * 16 pairs; a panel in the order of matmul_bf16.c is what the instruction wants). A step is 6 products against 8 tiles loaded, each of 16 lines.
- * What is left of k beyond a multiple of 32 is multiplied from copies filled up with zeros.
+ * What is left of k beyond a multiple of 32 is multiplied from copies filled up with zeros; where all of k is less (low rank), registers are as short.
  *
  * Registers are configured once for all tiles of a part (150 ns), and again for a last tile of fewer rows; they are released at the end, so that
  * the host's threads do not carry 8 kB of state about. Denormals count as 0, as in vdpbf16ps. */
@@ -25,17 +25,22 @@ typedef struct configuration {
   uint8_t rows[16];
 } configuration;
 
-/* Registers for so many rows of A and of sums at a time, 1 … 16. */
-static void configure(int64_t rows) {
+/* Registers for so many rows of A and of sums at a time, and so many steps (pairs of k), 1 … 16 of each. */
+static void configure(int64_t rows, int64_t steps) {
   const uint8_t r = (uint8_t)rows;
-  const configuration c = {.palette = 1, .line_bytes = {line, line, line, line, line, line, line, line}, .rows = {r, r, r, r, r, r, r, half}};
+  const configuration c = {
+      .palette = 1, .line_bytes = {line, line, line, line, line, line, (uint16_t)(4 * steps), line}, .rows = {r, r, r, r, r, r, r, (uint8_t)steps}};
   _tile_loadconfig(&c);
 }
 
-static void begin(void) { configure(half); }
+/* Steps of a register: fewer than 16 only where a product has no more. (None at all is no size of a register.) */
+static int64_t most_steps(int64_t steps) { return steps > 0 && steps < 16 ? steps : 16; }
+static int64_t steps_at_once(const pk_tile *tile) { return tile->continues ? 16 : most_steps(tile->steps); }
+
+static void begin(int64_t steps) { configure(half, most_steps(steps)); }
 static void end(void) { _tile_release(); }
 
-/* Sums += 32 of k: `a` at rows lda bytes apart, 16 steps of the panel. */
+/* Sums += a register's steps of k: `a` at rows lda bytes apart, and the panel's. */
 INLINE void step(int halves, int vectors, const uint8_t *a, int64_t lda, const uint8_t *panel) {
   const int64_t next = (int64_t)line * vectors;
   _tile_loadd(6, a, lda);
@@ -70,6 +75,12 @@ INLINE void step(int halves, int vectors, const uint8_t *a, int64_t lda, const u
     }                                                                            \
   } while (0)
 
+static __attribute__((noinline)) void finish(const pk_tile *tile, const float *sums, int first, int rows, int vectors) {
+  for (int r = 0; r < rows; r++, sums += columns) {
+    for (int v = 0; v < vectors; v++) end_sums(tile, _mm512_load_ps(sums + 16 * v), first + r, 16 * v);
+  }
+}
+
 /* Rows `first` on of a tile, `rows` of them: 32, or what registers are configured for. */
 INLINE void multiply_rows(const pk_tile *tile, int64_t first, int64_t rows, int halves, int vectors) {
   BEGIN(0, first, 0);
@@ -79,10 +90,10 @@ INLINE void multiply_rows(const pk_tile *tile, int64_t first, int64_t rows, int 
   if (halves > 1 && vectors > 1) BEGIN(4, half, 16);
   if (halves > 1 && vectors > 2) BEGIN(5, half, 32);
 
-  const int64_t lda = 2 * tile->lda, whole = tile->steps / 16;
+  const int64_t lda = 2 * tile->lda, whole = tile->steps / steps_at_once(tile);
   const uint8_t *a = (const uint8_t *)tile->a + first * lda, *panel = tile->panel;
   for (int64_t s = 0; s < whole; s++, a += line, panel += 16 * line * vectors) step(halves, vectors, a, lda, panel);
-  const int64_t left = tile->steps % 16;
+  const int64_t left = tile->steps % steps_at_once(tile);
   if (left > 0) {
     uint8_t last_a[2 * half][line] __attribute__((aligned(64))) = {0}, last_panel[16 * 3 * line] __attribute__((aligned(64))) = {0};
     for (int64_t r = 0; r < rows; r++) memcpy(last_a[r], a + r * lda, 4 * (size_t)left);
@@ -98,11 +109,7 @@ INLINE void multiply_rows(const pk_tile *tile, int64_t first, int64_t rows, int 
   if (halves > 1) _tile_stored(3, sums + half * columns, 4 * columns);
   if (halves > 1 && vectors > 1) _tile_stored(4, sums + half * columns + 16, 4 * columns);
   if (halves > 1 && vectors > 2) _tile_stored(5, sums + half * columns + 32, 4 * columns);
-  if (!tile->ends) return;
-  for (int r = 0; r < rows; r++) {
-#pragma unroll
-    for (int v = 0; v < vectors; v++) end_sums(tile, _mm512_load_ps(own[r] + 16 * v), (int)first + r, 16 * v);
-  }
+  if (tile->ends) finish(tile, own[0], (int)first, (int)rows, vectors);
 }
 
 INLINE void multiply_tile(const pk_tile *tile, int vectors) {
@@ -112,9 +119,9 @@ INLINE void multiply_tile(const pk_tile *tile, int vectors) {
   }
   for (int64_t first = 0; first < tile->rows; first += half) {
     const int64_t rows = pk_min(half, tile->rows - first);
-    if (rows < half) configure(rows);
+    if (rows < half) configure(rows, steps_at_once(tile));
     multiply_rows(tile, first, rows, 1, vectors);
-    if (rows < half) configure(half);
+    if (rows < half) configure(half, steps_at_once(tile));
   }
 }
 
@@ -128,7 +135,7 @@ static void multiply(const pk_tile *tile) {
 
 /* ---- attention ---- */
 
-void pk_amx_begin(void) { begin(); }
+void pk_amx_begin(void) { begin(16); }
 void pk_amx_end(void) { end(); }
 
 /* Sixteen rows of 16 sums times factor[column], before they are loaded. */

@@ -10,6 +10,7 @@
 #include "levels.h"
 
 int32_t pk_dot_serves(const pk_matmul *op) {
+  if (pk_amx_wins(op)) return 0;
   return op->mode != PK_TN && op->n <= 16 && op->k >= 64 && op->level >= PK_LEVEL_AVX2 && (op->mode == PK_NT || pk_format_of(op->w_type)->block_values == 1);
 }
 

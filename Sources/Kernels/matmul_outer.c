@@ -10,7 +10,7 @@
 #define BODY "matmul_outer.c"
 #include "levels.h"
 
-int32_t pk_outer_serves(const pk_matmul *op) { return op->mode == PK_TN && pk_min(op->m, op->n) <= 16 && op->level >= PK_LEVEL_AVX2; }
+int32_t pk_outer_serves(const pk_matmul *op) { return op->mode == PK_TN && pk_min(op->m, op->n) <= 16 && op->level >= PK_LEVEL_AVX2 && !pk_amx_wins(op); }
 
 void pk_outer_scratch(const pk_matmul *op, size_t *each) {
   pk_outer_plan plan;

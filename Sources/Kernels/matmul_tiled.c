@@ -212,14 +212,19 @@ static void pack_steps(const plan *p, int64_t column, int64_t k, int64_t k_end, 
 /* A tile of Cᵀ, computed into `from`, is Y's. */
 static void store_transposed(const pk_matmul *op, const float *from, int64_t ld, int64_t row, int64_t column, int32_t rows, int32_t columns) {
   for (int32_t c = 0; c < columns; c++) {
+    const int64_t at = (column + c) * op->ldy + row;
+    if (op->y_type == PK_F32 && op->accumulate && !op->bias) { /* gradients */
+      float *y = (float *)op->y + at;
+      for (int32_t r = 0; r < rows; r++) y[r] += op->alpha * from[r * ld + c];
+      continue;
+    }
     for (int32_t r = 0; r < rows; r++) {
-      const int64_t at = (column + c) * op->ldy + row + r;
       float y = op->alpha * from[r * ld + c] + (op->bias ? op->bias[row + r] : 0);
-      if (op->accumulate) y += load(op->y, op->y_type, at);
+      if (op->accumulate) y += load(op->y, op->y_type, at + r);
       if (op->y_type == PK_F32) {
-        ((float *)op->y)[at] = y;
+        ((float *)op->y)[at + r] = y;
       } else {
-        ((uint16_t *)op->y)[at] = pk_f32_to_bf16(y);
+        ((uint16_t *)op->y)[at + r] = pk_f32_to_bf16(y);
       }
     }
   }
@@ -289,7 +294,7 @@ void pk_tiled_run(const pk_matmul *op, const pk_tile_kernel *kernel, int32_t pha
 
   const int64_t width = p.group * p.panel_columns, units = (p.columns + width - 1) / width;
   const int64_t groups = row_groups(&p, units, parts), tiles = tiles_of(&p);
-  if (kernel->begin) kernel->begin();
+  if (kernel->begin) kernel->begin(is_half(&p) ? (p.k + 1) / 2 : p.k);
   int64_t packed = -1; /* the unit whose only block of k is packed */
   const pk_range share = pk_share(units * groups, 1, part, parts);
   for (int64_t item = share.begin; item < share.end; item++) {

@@ -67,7 +67,7 @@ TEST(context_options) {
   options.threads = 1;
   options.level = 9;
   FAILS_NAMING(PEFT_ERROR_ARGUMENT, "level", peft_context_create(&context, &options, &error));
-  for (options.level = PEFT_LEVEL_AUTO; options.level <= PEFT_LEVEL_AVX512_BF16; options.level++) {
+  for (options.level = PEFT_LEVEL_AUTO; options.level <= PEFT_LEVEL_AMX; options.level++) {
     OK(peft_context_create(&context, &options, &error));
     peft_context_free(context);
   }

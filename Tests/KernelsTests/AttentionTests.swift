@@ -5,7 +5,9 @@ import Testing
     @Test("lengths around the block of 64, causal and not", arguments: activationTypes, [true, false])
     func lengths(_ type: Int32, _ isCausal: Bool) {
         for (queries, keys) in [(5, 5), (63, 63), (64, 64), (65, 65), (130, 130), (7, 100), (65, 200), (20, 3)] {
-            Attention(queries: queries, keys: keys, heads: 2, keyValueHeads: 1, headDim: 16, type: type, isCausal: isCausal).check()
+            for headDim in [16, 64] {
+                Attention(queries: queries, keys: keys, heads: 2, keyValueHeads: 1, headDim: headDim, type: type, isCausal: isCausal).check()
+            }
         }
     }
 
@@ -23,14 +25,15 @@ import Testing
         }
     }
 
-    @Test("masks, windows, packed sequences, soft caps, alone and together", arguments: activationTypes)
-    func options(_ type: Int32) {
+    /// Heads of 32 values are whole tiles of AMX, those of 12 are not.
+    @Test("masks, windows, packed sequences, soft caps, alone and together", arguments: activationTypes, [12, 32])
+    func options(_ type: Int32, _ headDim: Int) {
         for (index, option) in [
             Attention(masked: 0.3), Attention(window: 10), Attention(softcap: 5), Attention(isPacked: true), Attention(isCausal: false, masked: 0.5),
             Attention(isCausal: false, window: 70), Attention(window: 100, softcap: 2, masked: 0.2, isPacked: true),
         ].enumerated() {
             var attention = option
-            (attention.type, attention.batch, attention.heads, attention.headDim) = (type, 1 + index % 2, 2, 12)
+            (attention.type, attention.batch, attention.heads, attention.headDim) = (type, 1 + index % 2, 2, headDim)
             (attention.queries, attention.keys) = index % 3 == 2 ? (80, 150) : (150, 150)
             attention.check()
         }

@@ -460,7 +460,7 @@ class Context(Handle):
     """Threads, memory budget and log of everything that is opened with it.
 
     threads: 0 is one per processor. memory_budget: bytes, 0 is no limit. level: a lower instruction set than the processor's best
-    ("avx512_bf16": products of bf16 by the instructions for them, where those of f32 are faster too).
+    ("avx512_bf16": products of bf16 by the instructions for them, where those of f32 are faster too; "amx" asks Linux for that unit's registers).
     log: ``log(severity, text)`` instead of Python's logger "peftswift".
     """
 
