@@ -32,6 +32,9 @@ package final class Engine: Sendable {
         self.budget = budget
         self.isPlanning = false
         self.log = log
+        if self.level < min(level, pk_best_level()) {
+            warn("Linux does not give this process AMX' registers (a thread has an alternate signal stack without room for them): computing without")
+        }
     }
 
     private init(planningFor engine: Engine, limit: Int) {

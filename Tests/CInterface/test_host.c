@@ -110,6 +110,35 @@ TEST(loading) {
   CHECK(threads == 1 && count_of_this_process("task") == 1);
 }
 
+static void count_lines(void *user_data, int32_t level, const char *message) {
+  (void)level, (void)message;
+  ++*(int *)user_data;
+}
+
+/* A stack for signals on which AMX' registers have no room: Linux refuses them, and the library does without. In a child, because what Linux has
+ * given it does not take back. */
+TEST(a_small_stack_for_signals) {
+  fflush(stdout);
+  const pid_t child = fork();
+  if (child == 0) {
+    static char small[4096];
+    const stack_t stack = {.ss_sp = small, .ss_size = sizeof small};
+    int lines = 0;
+    peft_context_options options = PEFT_CONTEXT_OPTIONS_INIT;
+    options.threads = 1, options.log = count_lines, options.user_data = &lines;
+    if (sigaltstack(&stack, NULL) != 0) _exit(2);
+    if (lib_peft_context_create(&context, &options, &error) != PEFT_OK) _exit(3);
+    peft_model_options bf16 = PEFT_MODEL_OPTIONS_INIT;
+    bf16.compute = PEFT_COMPUTE_BF16;
+    if (lib_peft_model_open(&model, context, model_folder, &bf16, &error) != PEFT_OK) _exit(4);
+    peft_tensors *batch = batch_of(context), *outputs = NULL;
+    _exit(lib_peft_model_forward(&outputs, model, batch, NULL, &error) != PEFT_OK ? 5 : lines > 1 ? 6 : 0);
+  }
+  int status = -1;
+  CHECK(waitpid(child, &status, 0) == child && WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
+}
+
 /* Opened before a fork, used after it: workers start at the first use. */
 TEST(a_fork_before_the_first_use) {
   peft_context_options options = PEFT_CONTEXT_OPTIONS_INIT;
@@ -196,6 +225,7 @@ int main(int argc, char **argv) {
   start(argc, argv);
   RUN(loading);
   if (lib_peft_session_free) {
+    RUN(a_small_stack_for_signals);
     RUN(a_fork_before_the_first_use);
     RUN(working_is_silent_and_changes_nothing);
     RUN(the_hosts_own_settings);
