@@ -4,6 +4,9 @@
  * 16 pairs; a panel in the order of matmul_bf16.c is what the instruction wants). A step is 6 products against 8 tiles loaded, each of 16 lines.
  * What is left of k beyond a multiple of 32 is multiplied from copies filled up with zeros; where all of k is less (low rank), registers are as short.
  *
+ * Measured (Emerald Rapids, one thread, 512 rows): 1050–1130 GFLOP/s, 48 % of what registers alone reach with ordinary values; what is missing is tiles
+ * coming from L2, and outputs (15 %).
+ *
  * Registers are configured once for all tiles of a part (150 ns), and again for a last tile of fewer rows; they are released at the end, so that
  * the host's threads do not carry 8 kB of state about. Denormals count as 0, as in vdpbf16ps. */
 #include "attention.h"
