@@ -34,7 +34,7 @@ void pk_attention_forward(const pk_attention *op, int32_t part, int32_t parts, v
   const int64_t total = cost * heads;
 
   const int uses_amx = pk_uses_amx(op);
-  if (uses_amx) pk_amx_begin();
+  if (uses_amx) pk_amx_begin(16);
   int64_t done = 0, prepared = -1;
   for (int64_t head = 0; head < heads; head++) {
     for (int64_t block = 0; block < blocks; block++) {

@@ -173,9 +173,9 @@ static inline int64_t pk_sums_size(const pk_attention *op) {
 
 /* ---- matmul_amx.c ---- */
 
-/* Are blocks multiplied by AMX? Then between pk_amx_begin and pk_amx_end. */
+/* Are blocks multiplied by AMX? Then between pk_amx_begin(16) and pk_amx_end. */
 static inline int pk_uses_amx(const pk_attention *op) { return op->level >= PK_LEVEL_AMX && pk_uses_pairs(op); }
-void pk_amx_begin(void);
+void pk_amx_begin(int64_t steps);
 void pk_amx_end(void);
 /* C[m,n] = (keep ? C · (factor ? factor[column] : 1) : 0) + A[m,depth] · B[depth,n] in pairs of bf16; m, n and depth (pairs) are multiples of 16. Rows of A
  * are a_bytes apart. */

@@ -19,7 +19,7 @@ void pk_attention_backward(const pk_attention *op, int32_t phase, int32_t part, 
     pk_backward_pieces_of(op, (uintptr_t)each, &pieces);
     const pk_range share = pk_share(pairs_of_heads * chunks, 1, part, parts);
     const int uses_amx = pk_uses_amx(op);
-    if (uses_amx) pk_amx_begin();
+    if (uses_amx) pk_amx_begin(16);
     for (int64_t i = share.begin; i < share.end; i++) {
       const int64_t head = i / chunks;
       if (i == share.begin || i % chunks == 0) memset(pieces.ready, 0, (size_t)pk_blocks(op->k_len));

@@ -53,6 +53,8 @@ typedef struct pk_tile_kernel {
   /* Before and after the tiles of a part of a product of so many steps; NULL: nothing. */
   void (*begin)(int64_t steps);
   void (*end)(void);
+  /* Bytes of panels packed together, so that A's rows come once for all of them. 0: one panel at a time (two where blocks need it). */
+  int64_t together;
 } pk_tile_kernel;
 
 /* NULL on processors of another family. */

@@ -150,7 +150,7 @@ static void pack_step(const void *even, const void *odd, int32_t columns, void *
 }
 
 const pk_tile_kernel *pk_kernel_avx2_f32(void) {
-  static const pk_tile_kernel kernel = {PK_F32, 6, 8, 2, multiply, pack_columns, pack_step, NULL, NULL};
+  static const pk_tile_kernel kernel = {PK_F32, 6, 8, 2, multiply, pack_columns, pack_step, NULL, NULL, 0};
   return &kernel;
 }
 

@@ -60,7 +60,7 @@ static void pack_step(const void *even, const void *odd, int32_t columns, void *
 }
 
 const pk_tile_kernel *pk_kernel_avx512_f32(void) {
-  static const pk_tile_kernel kernel = {PK_F32, 8, 16, 3, multiply, pack_columns, pack_step, NULL, NULL};
+  static const pk_tile_kernel kernel = {PK_F32, 8, 16, 3, multiply, pack_columns, pack_step, NULL, NULL, 0};
   return &kernel;
 }
 

@@ -79,7 +79,7 @@ void pk_pack_two_rows(const void *even, const void *odd, int32_t columns, void *
 }
 
 const pk_tile_kernel *pk_kernel_bf16(void) {
-  static const pk_tile_kernel kernel = {PK_BF16, 8, 16, 3, multiply, pk_pack_pairs, pk_pack_two_rows, NULL, NULL};
+  static const pk_tile_kernel kernel = {PK_BF16, 8, 16, 3, multiply, pk_pack_pairs, pk_pack_two_rows, NULL, NULL, 0};
   return &kernel;
 }
 

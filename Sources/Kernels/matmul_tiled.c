@@ -4,16 +4,15 @@
  * Blocking: a panel of 48 columns is 96 bytes (bf16) per k: 55 kB at k = 576, 147 kB at 1536. It is read from L2 at 8 bytes
  * a cycle while A (a few rows at a time) stays in L1. Panels that would not stay in L2 are cut along k; the sums then wait
  * in f32 between two blocks, so the chain of additions is the same. Decoding costs once per panel and row group: its share
- * falls with 1/rows, 2–4 % at 512. AMX multiplies faster than A comes from L2: with it many panels are packed together, and A's rows
- * come once for all of them (a third faster at 2048 rows).
+ * falls with 1/rows, 2–4 % at 512. With AMX several panels are packed together: 2048 rows of A, which L2 does not hold, took half as long again
+ * when they came for each panel.
  *
  * Share of the peak (Zen 4, one thread, 512 rows): see Benchmarks/LOG.md. */
 #include "half.h"
 #include "matmul.h"
 
 enum {
-  panel_limit = 400 << 10, /* bytes of the panels packed together; L2 is 1 MB, */
-  amx_limit = 450 << 10,   /* 2 MB where there is AMX */
+  panel_limit = 400 << 10, /* bytes of the panels packed together, unless the kernel says; L2 is 1 MB */
   chunk = 256,             /* values of k decoded at a time while packing columns */
   ahead = 16,              /* rows fetched in advance while packing steps */
 };
@@ -56,9 +55,9 @@ static plan make_plan(const pk_matmul *op, const pk_tile_kernel *kernel, int32_t
   p.panel_columns = (int64_t)kernel->lanes * kernel->vectors;
   const int32_t is_blocks = pk_format_of(p.b_type)->block_values > 1; /* runs of 32 */
   const int64_t least = op->mode != PK_NT && is_blocks && p.panel_columns % 32 ? 2 : 1;
-  const int64_t many = amx_limit / (p.panel_columns * p.bytes * pk_min(pk_max(p.k, chunk), 2048)) / least * least;
-  const int64_t fitting = kernel == pk_kernel_amx() ? many : least, limit = kernel == pk_kernel_amx() ? amx_limit : panel_limit;
-  const int64_t whole = limit / (fitting * p.panel_columns * p.bytes), most = whole / chunk * chunk;
+  const int64_t step_bytes = p.panel_columns * p.bytes, limit = kernel->together ? kernel->together : panel_limit;
+  const int64_t fitting = kernel->together ? limit / (step_bytes * pk_min(pk_max(p.k, chunk), 2048)) / least * least : least;
+  const int64_t whole = limit / (fitting * step_bytes), most = whole / chunk * chunk;
   const int64_t blocks = op->k <= whole ? 1 : (op->k + most - 1) / most;
   p.k_block = pk_max(chunk, pk_round_up((op->k + blocks - 1) / blocks, chunk));
   const int64_t panels = (p.columns + p.panel_columns - 1) / p.panel_columns;

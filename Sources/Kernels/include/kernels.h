@@ -52,7 +52,7 @@ int32_t pk_best_level(void);
 /* The level to compute at: `level`, or the best one if that is lower. Linux wants to be asked for AMX' registers; it is asked here, for the whole process
  * and for good. Refused (a thread's alternate signal stack has no room for them): AVX512_BF16. */
 int32_t pk_take_level(int32_t level);
-/* Whether products of bf16 pairs are faster than products in f32: not below AVX512_BF16, on Intel's processors with AMX alone (cpu.c). */
+/* Whether products of bf16 pairs are faster than products in f32: not below AVX512_BF16, and on Intel's processors with FP16 only by AMX (cpu.c). */
 int32_t pk_pairs_are_fast(int32_t level);
 
 /* How many processors the scheduler lets this process use. */
@@ -155,7 +155,7 @@ void pk_matmul_scratch(const pk_matmul *op, size_t *shared, size_t *each);
 /* Phase 0 prepares the shared scratch (packs or converts X; nothing to do when *shared is 0); phase 1 multiplies.
  * The caller puts a barrier between them. `each` is this part's own scratch, 64-byte aligned. */
 void pk_matmul_run(const pk_matmul *op, int32_t phase, int32_t part, int32_t parts, void *shared, void *each);
-/* Whether PK_COMPUTE_INT8 of more than 8 rows is what it is of few, and not f32. */
+/* Whether PK_COMPUTE_INT8 of more than 8 rows is what it is of few, and not f32, and worth it: AMX is faster in bf16. */
 int32_t pk_matmul_int8_serves_many(int32_t level, int32_t w_type);
 /* Whether this product (few rows) takes branches with it. */
 int32_t pk_matmul_joins(const pk_matmul *op);
