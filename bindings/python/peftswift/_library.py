@@ -460,7 +460,8 @@ class Context(Handle):
     """Threads, memory budget and log of everything that is opened with it.
 
     threads: 0 is one per processor. memory_budget: bytes, 0 is no limit. level: a lower instruction set than the processor's best
-    ("avx512_bf16": products of bf16 by the instructions for them, where those of f32 are faster too; "amx" asks Linux for that unit's registers).
+    ("avx512_bf16": products of bf16 by the instructions for them, where those of f32 are faster too). "auto" and "amx" ask Linux
+    for AMX' registers, for the whole process, where the processor has them.
     log: ``log(severity, text)`` instead of Python's logger "peftswift".
     """
 
