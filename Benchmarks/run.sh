@@ -13,7 +13,7 @@ peers=${PEERS:-$root/.venv-peers}
 if [ ! -x "$peers/bin/python" ]; then
     echo "Making $peers with the peers: torch, transformers, peft, bitsandbytes, llama.cpp"
     python3 -m venv "$peers"
-    # Built with AMX, llama_cpp_python 0.3.36 ends with SIGILL (tiles used before they are configured): built without it there.
+    # Built with AMX, llama_cpp_python 0.3.36 ends with SIGILL in its AMX code: built without it there.
     if grep -q amx_tile /proc/cpuinfo; then
         export CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX512=ON -DGGML_AVX512_VBMI=ON -DGGML_AVX512_VNNI=ON -DGGML_AVX512_BF16=ON"
     fi

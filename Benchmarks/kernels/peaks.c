@@ -30,15 +30,21 @@ PEAK(f32, AVX512, __m512, _mm512_setzero_ps(), _mm512_fmadd_ps(a, b, sum[i]))
 #define ADD _mm512_add_epi32
 PEAK(int8, AVX512, __m512i, _mm512_setzero_si512(), _mm512_dpbusd_epi32(sum[i], a, b))
 
-/* Tiles: four sums, two of each operand. */
+/* Tiles: four sums, two of each operand, of ordinary values (with zeros the unit is a fifth faster). */
 __attribute__((target("amx-tile,amx-bf16"))) static void bf16_amx(void *context, int32_t part, int32_t parts) {
   (void)context, (void)part, (void)parts;
+  uint16_t values[4 * 512];
   static const struct {
     uint8_t palette, start, reserved[14];
     uint16_t line_bytes[16];
     uint8_t rows[16];
   } tiles = {1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+  bench_fill_bf16(values, 4 * 512, 1);
   _tile_loadconfig(&tiles);
+  _tile_loadd(4, values + 0 * 512, 64);
+  _tile_loadd(5, values + 1 * 512, 64);
+  _tile_loadd(6, values + 2 * 512, 64);
+  _tile_loadd(7, values + 3 * 512, 64);
   for (int r = 0; r < rounds; r++) {
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
