@@ -174,6 +174,7 @@ struct AdapterTable: Sendable {
         guard var adaptation = try parts.first.map({ (first) throws(PEFTError) in try built(first.part, model) }) else { return model.unadapted }
         adaptation.later = try parts.dropFirst().map { (item) throws(PEFTError) in (item.start, try built(item.part, model)) }
         for item in adaptation.later where item.adaptation.readsWholeText { adaptation.readsWholeText = true }
+        adaptation.settle(model)
         if cached.count >= AdapterTable.mostCached { cached.removeAll() }
         cached[composition] = adaptation
         return adaptation

@@ -1,6 +1,7 @@
 internal import Autograd
 internal import Models
 package import Platform
+internal import Synchronization
 package import Tensors
 
 /// LoRA of a linear layer or a convolution, with DoRA's magnitude where the configuration asks for one.
@@ -21,6 +22,8 @@ final class LinearLoRA: AdapterModule {
     /// `BlockScaling.followsCPU`
     let followsCPU: Bool
     let dropout: Float
+    private let model: Model
+    private let known = Mutex<(generation: UInt64, b: Tensor, a: Tensor)?>(nil)
 
     init(_ target: MatrixTarget, key: String, rank: Int, scaling: Double, _ settings: LoRASettings, _ model: Model)
         throws(PEFTError)
@@ -34,6 +37,7 @@ final class LinearLoRA: AdapterModule {
         factor = scaling
         start = settings.start
         dropout = settings.dropout
+        self.model = model
         engine = model.engine
         followsCPU = model.followsCPU
         a = Parameter(
@@ -54,6 +58,15 @@ final class LinearLoRA: AdapterModule {
     /// A and B as matrices: views.
     private func factors() throws(PEFTError) -> (b: Tensor, a: Tensor) {
         (try b.value.reshaped([linear.outputSize, rank / target.groups]), try a.value.reshaped([rank, linear.inputSize]))
+    }
+    /// Copies of B and A in bf16, as they are now; the caller holds the model's lock.
+    func halves() throws(PEFTError) -> (b: Tensor, a: Tensor) {
+        let generation = model.lock.generation
+        if let known = known.withLock({ $0 }), known.generation == generation { return (known.b, known.a) }
+        known.withLock { $0 = nil }  // Their memory first.
+        let copies = (b: try b.value.converted(to: .bf16, engine, .adapters), a: try a.value.converted(to: .bf16, engine, .adapters))
+        known.withLock { $0 = (generation, copies.b, copies.a) }
+        return copies
     }
     var parameters: [Parameter] { [a, b, bias, magnitude?.parameter].compactMap { $0 } }
     var scaling: Double? { factor }
@@ -125,9 +138,10 @@ private final class LinearLoRAHook: LayerHook {
         self.replacements = replacements
     }
 
-    func branch(of layer: Linear) -> LowRankBranch? {
+    func branch(halved: Bool) throws(PEFTError) -> LowRankBranch? {
         guard module.magnitude == nil, module.bias == nil, module.a.value.shape.count == 2, module.b.value.shape.count == 2 else { return nil }
-        return LowRankBranch(a: module.a.value, b: module.b.value, scale: scale)
+        let (b, a) = halved ? try module.halves() : (module.b.value, module.a.value)
+        return LowRankBranch(a: a, b: b, scale: scale)
     }
 
     func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable

@@ -80,12 +80,6 @@ INLINE void step(int halves, int vectors, const uint8_t *a, int64_t lda, const u
     }                                                                            \
   } while (0)
 
-static __attribute__((noinline)) void finish(const pk_tile *tile, const float *sums, int first, int rows, int vectors) {
-  for (int r = 0; r < rows; r++, sums += columns) {
-    for (int v = 0; v < vectors; v++) end_sums(tile, _mm512_load_ps(sums + 16 * v), first + r, 16 * v);
-  }
-}
-
 /* Rows `first` on of a tile, `rows` of them: 32, or what registers are configured for. */
 INLINE void multiply_rows(const pk_tile *tile, int64_t first, int64_t rows, int halves, int vectors) {
   BEGIN(0, first, 0);

@@ -29,11 +29,7 @@ INLINE void multiply_tile(const pk_tile *tile, int rows, int vectors) {
       for (int v = 0; v < vectors; v++) sum[r][v] = _mm512_fmadd_ps(x, b[v], sum[r][v]);
     }
   }
-#pragma unroll
-  for (int r = 0; r < rows; r++) {
-#pragma unroll
-    for (int v = 0; v < vectors; v++) end_sums(tile, sum[r][v], r, 16 * v);
-  }
+  end_sums(tile, sum, rows, vectors);
 }
 
 static void multiply(const pk_tile *tile) { EACH_SHAPE(tile) }

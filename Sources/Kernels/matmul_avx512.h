@@ -85,19 +85,32 @@ INLINE void store_masked(const pk_tile *tile, __m512 y, int64_t at, int column, 
   }
 }
 
-/* They wait for the next block of k, or Y = alpha·sum + bias (+ Y). */
-INLINE void end_sums(const pk_tile *tile, __m512 sum, int row, int column) {
-  if (!tile->ends) {
-    _mm512_store_ps(tile->sums + row * 48 + column, sum);
-    return;
+/* Y = alpha·sums + bias (+ Y), of rows on from `first`. Not in line: a twentieth of a product of 64 steps would be ten times the code, for each shape. */
+static __attribute__((noinline, unused)) void finish(const pk_tile *tile, const float *sums, int first, int rows, int vectors) {
+  const __m512 alpha = _mm512_set1_ps(tile->alpha);
+  for (int r = 0; r < rows; r++, sums += 48) {
+    for (int column = 0; column < 16 * vectors; column += 16) {
+      const __m512 product = _mm512_mul_ps(_mm512_load_ps(sums + column), alpha);
+      const int64_t at = (first + r) * tile->ldy + column;
+      if (tile->columns - column >= 16) { /* masked stores are slow: only at the right edge */
+        store_whole(tile, product, at, column);
+      } else {
+        store_masked(tile, product, at, column, first_lanes(tile->columns - column));
+      }
+    }
   }
-  const __m512 product = _mm512_mul_ps(sum, _mm512_set1_ps(tile->alpha));
-  const int64_t at = row * tile->ldy + column;
-  if (tile->columns - column >= 16) { /* masked stores are slow: only at the right edge */
-    store_whole(tile, product, at, column);
-  } else {
-    store_masked(tile, product, at, column, first_lanes(tile->columns - column));
+}
+
+/* The sums wait for the next block of k, or become outputs. */
+INLINE void end_sums(const pk_tile *tile, __m512 sum[8][3], int rows, int vectors) {
+  float own[8 * 48] __attribute__((aligned(64)));
+  float *to = tile->ends ? own : tile->sums;
+#pragma unroll
+  for (int r = 0; r < rows; r++) {
+#pragma unroll
+    for (int v = 0; v < vectors; v++) _mm512_store_ps(to + 48 * r + 16 * v, sum[r][v]);
   }
+  if (tile->ends) finish(tile, own, 0, rows, vectors);
 }
 
 /* The sums of four vectors. */

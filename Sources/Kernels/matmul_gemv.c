@@ -72,23 +72,26 @@ void pk_gemv_scratch(const pk_matmul *op, size_t *each) {
   }
 }
 
-/* Four sums of an f32 matrix [rows, k] with a vector, from its row `first` on; beyond the last row: that row again. */
-static void multiply_f32(const pk_gemv_kernel *kernel, const float *w, int64_t rows, int64_t first, int64_t k, const float *x, float sums[w_rows]) {
+/* Four sums of a matrix [rows, k] of the kernel's format, a row `bytes` long, with a vector, from its row `first` on; beyond the last row: that row again. */
+static void multiply_rows(const pk_gemv_kernel *kernel, const uint8_t *w, int64_t bytes, int64_t rows, int64_t first, int64_t k, const float *x, float sums[w_rows]) {
   const uint8_t *four[w_rows];
-  for (int64_t r = 0; r < w_rows; r++) four[r] = (const uint8_t *)(w + (first + r < rows ? first + r : rows - 1) * k);
+  for (int64_t r = 0; r < w_rows; r++) four[r] = w + pk_min(first + r, rows - 1) * bytes;
   kernel->multiply(four, (const uint8_t *)x, 0, 1, k, sums);
 }
 
+static const pk_gemv_kernel *kernel_of(const pk_matmul *op, const pk_branch *branch) { return kernel_f32(op->level, branch->type); }
+
 /* h of a row of X for each branch it has. */
-static void enter_branches(const pk_matmul *op, const pk_gemv_kernel *kernel, int64_t i, const float *row, float *h) {
+static void enter_branches(const pk_matmul *op, int64_t i, const float *row, float *h) {
   for (int64_t n = 0; n < op->branch_count; n++) {
     const pk_branch *branch = op->branches + n;
     const int64_t width = branch_width(branch);
     if (i >= branch->begin && i < branch->end) {
+      const pk_gemv_kernel *kernel = kernel_of(op, branch);
       float *to = h + (i - branch->begin) * width;
       for (int64_t at = 0; at < width; at += w_rows) {
         float sums[w_rows];
-        if (at < branch->rank) multiply_f32(kernel, branch->a, branch->rank, at, op->k, row, sums);
+        if (at < branch->rank) multiply_rows(kernel, branch->a, op->k * pk_type_bytes(branch->type), branch->rank, at, op->k, row, sums);
         for (int64_t r = 0; r < w_rows; r++) to[at + r] = at + r < branch->rank ? branch->scale * sums[r] : 0;
       }
     }
@@ -97,23 +100,23 @@ static void enter_branches(const pk_matmul *op, const pk_gemv_kernel *kernel, in
 }
 
 /* beside[row][0 … columns − 1] = Σ over the branches of a row of the rows of B, from `column` on, times h. */
-static void leave_branches(const pk_matmul *op, const pk_gemv_kernel *kernel, int64_t column, int64_t columns, const float *h, float beside[][PK_GEMV_WIDE]) {
+static void leave_branches(const pk_matmul *op, int64_t column, int64_t columns, const float *h, float beside[][PK_GEMV_WIDE]) {
   memset(beside, 0, (size_t)op->m * sizeof *beside);
   for (int64_t n = 0; n < op->branch_count; n++) {
     const pk_branch *branch = op->branches + n;
-    const int64_t rank = branch->rank;
+    const int64_t rank = branch->rank, bytes = rank * pk_type_bytes(branch->type);
     const int is_narrow = rank % 8 == 0 && rank <= 64;
     for (int64_t i = branch->begin; i < branch->end; i++, h += branch_width(branch)) {
-      const float *const b = branch->b + column * rank;
+      const uint8_t *const b = (const uint8_t *)branch->b + column * bytes;
       float sums[PK_GEMV_WIDE];
       if (is_narrow && columns == PK_GEMV_WIDE && op->level >= PK_LEVEL_AVX512) {
-        pk_narrow_dots(b, rank, h, sums);
+        pk_narrow_dots(branch->type, b, rank, h, sums);
       } else {
         for (int64_t c = 0; c < columns; c += w_rows) {
           if (is_narrow && c + w_rows <= columns) {
-            pk_narrow_dot(b + c * rank, rank, h, sums + c);
+            pk_narrow_dot(branch->type, b + c * bytes, rank, h, sums + c);
           } else {
-            multiply_f32(kernel, branch->b, op->n, column + c, rank, h, sums + c);
+            multiply_rows(kernel_of(op, branch), branch->b, bytes, op->n, column + c, rank, h, sums + c);
           }
         }
       }
@@ -156,6 +159,9 @@ static void finish(const pk_matmul *op, int64_t row, int64_t column, int64_t cou
 }
 
 static void finish_row(const pk_matmul *op, int64_t row, int64_t column, int64_t columns, const float *sums, const float *beside) {
+  if (columns == PK_GEMV_WIDE && op->level >= PK_LEVEL_AVX512 && !op->accumulate) {
+    return pk_finish_16(op, row * op->ldy + column, op->bias ? op->bias + column : NULL, sums, beside);
+  }
   for (int64_t c = 0; c < columns; c += w_rows) finish(op, row, column + c, columns - c < w_rows ? columns - c : w_rows, sums + c, beside + c);
 }
 
@@ -184,7 +190,6 @@ void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
   const gemv g = make_gemv(op);
   uint8_t *x = each;
   float *row = (float *)(x + (size_t)x_rows_of(op, &g) * g.x_bytes), *decoded = row + g.padded_k, *h = decoded + (g.decode ? w_rows * chunk : 0);
-  const pk_gemv_kernel *f32 = kernel_f32(op->level, PK_F32);
   const int64_t wide = g.kernel->w_rows;
   const pk_range share = pk_share((op->n + wide - 1) / wide, 1, part, parts);
   if (share.begin == share.end) return;
@@ -194,7 +199,7 @@ void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
     const uint8_t *from = (const uint8_t *)op->x + (size_t)(i * op->ldx) * pk_type_bytes(op->x_type);
     pk_convert(op->level, from, op->x_type, row, PK_F32, (size_t)op->k, 0, 1);
     g.kernel->prepare(row, g.decode ? g.padded_k : op->k, x + (size_t)i * g.x_bytes);
-    enter_branches(op, f32, i, row, h);
+    enter_branches(op, i, row, h);
   }
   memset(x + (size_t)op->m * g.x_bytes, 0, (size_t)(x_rows_of(op, &g) - op->m) * g.x_bytes);
 
@@ -203,7 +208,7 @@ void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
     const int64_t column = group * wide, columns = op->n - column < wide ? op->n - column : wide;
     const uint8_t *w[PK_GEMV_WIDE]; /* beyond the last row: that row again, its sums unused */
     for (int64_t r = 0; r < wide; r++) w[r] = (const uint8_t *)op->w + (column + (r < columns ? r : columns - 1)) * op->w_row_bytes;
-    if (op->branch_count) leave_branches(op, f32, column, columns, h, beside);
+    if (op->branch_count) leave_branches(op, column, columns, h, beside);
     for (int64_t i = 0; i < op->m;) {
       float sums[most_rows * PK_GEMV_WIDE];
       const int32_t count = rows_at_once(&g, op->m - i);

@@ -14,35 +14,57 @@ INLINE __m128 sum_lanes(__m256 a, __m256 b, __m256 c, __m256 d) {
   return _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps(abcd, 1));
 }
 
+/* Values at … at + 7 of a row in f32 or bf16. */
+INLINE __m256 load(const int is_bf16, const uint8_t *row, int64_t at) {
+  if (!is_bf16) return _mm256_loadu_ps((const float *)row + at);
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)((const uint16_t *)row + at))), 16));
+}
+
+/* The first `left` < 8 of them, zeros behind. */
+INLINE __m256 load_last(const int is_bf16, const uint8_t *row, int64_t at, int64_t left) {
+  const int64_t bytes = is_bf16 ? 2 : 4;
+  uint8_t last[32] = {0};
+  memcpy(last, row + at * bytes, (size_t)(left * bytes));
+  return load(is_bf16, last, 0);
+}
+
 /* Rows this short are not worth a kernel that fetches ahead and sums in many chains: 13 instructions for rank 8. */
-void pk_narrow_dot(const float *b, int64_t rank, const float *h, float sums[4]) {
+INLINE void narrow_dot(const int is_bf16, const uint8_t *b, int64_t rank, const float *h, float sums[4]) {
   __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
   for (int64_t at = 0; at < rank; at += 8) {
     const __m256 x = _mm256_loadu_ps(h + at);
-    for (int r = 0; r < 4; r++) sum[r] = _mm256_fmadd_ps(_mm256_loadu_ps(b + r * rank + at), x, sum[r]);
+    for (int r = 0; r < 4; r++) sum[r] = _mm256_fmadd_ps(load(is_bf16, b, r * rank + at), x, sum[r]);
   }
   _mm_storeu_ps(sums, sum_lanes(sum[0], sum[1], sum[2], sum[3]));
 }
 
-/* Eight values of a row of W at a time; only f32 itself, other formats are decoded first. */
+void pk_narrow_dot(int32_t type, const void *b, int64_t rank, const float *h, float sums[4]) {
+  if (type == PK_BF16) {
+    narrow_dot(1, b, rank, h, sums);
+  } else {
+    narrow_dot(0, b, rank, h, sums);
+  }
+}
 
-static size_t x_bytes_f32(int64_t k) { return (size_t)(k + 127) / 128 * 128 * 4; }
+/* Eight values of a row of W at a time; other formats are decoded first. */
 
-static void prepare_f32(const float *x, int64_t k, void *prepared) { memcpy(prepared, x, x_bytes_f32(k)); }
+static size_t x_bytes(int64_t k) { return (size_t)(k + 127) / 128 * 128 * 4; }
 
-INLINE void dot_f32(const uint8_t *const w[4], const uint8_t *x, size_t stride, const int rows, int64_t k, float *sums) {
+static void prepare(const float *x, int64_t k, void *prepared) { memcpy(prepared, x, x_bytes(k)); }
+
+INLINE void dot(const int is_bf16, const uint8_t *const w[4], const uint8_t *x, size_t stride, const int rows, int64_t k, float *sums) {
   __m256 sum[2][4];
   for (int r = 0; r < 4; r++) {
-    const float *row = (const float *)w[r];
+    const uint8_t *row = w[r];
     __m256 chain[2][2]; /* two for each row of X */
 #pragma unroll
     for (int i = 0; i < rows; i++) chain[i][0] = chain[i][1] = _mm256_setzero_ps();
     int64_t at = 0;
     for (; at + 16 <= k; at += 16) {
-      __builtin_prefetch((const uint8_t *)(row + at) + PK_GEMV_AHEAD);
+      __builtin_prefetch(row + at * (is_bf16 ? 2 : 4) + PK_GEMV_AHEAD);
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        const __m256 v = _mm256_loadu_ps(row + at + 8 * half);
+        const __m256 v = load(is_bf16, row, at + 8 * half);
 #pragma unroll
         for (int i = 0; i < rows; i++) {
           chain[i][half] = _mm256_fmadd_ps(v, _mm256_load_ps((const float *)(x + (size_t)i * stride) + at + 8 * half), chain[i][half]);
@@ -50,8 +72,7 @@ INLINE void dot_f32(const uint8_t *const w[4], const uint8_t *x, size_t stride, 
       }
     }
     for (; at < k; at += 8) {
-      const __m256i lanes = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(k - at)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-      const __m256 v = _mm256_maskload_ps(row + at, lanes);
+      const __m256 v = k - at < 8 ? load_last(is_bf16, row, at, k - at) : load(is_bf16, row, at);
 #pragma unroll
       for (int i = 0; i < rows; i++) chain[i][0] = _mm256_fmadd_ps(v, _mm256_load_ps((const float *)(x + (size_t)i * stride) + at), chain[i][0]);
     }
@@ -62,20 +83,19 @@ INLINE void dot_f32(const uint8_t *const w[4], const uint8_t *x, size_t stride, 
   for (int i = 0; i < rows; i++) _mm_storeu_ps(sums + 4 * i, sum_lanes(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));
 }
 
-static void multiply_f32(const uint8_t *const *w, const uint8_t *x, size_t stride, int32_t count, int64_t k, float *sums) {
-  if (count == 1) {
-    dot_f32(w, x, stride, 1, k, sums);
-    return;
-  }
-  for (int32_t i = 0; i < count; i += 2) dot_f32(w, x + (size_t)i * stride, stride, 2, k, sums + 4 * i);
-}
+#define KERNEL(name, is_bf16)                                                                                                          \
+  static void multiply_##name(const uint8_t *const *w, const uint8_t *x, size_t stride, int32_t count, int64_t k, float *sums) {       \
+    if (count == 1) dot(is_bf16, w, x, stride, 1, k, sums);                                                                            \
+    for (int32_t i = 0; count > 1 && i < count; i += 2) dot(is_bf16, w, x + (size_t)i * stride, stride, 2, k, sums + 4 * i);           \
+  }                                                                                                                                    \
+  static const pk_gemv_kernel kernel_##name = {.x_bytes = x_bytes, .prepare = prepare, .multiply = multiply_##name, .w_rows = 4, .x_rows = 4};
+KERNEL(f32, 0)
+KERNEL(bf16, 1)
 
-static const pk_gemv_kernel kernel_f32 = {.x_bytes = x_bytes_f32, .prepare = prepare_f32, .multiply = multiply_f32, .w_rows = 4, .x_rows = 4};
-
-const pk_gemv_kernel *pk_gemv_avx2_f32(int32_t w_type) { return w_type == PK_F32 ? &kernel_f32 : NULL; }
+const pk_gemv_kernel *pk_gemv_avx2_f32(int32_t w_type) { return w_type == PK_F32 ? &kernel_f32 : w_type == PK_BF16 ? &kernel_bf16 : NULL; }
 
 #pragma clang attribute pop
 #else
-void pk_narrow_dot(const float *b, int64_t rank, const float *h, float sums[4]) { (void)b, (void)rank, (void)h, (void)sums; }
+void pk_narrow_dot(int32_t type, const void *b, int64_t rank, const float *h, float sums[4]) { (void)type, (void)b, (void)rank, (void)h, (void)sums; }
 const pk_gemv_kernel *pk_gemv_avx2_f32(int32_t w_type) { (void)w_type; return NULL; }
 #endif

@@ -96,7 +96,14 @@ INLINE void load_q5_1(const uint8_t *row, int64_t b, int64_t left, __m512 w[2]) 
 
 /* ---- sixteen rows of a matrix with few columns ---- */
 
-void pk_narrow_dots(const float *b, int64_t rank, const float *h, float sums[16]) {
+/* Row r of each four is r mod 4 of a quarter: the lanes of the four vectors of a quarter become its rows' sums. */
+INLINE __m512 sum_quarters(__m512 r0, __m512 r1, __m512 r2, __m512 r3) {
+  const __m512d a = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(r0, r1), _mm512_unpackhi_ps(r0, r1)));
+  const __m512d c = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(r2, r3), _mm512_unpackhi_ps(r2, r3)));
+  return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, c)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, c)));
+}
+
+static void narrow_dots_f32(const float *b, int64_t rank, const float *h, float sums[16]) {
   __m512 two[8]; /* rows 2i and 2i + 1, 8 lanes each */
 #pragma unroll
   for (int i = 0; i < 8; i++) two[i] = _mm512_setzero_ps();
@@ -108,18 +115,51 @@ void pk_narrow_dots(const float *b, int64_t rank, const float *h, float sums[16]
       two[i] = _mm512_fmadd_ps(_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(row)), _mm256_loadu_ps(row + rank), 1), x, two[i]);
     }
   }
-  /* Lanes are added while they are turned: of each quarter four rows' sums. */
-  __m512 eight[2];
-#pragma unroll
-  for (int i = 0; i < 2; i++) {
-    const __m512 *const t = two + 4 * i;
-    const __m512d a = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(t[0], t[1]), _mm512_unpackhi_ps(t[0], t[1])));
-    const __m512d c = _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(t[2], t[3]), _mm512_unpackhi_ps(t[2], t[3])));
-    eight[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, c)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, c)));
-  }
-  const __m512 all = _mm512_add_ps(_mm512_shuffle_f32x4(eight[0], eight[1], 0x88), _mm512_shuffle_f32x4(eight[0], eight[1], 0xdd));
+  const __m512 low = sum_quarters(two[0], two[1], two[2], two[3]), high = sum_quarters(two[4], two[5], two[6], two[7]);
+  const __m512 all = _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
   const __m512i order = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
   _mm512_storeu_ps(sums, _mm512_permutexvar_ps(order, all));
+}
+
+/* Eight values of a row are 16 bytes: a vector has them of four rows, those of even places are its words' lower halves. */
+static void narrow_dots_bf16(const uint16_t *b, int64_t rank, const float *h, float sums[16]) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6, 0, 2, 4, 6, 0, 2, 4, 6), high_half = _mm512_set1_epi32((int32_t)0xffff0000u);
+  __m512 sum[4]; /* row 4q + i in quarter q of i */
+#pragma unroll
+  for (int i = 0; i < 4; i++) sum[i] = _mm512_setzero_ps();
+  for (int64_t at = 0; at < rank; at += 8) {
+    const __m512 x = _mm512_castps256_ps512(_mm256_loadu_ps(h + at));
+    const __m512 first = _mm512_permutexvar_ps(even, x), second = _mm512_permutexvar_ps(_mm512_add_epi32(even, _mm512_set1_epi32(1)), x);
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      const uint16_t *const row = b + i * rank + at;
+      __m512i w = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)row));
+      w = _mm512_mask_broadcast_i32x4(w, 0x00f0, _mm_loadu_si128((const __m128i *)(row + 4 * rank)));
+      w = _mm512_mask_broadcast_i32x4(w, 0x0f00, _mm_loadu_si128((const __m128i *)(row + 8 * rank)));
+      w = _mm512_mask_broadcast_i32x4(w, 0xf000, _mm_loadu_si128((const __m128i *)(row + 12 * rank)));
+      sum[i] = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_slli_epi32(w, 16)), first, sum[i]);
+      sum[i] = _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_and_si512(w, high_half)), second, sum[i]);
+    }
+  }
+  _mm512_storeu_ps(sums, sum_quarters(sum[0], sum[1], sum[2], sum[3]));
+}
+
+void pk_narrow_dots(int32_t type, const void *b, int64_t rank, const float *h, float sums[16]) {
+  if (type == PK_BF16) {
+    narrow_dots_bf16(b, rank, h, sums);
+  } else {
+    narrow_dots_f32(b, rank, h, sums);
+  }
+}
+
+void pk_finish_16(const pk_matmul *op, int64_t at, const float *bias, const float *sums, const float *beside) {
+  __m512 y = _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(op->alpha), _mm512_loadu_ps(sums)), _mm512_loadu_ps(beside));
+  if (bias) y = _mm512_add_ps(y, _mm512_loadu_ps(bias));
+  if (op->y_type == PK_F32) {
+    _mm512_storeu_ps((float *)op->y + at, y);
+  } else {
+    _mm256_storeu_si256((__m256i *)((uint16_t *)op->y + at), narrow_bf16(y));
+  }
 }
 
 /* ---- the product; `bytes` of W hold 32 values ---- */
@@ -181,5 +221,8 @@ const pk_gemv_kernel *pk_gemv_avx512_f32(int32_t w_type) {
 #pragma clang attribute pop
 #else
 const pk_gemv_kernel *pk_gemv_avx512_f32(int32_t w_type) { (void)w_type; return NULL; }
-void pk_narrow_dots(const float *b, int64_t rank, const float *h, float sums[16]) { (void)b, (void)rank, (void)h, (void)sums; }
+void pk_narrow_dots(int32_t type, const void *b, int64_t rank, const float *h, float sums[16]) { (void)type, (void)b, (void)rank, (void)h, (void)sums; }
+void pk_finish_16(const pk_matmul *op, int64_t at, const float *bias, const float *sums, const float *beside) {
+  (void)op, (void)at, (void)bias, (void)sums, (void)beside;
+}
 #endif

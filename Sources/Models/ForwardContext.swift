@@ -87,8 +87,12 @@ package final class ForwardContext {
         route(routing)
     }
 
+    /// What `lowRankBranches` found for so many rows.
+    private var fewRowBranches: (rows: Int, branches: [(rows: Range<Int>, of: LowRankBranches)])?
+
     /// From now on these adapters act.
     func route(_ routing: Routing) {
+        fewRowBranches = nil
         switch routing {
         case .all(let adaptation): (commonAdaptation, groups) = (adaptation, nil)
         case .samples(let samples): (commonAdaptation, groups) = (nil, samples)
@@ -155,6 +159,19 @@ extension ForwardContext {
     /// No adapter does anything at `layer`.
     package func isPlain(_ layer: any Layer) -> Bool {
         groups.map { $0.allSatisfy { $0.adaptation[layer] == nil } } ?? (commonAdaptation?[layer] == nil)
+    }
+
+    /// Who adds products of low rank to which of `count` rows; nil where rows are not those of samples.
+    func lowRankBranches(rows count: Int) throws(PEFTError) -> [(rows: Range<Int>, of: LowRankBranches)]? {
+        if let known = fewRowBranches, known.rows == count { return known.branches }
+        var found: [(rows: Range<Int>, of: LowRankBranches)] = []
+        if let commonAdaptation { found.append((0..<count, try commonAdaptation.branches(tape))) }
+        for group in groups ?? [] {
+            guard let rows = try? rows(of: group.range, in: count) else { return nil }
+            found.append((rows, try group.adaptation.branches(tape)))
+        }
+        fewRowBranches = (count, found)
+        return found
     }
 
     /// The rows of some samples in a matrix of `count` rows, which has the same number of rows for each sample.

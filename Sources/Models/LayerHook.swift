@@ -1,5 +1,6 @@
 package import Autograd
 package import Platform
+internal import Synchronization
 package import Tensors
 
 /// What an adapter does around one frozen operation `y = f(x)`:
@@ -23,9 +24,10 @@ package protocol LayerHook: AnyObject, Sendable {
     /// What `add` does together with the layer's own product and bias, where one product with a changed weight is cheaper than both and `input`
     /// does nothing: rows that are all adapted alike then take it instead. nil: they do not.
     func product(of x: Variable, bias: Variable?, of layer: Linear, _ tape: Tape, as dtype: DType?) throws(PEFTError) -> Variable?
-    /// What `add` does, where it is nothing but a product of low rank without dropout, and `input` and `output` do nothing: products of
-    /// few rows then take it with them (decoding).
-    func branch(of layer: Linear) -> LowRankBranch?
+    /// What `add` does, where it is nothing but a product of low rank without dropout, and `input` and `output` do nothing: products of few rows then take it
+    /// with them (decoding). Every token reads all of it, which `halved` is half as much: copies in bf16, as long as nothing is written into the model.
+    /// - Throws: `.memory` for the copies.
+    func branch(halved: Bool) throws(PEFTError) -> LowRankBranch?
     /// Changes the output ((IA)³, DoRA's magnitude, RoAd).
     func output(_ y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable
     /// The same for a look-up: adds to the rows `y` `[count, dim]` found for `ids` (i32).
@@ -36,7 +38,7 @@ extension LayerHook {
     package var invocation: [Int32]? { nil }
     package func of(task: Int) -> any LayerHook { self }
     package func product(of x: Variable, bias: Variable?, of layer: Linear, _ tape: Tape, as dtype: DType?) throws(PEFTError) -> Variable? { nil }
-    package func branch(of layer: Linear) -> LowRankBranch? { nil }
+    package func branch(halved: Bool) throws(PEFTError) -> LowRankBranch? { nil }
     package func input(_ x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { x }
     package func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { y }
     package func output(_ y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { y }
@@ -56,7 +58,9 @@ package struct LayerAdaptation: Sendable {
 /// What the active adapters do to a whole model: one entry per layer, by `Layer.index`. A value: a session keeps the one
 /// it was given while others change theirs.
 package struct Adaptation: Sendable {
-    package var layers: [LayerAdaptation]
+    package var layers: [LayerAdaptation] { didSet { decoding = nil } }
+    /// Its products of low rank as products of few rows take them along; nil: they are put together for each pass.
+    private var decoding: DecodingBranches?
     /// The blocks that run, in this order, instead of each once; nil nearly always.
     package var runs: [BlockRun]?
     /// What hooks wait for, each once.
@@ -97,10 +101,56 @@ package struct Adaptation: Sendable {
         runs == nil && invocations.isEmpty && prompt == nil && memory == nil && gatedPrompts.isEmpty && coupling == nil && router == nil && shadow == nil && taskCount == nil
     }
 
+    /// Nothing changes it any more: what decoding reads of it may be kept.
+    package mutating func settle(_ model: Model) { decoding = DecodingBranches(model) }
+
+    func branches(_ tape: Tape) throws(PEFTError) -> LowRankBranches {
+        guard let decoding else { return try LowRankBranches(try lowRankBranches(halved: false)) }
+        return try decoding.branches(of: self, tape)
+    }
+
+    /// What hooks do at each layer where that is nothing but products of low rank.
+    fileprivate func lowRankBranches(halved: Bool) throws(PEFTError) -> [[LowRankBranch]?] {
+        try layers.map { (layer) throws(PEFTError) in
+            guard layer.replacements.isEmpty else { return nil }
+            var branches: [LowRankBranch] = []
+            for hook in layer.hooks {
+                guard let branch = try hook.branch(halved: halved) else { return nil }
+                branches.append(branch)
+            }
+            return branches
+        }
+    }
+
     package subscript(_ layer: any Layer) -> LayerAdaptation? {
         let index = layer.index
         guard index < layers.count, !layers[index].isEmpty else { return nil }
         return layers[index]
+    }
+}
+
+/// An adaptation's products of low rank, put together anew after something was written into the model or its adapters.
+private final class DecodingBranches: Sendable {
+    private let model: Model
+    private let known = Mutex<(generation: UInt64, branches: LowRankBranches)?>(nil)
+
+    init(_ model: Model) { self.model = model }
+
+    /// The caller holds the model's lock.
+    func branches(of adaptation: Adaptation, _ tape: Tape) throws(PEFTError) -> LowRankBranches {
+        let generation = model.lock.generation
+        guard tape.precision.compute != .f32, !tape.engine.isPlanning else { return try LowRankBranches(try adaptation.lowRankBranches(halved: false)) }
+        if let known = known.withLock({ $0 }), known.generation == generation { return known.branches }
+        let layers: [[LowRankBranch]?]
+        do throws(PEFTError) {
+            layers = try adaptation.lowRankBranches(halved: true)
+        } catch {
+            guard error.kind == .memory else { throw error }
+            layers = try adaptation.lowRankBranches(halved: false)
+        }
+        let branches = try LowRankBranches(layers)
+        known.withLock { $0 = (generation, branches) }
+        return branches
     }
 }
 
@@ -113,7 +163,8 @@ package protocol LossPenalty: AnyObject, Sendable {
 extension Adaptation {
     /// The same hooks and the same replacements everywhere.
     package func isSame(as other: Adaptation) -> Bool {
-        layers.count == other.layers.count && prompt === other.prompt && coupling === other.coupling && memory === other.memory && router === other.router && shadow === other.shadow
+        if let decoding, decoding === other.decoding { return true }
+        return layers.count == other.layers.count && prompt === other.prompt && coupling === other.coupling && memory === other.memory && router === other.router && shadow === other.shadow
             && later.count == other.later.count && zip(later, other.later).allSatisfy { $0.start == $1.start && $0.adaptation.isSame(as: $1.adaptation) }
             && joins.count == other.joins.count && joins.allSatisfy { place, hooks in
                 let others = other.joins[place] ?? []

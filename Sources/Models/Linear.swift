@@ -74,7 +74,7 @@ package final class Linear: Layer, @unchecked Sendable {
     /// `x` `[rows, in]`; the result is `[rows, out]`, of type `dtype` (nil: that of `x`).
     package func callAsFunction(_ x: Variable, _ context: ForwardContext, as dtype: DType? = nil) throws(PEFTError) -> Variable {
         let tape = context.tape
-        if let product = fewRowProduct(x, context), let y = try tape.linears(x, [product], as: dtype).first { return y }
+        if let product = try fewRowProduct(x, context), let y = try tape.linears(x, [product], as: dtype).first { return y }
         guard let groups = context.groups, groups.contains(where: { $0.adaptation[self] != nil }) else {
             tape.textRows = context.textRows(in: x.value.rows, of: x.value.rows)
             return try self(x, context.commonAdaptation?[self], tape, as: dtype)
@@ -106,7 +106,7 @@ package final class Linear: Layer, @unchecked Sendable {
     package static func together(_ layers: [Linear], _ x: Variable, _ context: ForwardContext) throws(PEFTError) -> [Variable]? {
         var products: [FewRowProduct] = []
         for layer in layers {
-            guard let product = layer.fewRowProduct(x, context) else { return nil }
+            guard let product = try layer.fewRowProduct(x, context) else { return nil }
             products.append(product)
         }
         return try context.tape.linears(x, products)
@@ -114,25 +114,11 @@ package final class Linear: Layer, @unchecked Sendable {
 
     /// The layer and everything adapters do here as products of low rank that the layer's own takes with it; nil where that is not
     /// all of it, or there are too many rows.
-    private func fewRowProduct(_ x: Variable, _ context: ForwardContext) -> FewRowProduct? {
+    private func fewRowProduct(_ x: Variable, _ context: ForwardContext) throws(PEFTError) -> FewRowProduct? {
         let (tape, rows) = (context.tape, x.value.rows)
         guard tape.isInference, groups == 1, !isTransposed, weight.shape.count == 2, !weight.roundsActivations, tape.engine.joinsProducts(rows: rows) else { return nil }
-        var found: [LowRankBranch] = []
-        func collect(_ adaptation: LayerAdaptation?, _ rows: Range<Int>?) -> Bool {
-            guard let adaptation else { return true }
-            guard adaptation.replacements.isEmpty else { return false }
-            for hook in adaptation.hooks {
-                guard var branch = hook.branch(of: self) else { return false }
-                branch.rows = rows
-                found.append(branch)
-            }
-            return true
-        }
-        guard collect(context.commonAdaptation?[self], nil) else { return nil }
-        for group in context.groups ?? [] {
-            guard let rows = try? context.rows(of: group.range, in: rows), collect(group.adaptation[self], rows) else { return nil }
-        }
-        return FewRowProduct(weight: weight, bias: bias, branches: found)
+        guard let branches = try context.lowRankBranches(rows: rows), branches.allSatisfy({ $0.of.isAll(at: index) }) else { return nil }
+        return FewRowProduct(weight: weight, bias: bias, layer: index, branches: branches)
     }
 
     /// The rows of samples with the same adapters.

@@ -12,30 +12,19 @@ package enum Compute: Int32, Sendable {
     case rounded = 3
 }
 
-/// A product of low rank beside another: `y[rows] += scale · x[rows]·Aᵀ·Bᵀ`; A f32 `[r, in]`, B f32 `[out, r]`.
-package struct LowRankBranch {
-    package let a: Tensor
-    package let b: Tensor
-    package let scale: Float
-    /// nil: all.
-    package var rows: Range<Int>?
-
-    package init(a: Tensor, b: Tensor, scale: Float) {
-        self.a = a
-        self.b = b
-        self.scale = scale
-    }
-}
-
-/// One of several forward products of the same few rows: `y = x·Wᵀ (+ bias) + branches`.
+/// One of several forward products of the same few rows: `y = x·Wᵀ (+ bias)`, and what adapters add.
 package struct FewRowProduct {
     package let weight: Tensor
     package let bias: Tensor?
-    package let branches: [LowRankBranch]
+    /// `Layer.index`
+    package let layer: Int
+    /// Who adds what there to which rows.
+    package let branches: [(rows: Range<Int>, of: LowRankBranches)]
 
-    package init(weight: Tensor, bias: Tensor?, branches: [LowRankBranch]) {
+    package init(weight: Tensor, bias: Tensor?, layer: Int = 0, branches: [(rows: Range<Int>, of: LowRankBranches)] = []) {
         self.weight = weight
         self.bias = bias
+        self.layer = layer
         self.branches = branches
     }
 }
@@ -98,17 +87,19 @@ extension Engine {
         var branches: [pk_branch] = unsafe []
         for (product, y) in zip(products, ys) {
             guard var op = unsafe try operation(.forward, x, product.weight, into: y, compute: compute, bias: product.bias) else { continue }
-            for branch in product.branches {
-                guard joinsProducts(rows: x.rows), branch.a.dtype == .f32, branch.b.dtype == .f32, branch.a.columns == x.columns,
-                    branch.b.rows == y.columns, branch.a.rows == branch.b.columns, branch.a.rows > 0,
-                    branch.rows.map({ $0.lowerBound >= 0 && $0.upperBound <= x.rows }) ?? true
-                else { throw PEFTError(.internal, "branch A \(branch.a.shape), B \(branch.b.shape) of a product \(x.shape) by \(product.weight.shape)") }
-                unsafe branches.append(
-                    pk_branch(
-                        a: UnsafePointer(branch.a.pointer.assumingMemoryBound(to: Float.self)), b: UnsafePointer(branch.b.pointer.assumingMemoryBound(to: Float.self)),
-                        rank: Int64(branch.a.rows), begin: Int64(branch.rows?.lowerBound ?? 0), end: Int64(branch.rows?.upperBound ?? x.rows), scale: branch.scale))
+            let first = unsafe branches.count
+            for (rows, group) in product.branches {
+                for entry in group.entries(at: product.layer) {
+                    guard joinsProducts(rows: x.rows), entry.inputSize == x.columns, entry.outputSize == y.columns, rows.lowerBound >= 0, rows.upperBound <= x.rows else {
+                        throw PEFTError(
+                            .internal, "a branch of \(entry.inputSize) inputs, \(entry.outputSize) outputs for rows \(rows) of a product \(x.shape) by \(product.weight.shape)")
+                    }
+                    var branch = unsafe entry.branch
+                    unsafe (branch.begin, branch.end) = (Int64(rows.lowerBound), Int64(rows.upperBound))
+                    unsafe branches.append(branch)
+                }
             }
-            unsafe op.branch_count = Int64(product.branches.count)
+            unsafe op.branch_count = Int64(branches.count - first)
             unsafe ops.append(op)
         }
         try unsafe branches.withUnsafeBufferPointer { (branches) throws(PEFTError) in

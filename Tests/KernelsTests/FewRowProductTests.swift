@@ -56,19 +56,19 @@ import Testing
         }
     }
 
-    @Test("branches of low rank, some for some rows, against products one after the other", arguments: [PK_F32, PK_Q4_1, PK_Q6_K], [PK_F32, PK_BF16])
-    func branches(_ type: Int32, _ activation: Int32) {
+    @Test("branches of low rank, some for some rows, against products one after the other", arguments: [PK_F32, PK_Q4_1, PK_Q6_K], [(PK_F32, PK_F32), (PK_BF16, PK_F32), (PK_BF16, PK_BF16)])
+    func branches(_ type: Int32, _ types: (activation: Int32, factors: Int32)) {
         // Kernels of int8 take 16 rows of W at a time: one whole run of them and a part.
         let (n, k) = (30, 512)
         for (turn, (m, ranks)) in [(1, [8]), (1, [1, 33]), (3, [5]), (8, [8, 4, 64]), (1, [16]), (8, [8, 24, 5])].enumerated() {
             var product = Product(m, n, k, seed: UInt64(m + ranks.count))
-            (product.types.w, product.types.x, product.alpha, product.hasBias) = (type, activation, 1.5, true)
+            (product.types.w, product.types.x, product.alpha, product.hasBias) = (type, types.activation, 1.5, true)
             product.compute = turn < 3 ? PK_COMPUTE_F32 : PK_COMPUTE_INT8
             var random = Random(7)
             let factors = ranks.enumerated().map { (index, rank) in
-                (a: random.values(rank * k), b: random.values(n * rank), rank: rank, rows: index == 0 ? 0..<m : m / 2..<m, scale: Float(index) - 0.5)
+                (a: Buffer(types.factors, random.values(rank * k)).values, b: Buffer(types.factors, random.values(n * rank)).values, rank: rank, rows: index == 0 ? 0..<m : m / 2..<m, scale: Float(index) - 0.5)
             }
-            let x = Buffer(activation, product.xValues).values
+            let x = Buffer(types.activation, product.xValues).values
             for level in levels where level >= PK_LEVEL_AVX2 {
                 var expected = product.run(level: level, parts: 1).values.map(Double.init)
                 for branch in factors {
@@ -79,9 +79,9 @@ import Testing
                         }
                     }
                 }
-                let found = product.run(level: level, parts: 1, branches: factors).values
+                let found = product.run(level: level, parts: 1, branches: factors, as: types.factors).values
                 #expect(zip(found, expected).allSatisfy { abs(Double($0) - $1) < 2e-4 * (1 + abs($1)) }, "level \(level), \(m) rows of \(name(type)), ranks \(ranks)")
-                #expect(product.run(level: level, parts: 3, branches: factors).values == found)
+                #expect(product.run(level: level, parts: 3, branches: factors, as: types.factors).values == found)
             }
         }
     }

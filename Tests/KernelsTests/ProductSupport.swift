@@ -43,8 +43,8 @@ struct Product {
     }
 
     /// The result's memory (gaps included) and values.
-    func run(level: Int32, parts: Int32, branches: [(a: [Float], b: [Float], rank: Int, rows: Range<Int>, scale: Float)] = []) -> (bytes: [UInt8], values: [Float]) {
-        let factors = branches.map { (a: Buffer(PK_F32, $0.a), b: Buffer(PK_F32, $0.b)) }
+    func run(level: Int32, parts: Int32, branches: [(a: [Float], b: [Float], rank: Int, rows: Range<Int>, scale: Float)] = [], as type: Int32 = PK_F32) -> (bytes: [UInt8], values: [Float]) {
+        let factors = branches.map { (a: Buffer(type, $0.a), b: Buffer(type, $0.b)) }
         let x = Buffer(types.x, padded(xValues, columns: xShape.columns)), w = Buffer(types.w, wValues)
         var y = Buffer(types.y, padded(yValues, columns: n))
         x.bytes.withUnsafeBytes { x in
@@ -56,9 +56,9 @@ struct Product {
                         // The factors' memory lives as long as `factors`.
                         let beside = zip(branches, factors).map { (branch, factor) in
                             pk_branch(
-                                a: factor.a.bytes.withUnsafeBytes { $0.baseAddress?.assumingMemoryBound(to: Float.self) },
-                                b: factor.b.bytes.withUnsafeBytes { $0.baseAddress?.assumingMemoryBound(to: Float.self) }, rank: Int64(branch.rank),
-                                begin: Int64(branch.rows.lowerBound), end: Int64(branch.rows.upperBound), scale: branch.scale)
+                                a: factor.a.bytes.withUnsafeBytes { $0.baseAddress },
+                                b: factor.b.bytes.withUnsafeBytes { $0.baseAddress }, rank: Int64(branch.rank),
+                                begin: Int64(branch.rows.lowerBound), end: Int64(branch.rows.upperBound), scale: branch.scale, type: type)
                         }
                         beside.withUnsafeBufferPointer {
                             (op.branches, op.branch_count) = ($0.baseAddress, Int64($0.count))

@@ -130,9 +130,10 @@ const float *pk_coded_values(int32_t type);
 
 /* A product of low rank beside the other, for some rows: y[i] += scale · B·(A·x[i]), begin ≤ i < end: what an adapter does to some samples of a batch. */
 typedef struct pk_branch {
-  const float *a, *b; /* [rank, k], [n, rank] */
+  const void *a, *b; /* [rank, k], [n, rank] */
   int64_t rank, begin, end;
   float scale;
+  int32_t type; /* of both: f32 | bf16 */
 } pk_branch;
 
 typedef struct pk_matmul {

@@ -1,0 +1,60 @@
+internal import Kernels
+package import Platform
+
+/// A product of low rank beside a layer's own: `y += scale · x·Aᵀ·Bᵀ`; A `[r, in]`, B `[out, r]`, both f32 or both bf16.
+package struct LowRankBranch {
+    package let a: Tensor
+    package let b: Tensor
+    package let scale: Float
+
+    package init(a: Tensor, b: Tensor, scale: Float) {
+        self.a = a
+        self.b = b
+        self.scale = scale
+    }
+}
+
+/// The products of low rank that adapters add, layer by layer, as products of few rows take them along (`FewRowProduct`).
+@safe package final class LowRankBranches: @unchecked Sendable {
+    // Sendable: nothing changes after `init`; the pointers lead into `memory`.
+
+    @safe struct Entry {
+        let inputSize: Int, outputSize: Int
+        /// Of no rows yet.
+        let branch: pk_branch
+    }
+
+    private let entries: [Entry]
+    /// Those of a layer; nil: what acts there is more than products of low rank.
+    private let layers: [Range<Int>?]
+    private let memory: [Tensor]
+
+    /// - Parameter layers: by `Layer.index`; nil: see `isAll`.
+    /// - Throws: `.internal` for factors that do not fit each other.
+    package init(_ layers: [[LowRankBranch]?]) throws(PEFTError) {
+        var (entries, ranges, memory): ([Entry], [Range<Int>?], [Tensor]) = ([], [], [])
+        for branches in layers {
+            let first = entries.count
+            for branch in branches ?? [] {
+                let (a, b) = (branch.a, branch.b)
+                guard a.dtype == .f32 || a.dtype == .bf16, b.dtype == a.dtype, b.columns == a.rows, a.rows > 0 else {
+                    throw PEFTError(.internal, "a branch of A \(a.dtype.name) \(a.shape), B \(b.dtype.name) \(b.shape)")
+                }
+                memory += [a, b]
+                unsafe entries.append(
+                    Entry(
+                        inputSize: a.columns, outputSize: b.rows,
+                        branch: pk_branch(a: a.pointer, b: b.pointer, rank: Int64(a.rows), begin: 0, end: 0, scale: branch.scale, type: a.dtype.rawValue)))
+            }
+            ranges.append(branches == nil ? nil : first..<entries.count)
+        }
+        self.entries = entries
+        self.layers = ranges
+        self.memory = memory
+    }
+
+    /// Whether they are all that acts at a layer.
+    package func isAll(at layer: Int) -> Bool { layer >= layers.count || layers[layer] != nil }
+
+    func entries(at layer: Int) -> ArraySlice<Entry> { layer < layers.count ? entries[layers[layer] ?? 0..<0] : [] }
+}
