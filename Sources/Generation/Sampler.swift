@@ -1,4 +1,4 @@
-internal import Glibc
+internal import Kernels
 package import Platform
 internal import Tensors
 
@@ -33,15 +33,19 @@ package struct SamplingOptions: Sendable, Equatable {
     }
 }
 
-/// Chooses tokens from logits.
+/// Chooses tokens from logits. Beside a model that writes a token in 5 ms, sorting a vocabulary would cost more than the model: it is
+/// looked through by vectors, and only what may be kept is sorted.
 package struct Sampler: Sendable {
     package var options: SamplingOptions {
         didSet { if options.seed != oldValue.seed { random = RandomStream(seed: options.seed, purpose: "sampling") } }
     }
     private var random: RandomStream
+    private let level: Int32
 
-    package init(_ options: SamplingOptions) {
+    /// - Parameter level: `Engine.level`.
+    package init(_ options: SamplingOptions, level: Int32) {
         self.options = options
+        self.level = level
         random = RandomStream(seed: options.seed, purpose: "sampling")
     }
 
@@ -51,57 +55,75 @@ package struct Sampler: Sendable {
     ///   - history: the tokens in the context, for the repetition penalty.
     /// - Throws: `.numeric` when the logits hold NaN, or nothing but infinities.
     package mutating func sample(_ logits: [Float], history: some Sequence<Int32>) throws(PEFTError) -> Int32 {
-        var logits = logits
-        for token in options.suppressed where logits.indices.contains(token) { logits[token] = -.infinity }
-        if options.repetitionPenalty != 1 { penalise(&logits, history) }
-        let best = try Sampler.indexOfMaximum(logits)
+        let logits = changed(logits, history)
+        let best = try indexOfLargest(logits)
         guard options.temperature > 0 else { return Int32(best) }
-        return Int32(draw(from: candidates(logits, best)))
+        let (weights, total) = weighed(logits, best)
+        guard options.topK > 0 || options.topP < 1 || options.minP > 0 else { return Int32(draw(from: weights, total)) }
+        let kept = candidates(weights, total)
+        return Int32(kept.isEmpty ? best : kept[draw(from: kept.map(\.weight), Float(Sampler.sum(kept)))].token)
     }
 
-    private func penalise(_ logits: inout [Float], _ history: some Sequence<Int32>) {
-        for token in Set(history) where token >= 0 && Int(token) < logits.count {
+    /// The logits without what is never chosen, and with the penalty for what was said.
+    private func changed(_ logits: [Float], _ history: some Sequence<Int32>) -> [Float] {
+        guard !options.suppressed.isEmpty || options.repetitionPenalty != 1 else { return logits }
+        var logits = logits
+        for token in options.suppressed where logits.indices.contains(token) { logits[token] = -.infinity }
+        guard options.repetitionPenalty != 1 else { return logits }
+        var isSeen = [Bool](repeating: false, count: logits.count)
+        for token in history where token >= 0 && Int(token) < logits.count && !isSeen[Int(token)] {
+            isSeen[Int(token)] = true
             let logit = logits[Int(token)]
             logits[Int(token)] = logit > 0 ? logit / options.repetitionPenalty : logit * options.repetitionPenalty
         }
+        return logits
     }
 
     /// The first of the largest.
-    private static func indexOfMaximum(_ logits: [Float]) throws(PEFTError) -> Int {
-        var best = -1
-        var maximum = -Float.infinity
-        for (index, logit) in logits.enumerated() {
-            guard !logit.isNaN else { throw PEFTError(.numeric, "the logit of token \(index) is NaN") }
-            if logit > maximum { (best, maximum) = (index, logit) }
+    private func indexOfLargest(_ logits: [Float]) throws(PEFTError) -> Int {
+        let found = unsafe logits.withUnsafeBufferPointer { unsafe Int(pk_largest(level, $0.baseAddress, Int64($0.count))) }
+        guard found >= -1 else { throw PEFTError(.numeric, "the logit of token \(-2 - found) is NaN") }
+        guard found >= 0, logits[found].isFinite else {
+            throw PEFTError(.numeric, "the largest of \(logits.count) logits is \(found < 0 ? -.infinity : logits[found])")
         }
-        guard best >= 0, maximum.isFinite else { throw PEFTError(.numeric, "the largest of \(logits.count) logits is \(maximum)") }
-        return best
+        return found
     }
 
-    private struct Candidate {
-        let token: Int
-        var weight: Float
+    package struct Candidate: Equatable {
+        package let token: Int
+        package let weight: Float
     }
 
-    /// What top-k, top-p and min-p leave, most likely first where an order was needed; weights are not normalised.
-    private func candidates(_ logits: [Float], _ best: Int) -> [Candidate] {
-        let maximum = logits[best]
-        let scale = 1 / options.temperature
-        var kept: [Candidate] = []
-        // Below e^-30 of the best a token is never drawn in practice; top-k and top-p see the same order without them.
-        for (token, logit) in logits.enumerated() where (logit - maximum) * scale > -30 {
-            kept.append(Candidate(token: token, weight: exp((logit - maximum) * scale)))
+    /// How likely tokens are relative to the most likely one, which is `best`, and the sum. Below e^-30 of it a token is never drawn: 0.
+    package func weighed(_ logits: [Float], _ best: Int) -> (weights: [Float], total: Float) {
+        var total: Float = 0
+        let weights = unsafe [Float](unsafeUninitializedCapacity: logits.count) { weights, count in
+            total = unsafe logits.withUnsafeBufferPointer {
+                unsafe pk_weigh_tokens(level, $0.baseAddress, Int64($0.count), logits[best], 1 / options.temperature, weights.baseAddress)
+            }
+            count = logits.count
         }
-        if options.topK > 0 || options.topP < 1 || options.minP > 0 {
-            kept.sort { $0.weight == $1.weight ? $0.token < $1.token : $0.weight > $1.weight }
+        return (weights, total)
+    }
+
+    /// What top-k, top-p and min-p leave, most likely first.
+    package func candidates(_ weights: [Float], _ total: Float) -> [Candidate] {
+        // The few that decide are found by going down from the most likely one in steps.
+        var least: Float = options.topK == 0 && options.topP == 1 ? max(options.minP, .leastNonzeroMagnitude) : 1.0 / 8
+        var kept = atLeast(least, weights)
+        while least > .leastNonzeroMagnitude, !isEnough(kept, total) {
+            least = least > 1e-13 ? least / 8 : .leastNonzeroMagnitude
+            kept = atLeast(least, weights)
         }
+        kept.sort { $0.weight == $1.weight ? $0.token < $1.token : $0.weight > $1.weight }
         if options.topK > 0, kept.count > options.topK { kept.removeSubrange(options.topK...) }
         if options.topP < 1 {
-            let total = kept.reduce(0) { $0 + $1.weight }
-            var sum: Float = 0
+            // Of what top-k left.
+            let wanted = Double(options.topP) * (options.topK > 0 ? Sampler.sum(kept) : Double(total))
+            var sum = 0.0
             var count = 0
-            while count < kept.count, sum < options.topP * total {
-                sum += kept[count].weight
+            while count < kept.count, sum < wanted {
+                sum += Double(kept[count].weight)
                 count += 1
             }
             kept.removeSubrange(max(count, 1)...)
@@ -110,16 +132,34 @@ package struct Sampler: Sendable {
             let least = first.weight * options.minP
             kept.removeAll { $0.weight < least }
         }
-        return kept.isEmpty ? [Candidate(token: best, weight: 1)] : kept
+        return kept
     }
 
-    private mutating func draw(from candidates: [Candidate]) -> Int {
-        let total = candidates.reduce(0) { $0 + $1.weight }
-        var point = random.uniform() * total
-        for candidate in candidates {
-            point -= candidate.weight
-            if point < 0 { return candidate.token }
+    /// The most likely tokens suffice for what is asked of them.
+    private func isEnough(_ kept: [Candidate], _ total: Float) -> Bool {
+        if options.topK > 0 { return kept.count >= options.topK }
+        return options.topP == 1 || Sampler.sum(kept) >= Double(options.topP) * Double(total)
+    }
+
+    private static func sum(_ kept: [Candidate]) -> Double { kept.reduce(0) { $0 + Double($1.weight) } }
+
+    /// In the order of tokens.
+    private func atLeast(_ least: Float, _ weights: [Float]) -> [Candidate] {
+        let tokens = unsafe [Int32](unsafeUninitializedCapacity: weights.count) { tokens, count in
+            count = unsafe weights.withUnsafeBufferPointer { unsafe Int(pk_at_least($0.baseAddress, Int64($0.count), least, tokens.baseAddress)) }
         }
-        return candidates.last?.token ?? 0
+        return tokens.map { Candidate(token: Int($0), weight: weights[Int($0)]) }
+    }
+
+    /// - Returns: an index into `weights`, some of which are positive.
+    private mutating func draw(from weights: [Float], _ total: Float) -> Int {
+        var point = random.uniform() * total
+        var last = 0
+        for (index, weight) in weights.enumerated() where weight > 0 {
+            point -= weight
+            if point < 0 { return index }
+            last = index
+        }
+        return last
     }
 }

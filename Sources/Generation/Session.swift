@@ -50,7 +50,7 @@ package final class Session: @unchecked Sendable {
         self.options = options
         self.adaptation = adaptation
         cache = try model.makeCache(capacity: contextLength, runs: try adaptation().runs?.count, format: options.cacheFormat)
-        sampler = Sampler(options.sampling)
+        sampler = Sampler(options.sampling, level: model.engine.level)
     }
 
     private init(copying other: Session) throws(PEFTError) {

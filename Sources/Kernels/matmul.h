@@ -74,7 +74,8 @@ void pk_tiled_run(const pk_matmul *op, const pk_tile_kernel *kernel, int32_t pha
  * memory then comes in order, which the processor foresees (four rows at a time came at 8 GB/s instead of 20). */
 enum {
   PK_GEMV_AHEAD = 2048, /* bytes fetched ahead: it does not foresee the next page */
-  PK_GEMV_WIDE = 16     /* rows of W at most */
+  PK_GEMV_WIDE = 16,    /* rows of W at most */
+  PK_WIDE_AHEAD = 28 << 10 /* bytes that kernels of so many rows fetch ahead: what lies beyond a part's own rows is another's */
 };
 /* Blocks of 32, `count` from `first` on, of w_rows rows of W become a panel. */
 typedef void pk_unpack_fn(const uint8_t *const *w, int64_t first, int64_t count, void *panel);
@@ -84,7 +85,8 @@ typedef void pk_add_panel_fn(const void *panel, const uint8_t *x, size_t x_bytes
 typedef struct pk_gemv_kernel {
   size_t (*x_bytes)(int64_t k);                                /* of a prepared row of X, a multiple of 64 */
   void (*prepare)(const float *x, int64_t k, void *prepared);  /* x is zero-padded to a multiple of 128 */
-  /* sums[i·w_rows + r] = W row r · X row i, for `count` rows of X, x_bytes apart: a power of two up to x_rows */
+  /* Kernels of PK_GEMV_WIDE rows take one pointer more: where to fetch from what comes after these rows.
+   * sums[i·w_rows + r] = W row r · X row i, for `count` rows of X, x_bytes apart: a power of two up to x_rows */
   void (*multiply)(const uint8_t *const *w, const uint8_t *x, size_t x_bytes, int32_t count, int64_t k, float *sums);
   int32_t w_rows, x_rows;
   /* More rows of X, NULL where a format has no such kernel; w_rows is PK_GEMV_WIDE then. */

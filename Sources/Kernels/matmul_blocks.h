@@ -10,7 +10,6 @@
  * Included once by a file for each, which has defined before
  *
  *     w_block             a block of 16 rows of W, taken apart
- *     ahead               bytes of W to fetch before they are needed
  *     most_in_registers   rows of x that are multiplied as W is read
  *     signed_offset       what it adds to signed quanta
  *
@@ -63,11 +62,11 @@ static size_t x_bytes(int64_t k) { return ((size_t)(k + 31) / 32 * sizeof(x_bloc
 
 /* ---- few rows of x: W is multiplied as it is read ---- */
 
-/* Fetches to L2 what lies `ahead` of block `block` of the rows after these 16. A few lines at a time: those of half a super-block at once would
+/* Fetches to L2 what is needed after these 16 rows: as much, from w[lanes] on. A few lines at a time: those of half a super-block at once would
  * keep its own loads waiting. */
 INLINE void fetch_ahead(const layout f, const uint8_t *const *w, int64_t block) {
   const int64_t bytes = f.super ? lanes / 8 * f.super : lanes * f.block;
-  const uint8_t *const next = w[lanes - 1] + ahead + block * bytes;
+  const uint8_t *const next = w[lanes] + block * bytes;
   for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(next + line, 0, 2);
 }
 

@@ -186,13 +186,22 @@ static void multiply_decoded(const pk_matmul *op, const gemv *g, const uint8_t *
   }
 }
 
+/* A part's runs of rows of W, and where the first of them lies. */
+static pk_range share_of(const pk_matmul *op, int64_t wide, int32_t part, int32_t parts, const uint8_t **first) {
+  const pk_range share = pk_share((op->n + wide - 1) / wide, 1, part, parts);
+  *first = (const uint8_t *)op->w + share.begin * wide * op->w_row_bytes;
+  return share;
+}
+
 void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
   const gemv g = make_gemv(op);
   uint8_t *x = each;
   float *row = (float *)(x + (size_t)x_rows_of(op, &g) * g.x_bytes), *decoded = row + g.padded_k, *h = decoded + (g.decode ? w_rows * chunk : 0);
   const int64_t wide = g.kernel->w_rows;
-  const pk_range share = pk_share((op->n + wide - 1) / wide, 1, part, parts);
+  const uint8_t *first, *then = NULL;
+  const pk_range share = share_of(op, wide, part, parts, &first);
   if (share.begin == share.end) return;
+  if (op->next) share_of(op->next, make_gemv(op->next).kernel->w_rows, part, parts, &then);
 
   for (int64_t i = op->k; i < g.padded_k; i++) row[i] = 0;
   for (int64_t i = 0; i < op->m; i++) {
@@ -203,11 +212,14 @@ void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
   }
   memset(x + (size_t)op->m * g.x_bytes, 0, (size_t)(x_rows_of(op, &g) - op->m) * g.x_bytes);
 
+  const uint8_t *const end = first + (share.end - share.begin) * wide * op->w_row_bytes;
   float beside[most_rows][PK_GEMV_WIDE] = {{0}};
   for (int64_t group = share.begin; group < share.end; group++) {
     const int64_t column = group * wide, columns = op->n - column < wide ? op->n - column : wide;
-    const uint8_t *w[PK_GEMV_WIDE]; /* beyond the last row: that row again, its sums unused */
+    const uint8_t *w[PK_GEMV_WIDE + 1]; /* beyond the last row: that row again, its sums unused */
     for (int64_t r = 0; r < wide; r++) w[r] = (const uint8_t *)op->w + (column + (r < columns ? r : columns - 1)) * op->w_row_bytes;
+    const int64_t beyond = w[0] + PK_WIDE_AHEAD - end;
+    w[wide] = beyond < 0 ? end + beyond : then ? then + beyond : w[0];
     if (op->branch_count) leave_branches(op, column, columns, h, beside);
     for (int64_t i = 0; i < op->m;) {
       float sums[most_rows * PK_GEMV_WIDE];

@@ -20,7 +20,7 @@ typedef struct w_block {
   __m256 d[2], m[2];
 } w_block;
 
-enum { ahead = 28 << 10, most_in_registers = 2, signed_offset = 0 };
+enum { most_in_registers = 2, signed_offset = 0 };
 #include "matmul_blocks.h"
 
 /* word[j] = word j of the 16 bytes that begin at `at` of each of eight rows. */

@@ -20,7 +20,7 @@ typedef struct w_block {
   __m512 d, m;
 } w_block;
 
-enum { ahead = 28 << 10, most_in_registers = 8, signed_offset = 128 };
+enum { most_in_registers = 8, signed_offset = 128 };
 #include "matmul_blocks.h"
 
 /* word[j] = word j of the 16 bytes that begin at `at` of each row. */

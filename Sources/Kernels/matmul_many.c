@@ -72,8 +72,9 @@ void pk_many_run(const pk_matmul *op, int32_t phase, int32_t part, int32_t parts
   for (int64_t first = share.begin; first < share.end; first += most) {
     const int64_t count = pk_min(most, share.end - first);
     for (int64_t p = 0; p < count; p++) {
-      const uint8_t *w[wide]; /* beyond the last row: that row again, its sums unused */
+      const uint8_t *w[wide + 1]; /* beyond the last row: that row again, its sums unused */
       for (int64_t r = 0; r < wide; r++) w[r] = (const uint8_t *)op->w + pk_min((first + p) * wide + r, op->n - 1) * op->w_row_bytes;
+      w[wide] = w[wide - 1] + PK_WIDE_AHEAD;
       kernel->unpack(w, 0, blocks, own.panels + p * panel_bytes);
     }
     for (int64_t i = 0; i < op->m; i += rows_at_once) {

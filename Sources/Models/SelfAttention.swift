@@ -46,16 +46,21 @@ package struct SelfAttention: Sendable {
             throw PEFTError(.internal, "\(context.caches.count) caches for \(context.batch) samples; caches are for inference only")
         }
         let result = try Tensor(engine, q.shape, q.value.dtype)
+        var unbiased: [(q: AttentionOperand, k: AttentionOperand, v: AttentionOperand, out: AttentionOperand, shape: AttentionShape)] = []
         for (sample, cache) in context.caches.enumerated() {
             let rows = sample * context.length..<(sample + 1) * context.length
             if cache.leading != nil { try cache.weighLeading(by: x, rows, layer: context.runNumber ?? layer, context.tape) }
             let (keys, values) = try cache.append(try k.value.rows(rows), try v.value.rows(rows), layer: context.runNumber ?? layer)
             let shape = shape(batch: 1, keys: keys.rows, context)
-            try engine.attention(
-                q: AttentionOperand(try q.value.rows(rows), length: context.length), k: AttentionOperand(keys, length: keys.rows),
-                v: AttentionOperand(values, length: keys.rows), out: AttentionOperand(try result.rows(rows), length: context.length),
-                shape: shape, bias: try bias?.table(shape, context.tape).bias)
+            let (query, out) = (AttentionOperand(try q.value.rows(rows), length: context.length), AttentionOperand(try result.rows(rows), length: context.length))
+            let (key, value) = (AttentionOperand(keys, length: keys.rows), AttentionOperand(values, length: keys.rows))
+            if let bias {
+                try engine.attention(q: query, k: key, v: value, out: out, shape: shape, bias: try bias.table(shape, context.tape).bias)
+            } else {
+                unbiased.append((query, key, value, out, shape))
+            }
         }
+        try engine.attention(unbiased)
         return Variable(result)
     }
 

@@ -116,6 +116,29 @@ extension Engine {
         unsafe try runAttention(&op, shape, phases: 1) { op, _, part, parts, _, each in unsafe pk_attention_forward(op, part, parts, each) }
     }
 
+    /// The same of several caches, without masks, in one hand-over to the threads (sessions that step together).
+    package func attention(_ several: [(q: AttentionOperand, k: AttentionOperand, v: AttentionOperand, out: AttentionOperand, shape: AttentionShape)]) throws(PEFTError) {
+        if several.count == 1, let only = several.first { return try attention(q: only.q, k: only.k, v: only.v, out: only.out, shape: only.shape) }
+        var (ops, each): ([pk_attention], Int) = unsafe ([], 0)
+        for one in several where one.shape.batch > 0 && one.shape.queryLength > 0 {
+            var op = unsafe try attentionOperation(one.q, one.k, one.v, one.out, one.shape, nil, nil, nil, nil)
+            var (own, shared) = (0, 0)
+            unsafe pk_attention_scratch(&op, 0, &own, &shared)
+            each = max(each, own)
+            unsafe ops.append(op)
+        }
+        let step = (each + MemoryBudget.alignment - 1) & ~(MemoryBudget.alignment - 1)
+        // One may be much longer than the others.
+        let (pieces, count) = (Int32(clamping: pool.threadCount), unsafe ops.count)
+        let scratch = try Storage(byteCount: step * count * Int(pieces), budget: budget, category: .scratch)
+        unsafe ops.withUnsafeBufferPointer { ops in
+            guard let first = ops.baseAddress else { return }
+            parallel(count * Int(pieces)) { part, _ in
+                unsafe pk_attention_forward(first + Int(part / pieces), part % pieces, pieces, scratch.base + step * Int(part))
+            }
+        }
+    }
+
     /// The derivative of `attention` over contiguous operands; `dQ`, `dK`, `dV` are overwritten.
     package func attentionBackward(
         q: Tensor, k: Tensor, v: Tensor, out: Tensor, shape: AttentionShape, keyMask: Tensor?, firstKey: Tensor?, bias: DistanceBias? = nil, logSums: Tensor, dOut: Tensor, dQ: Tensor,

@@ -167,11 +167,13 @@ extension Engine {
         let step = (each + MemoryBudget.alignment - 1) & ~(MemoryBudget.alignment - 1)
         let scratch = try Storage(byteCount: ((shared + 63) & ~63) + step * parts, budget: budget, category: .scratch)
         let own = unsafe scratch.base + ((shared + 63) & ~63)
-        unsafe ops.withUnsafeBufferPointer { ops in
+        var ops = unsafe ops
+        unsafe ops.withUnsafeMutableBufferPointer { ops in
+            for index in 1..<max(count, 1) { unsafe ops[index - 1].next = UnsafePointer(ops.baseAddress.map { unsafe $0 + index }) }
             for phase: Int32 in 0...1 where phase == 1 || shared > 0 {
                 parallel(parts) { part, parts in
                     for index in 0..<count {
-                        unsafe pk_matmul_run(ops.baseAddress.map { unsafe $0 + index }, phase, part, parts, scratch.base, own + step * Int(part))
+                        unsafe pk_matmul_run(UnsafePointer(ops.baseAddress.map { unsafe $0 + index }), phase, part, parts, scratch.base, own + step * Int(part))
                     }
                 }
             }

@@ -149,6 +149,7 @@ typedef struct pk_matmul {
   int32_t accumulate;  /* … + Y when 1 */
   const pk_branch *branches; /* only where pk_matmul_joins says so */
   int64_t branch_count;
+  const struct pk_matmul *next; /* few rows: the product that comes after this one, whose weights begin to be fetched; NULL: nobody knows */
 } pk_matmul;
 
 /* Bytes of scratch for one pk_matmul_run pair of phases: `shared` once per product (written in phase 0, read in phase 1), `each` per part. */
@@ -413,6 +414,15 @@ void pk_softmax_observe(int32_t level, const float *logits, int64_t rows, int64_
 /* row_loss as above; then halves (rows × n, NULL: losses only) become the gradient in bf16, in place. */
 void pk_softmax_gradient(int32_t level, uint16_t *halves, int64_t rows, int64_t n, const int32_t *labels, const float *top, const float *sum, const float *target,
                          float softcap, float grad_scale, float *row_loss, int32_t part, int32_t parts);
+
+/* ---- sampling.c; all f32 ---- */
+
+/* Where the first of the largest values stands; −1 if none is larger than −∞, −2 − i for a NaN at i. */
+int64_t pk_largest(int32_t level, const float *x, int64_t n);
+/* weights[i] = e^((logits[i] − largest) · scale), 0 below e⁻³⁰; their sum. */
+float pk_weigh_tokens(int32_t level, const float *logits, int64_t n, float largest, float scale, float *weights);
+/* Where values of at least `least` stand, ascending, and how many they are; `found` has room for n. */
+int64_t pk_at_least(const float *x, int64_t n, float least, int32_t *found);
 
 /* ---- optimizer.c; all f32 ---- */
 
