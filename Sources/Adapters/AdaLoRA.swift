@@ -99,6 +99,7 @@ final class AdaLoRAModule: MatrixModule {
         mask = try RankMask(rank, engine)
     }
 
+    let isLowRank = true
     var parameters: [Parameter] { [a, e, b] }
     var scaling: Double? { factor }
     /// Without the ranks that were given up.

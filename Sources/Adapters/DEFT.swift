@@ -72,6 +72,7 @@ private final class DEFTLinear: LinearBranch {
         r = onlyRemoves ? nil : try model.parameter(key + ".deft_R", [rank, linear.inputSize])
     }
 
+    let isLowRank = true
     var parameters: [Parameter] { [p, r].compactMap { $0 } }
 
     func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] {

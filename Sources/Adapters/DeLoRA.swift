@@ -72,6 +72,7 @@ private final class DeLoRAModule: MatrixModule {
         all = try ColumnMap(engine, Array(repeating: 0, count: rank), of: 1)
     }
 
+    let isLowRank = true
     var parameters: [Parameter] { [a, b, lambda, norms] }
 
     func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] {

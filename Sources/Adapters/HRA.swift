@@ -54,6 +54,7 @@ private final class HRAModule: MatrixModule {
         u = Parameter(name: key + ".hra_u", value: try .zeros(engine, [target.inputSize, rank], .f32, .adapters))
     }
 
+    let isLowRank = true
     var parameters: [Parameter] { [u] }
 
     /// Two equal reflections cancel each other; columns that are made orthogonal must not be equal.

@@ -50,6 +50,7 @@ extension Tape {
     func addProduct(
         to y: consuming Variable, input x: Variable, _ factors: [BranchFactor], scale: Float, dropout p: Float = 0
     ) throws(PEFTError) -> Variable {
+        if let lowRank, lowRank.isInput(x), let (a, b) = try endMatrices(factors) { return try addLowRank(to: y, input: x, a: a, b: b, scale: scale) }
         // The two matrices at the end are LoRA's fused operation.
         if factors.count >= 2, case .matrix(let a) = factors[factors.count - 2], case .matrix(let b) = factors[factors.count - 1] {
             if factors.count == 2 { return try addLowRank(to: y, input: x, a: a, b: b, scale: scale, dropout: p) }
@@ -58,6 +59,21 @@ extension Tape {
         }
         let h = try product(of: try dropout(x, p), factors[...], y.value.dtype)
         return try add(y, scale == 1 ? h : try scaled(h, by: scale))
+    }
+
+    /// The last of some matrices, and the product of those before it; nil: not all are matrices.
+    private func endMatrices(_ factors: [BranchFactor]) throws(PEFTError) -> (a: Variable, b: Variable)? {
+        var matrices: [Variable] = []
+        for factor in factors {
+            switch factor {
+            case .matrix(let w): matrices.append(w)
+            case .transposed(let w): matrices.append(Variable(try w.value.transposed(engine)))
+            case .diagonal: return nil
+            }
+        }
+        guard var a = matrices.first, matrices.count >= 2, let b = matrices.popLast() else { return nil }
+        for next in matrices.dropFirst() { a = try linear(next, a, transposed: true) }
+        return (a, b)
     }
 
     private func product(of x: Variable, _ factors: ArraySlice<BranchFactor>, _ dtype: DType?) throws(PEFTError) -> Variable {

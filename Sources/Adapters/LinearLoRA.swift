@@ -138,10 +138,17 @@ private final class LinearLoRAHook: LayerHook {
         self.replacements = replacements
     }
 
-    func branch(halved: Bool) throws(PEFTError) -> LowRankBranch? {
-        guard module.magnitude == nil, module.bias == nil, module.a.value.shape.count == 2, module.b.value.shape.count == 2 else { return nil }
-        let (b, a) = halved ? try module.halves() : (module.b.value, module.a.value)
-        return LowRankBranch(a: a, b: b, scale: scale)
+    func branch(_ copies: BranchCopies?) throws(PEFTError) -> LowRankBranch? {
+        guard module.bias == nil, module.a.value.shape.count == 2, module.b.value.shape.count == 2, module.target.groups == 1 else { return nil }
+        let own = (b: module.b.value, a: module.a.value)
+        guard let magnitude = module.magnitude else {
+            let (b, a) = copies?.dtype == .bf16 ? try module.halves() : own
+            return LowRankBranch(a: a, b: b, scale: scale)
+        }
+        guard copies != nil, replacements.isEmpty, module.rank > 0 else { return nil }
+        let (b, a) = copies?.dtype == .bf16 ? try module.halves() : own
+        let factors = try magnitude.factors(module.linear.weight, isTransposed: module.linear.isTransposed, own, scale: scale)
+        return LowRankBranch(a: a, b: b, scale: scale, factors: factors)
     }
 
     func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable

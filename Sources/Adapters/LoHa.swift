@@ -74,6 +74,7 @@ private final class LoHaModule: MatrixModule {
             ? (try ColumnMap(engine, (0..<rank * rank).map { $0 / rank }, of: rank), try ColumnMap(engine, (0..<rank * rank).map { $0 % rank }, of: rank)) : nil
     }
 
+    var isLowRank: Bool { pairs != nil }
     var parameters: [Parameter] { factors + kernels }
     var scaling: Double? { factor }
 

@@ -68,6 +68,8 @@ struct HookSite {
 /// It gives what the method is at scale 1; at others input and output go that part of the way.
 protocol MatrixModule: AdapterModule {
     var target: MatrixTarget { get }
+    /// All it does is `addLowRank` or `addProduct` of its input, once, in `add` or in `input`, with factors that depend on parameters and the weight alone.
+    var isLowRank: Bool { get }
     func input(_ x: Variable, _ site: HookSite) throws(PEFTError) -> Variable
     /// As `LayerHook.product`.
     func product(of x: Variable, bias: Variable?, scale: Float, _ site: HookSite, as dtype: DType?) throws(PEFTError) -> Variable?
@@ -77,6 +79,7 @@ protocol MatrixModule: AdapterModule {
 
 extension MatrixModule {
     var layer: any Layer { target.layer }
+    var isLowRank: Bool { false }
     func input(_ x: Variable, _ site: HookSite) throws(PEFTError) -> Variable { x }
     func product(of x: Variable, bias: Variable?, scale: Float, _ site: HookSite, as dtype: DType?) throws(PEFTError) -> Variable? { nil }
     func add(to y: consuming Variable, input x: Variable, scale: Float, _ site: HookSite) throws(PEFTError) -> Variable { y }
@@ -104,6 +107,44 @@ private final class MatrixHook: LayerHook {
     }
 
     var invocation: [Int32]? { module.invocation }
+
+    /// Beyond this rank it costs more to read than one operation after the other does.
+    private static let highestRank = 64
+
+    func branch(_ copies: BranchCopies?) throws(PEFTError) -> LowRankBranch? {
+        let (target, linear) = (module.target, module.target.linear)
+        guard let copies, replacements.isEmpty, target.kernel.isEmpty, linear.groups == 1, !linear.isTransposed else { return nil }
+        let engine = copies.engine
+        guard var found = try module.isLowRank ? writtenDown(linear, engine) : factored(), found.a.rows > 0, found.a.rows <= MatrixHook.highestRank else { return nil }
+        if copies.dtype != .f32 {
+            found = LowRankBranch(
+                a: try found.a.converted(to: copies.dtype, engine, .adapters), b: try found.b.converted(to: copies.dtype, engine, .adapters), scale: found.scale,
+                isAlone: found.isAlone)
+        }
+        return found
+    }
+
+    private func factored() throws(PEFTError) -> LowRankBranch? {
+        guard let change = try module.change(scale: scale), change.bias == nil, case .product(let b, let a, let scale) = change.matrix else { return nil }
+        return LowRankBranch(a: a, b: b, scale: Float(scale))
+    }
+
+    /// What a computation with it would add.
+    private func writtenDown(_ linear: Linear, _ engine: Engine) throws(PEFTError) -> LowRankBranch? {
+        let tape = Tape(engine, .f32)
+        let (x, y) = (Variable(try .zeros(engine, [1, linear.inputSize], .f32, .scratch)), Variable(try .zeros(engine, [1, linear.outputSize], .f32, .scratch)))
+        let record = LowRankRecord(of: x)
+        tape.lowRank = record
+        let site = site(linear, tape)
+        guard try module.input(x, site).value.storage === x.value.storage else { return nil }
+        let inputs = record.branches
+        guard try module.add(to: y, input: x, scale: scale, site).value.storage === y.value.storage, record.branches.count == 1, let only = record.branches.first else { return nil }
+        guard inputs.count == 1 else { return only }
+        // W·(x + scale·B·A·x) = W·x + scale·(W·B)·A·x
+        let columns = try Tensor(engine, [only.a.rows, linear.outputSize], .f32, .scratch)
+        try engine.multiply(.forward, try only.b.transposed(engine), linear.weight, into: columns, compute: .f32)
+        return LowRankBranch(a: only.a, b: try columns.transposed(engine), scale: scale * only.scale, isAlone: true)
+    }
 
     private func site(_ layer: Linear, _ tape: Tape) -> HookSite { HookSite(layer: layer, replacements: replacements, tape: tape) }
 

@@ -81,6 +81,7 @@ private final class PSOFTLinear: LinearBranch {
         vectorB = settings.hasB ? try model.parameter(key + ".psoft_R.vector_b", [rank]) : nil
     }
 
+    let isLowRank = true
     var parameters: [Parameter] { [rotation, vectorA, vectorB].compactMap { $0 } }
     var derived: [SavedTensor] { [SavedTensor(a), SavedTensor(b)] }
 

@@ -140,6 +140,7 @@ private final class TinyLoRALinear: LinearBranch {
 
     init(_ linear: Linear, _ frame: TinyLoRAFrame) { (self.linear, self.frame) = (linear, frame) }
 
+    let isLowRank = true
     var parameters: [Parameter] { frame.parameters }
 
     func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] { try frame.initialize() }

@@ -112,6 +112,7 @@ private final class UniLoRALinear: LinearBranch {
         (self.linear, self.theta, self.a, self.b, self.dropout, self.isSaved) = (linear, theta, a, b, dropout, isSaved)
     }
 
+    let isLowRank = true
     var parameters: [Parameter] { [] }
     var views: [SavedTensor] { isSaved ? a.saved + b.saved : [] }
 

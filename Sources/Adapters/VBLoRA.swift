@@ -156,6 +156,7 @@ private final class VBLoRALinear: LinearBranch {
         b = try model.parameter(key + "_B", [linear.outputSize / length, rank, count])
     }
 
+    let isLowRank = true
     var parameters: [Parameter] { [a, b] }
 
     func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] {

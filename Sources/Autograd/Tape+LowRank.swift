@@ -1,5 +1,14 @@
 package import Platform
-internal import Tensors
+package import Tensors
+
+/// The products of low rank that a computation would add to what it makes of `input`, instead of the computation.
+package final class LowRankRecord {
+    private let input: Storage
+    package var branches: [LowRankBranch] = []
+
+    package init(of input: Variable) { self.input = input.value.storage }
+    package func isInput(_ x: Variable) -> Bool { x.value.storage === input }
+}
 
 extension Tape {
     /// LoRA's branch: `y += scale · drop(x)·Aᵀ·Bᵀ`; `x` `[rows, in]`, `a` `[r, in]`, `b` `[out, r]`, `y` `[rows, out]`.
@@ -14,6 +23,10 @@ extension Tape {
         var y = y
         let rank = a.value.rows
         try require(b.value.columns == rank && y.value.rows == x.value.rows, "low rank: A \(a.shape), B \(b.shape), x \(x.shape), y \(y.shape)")
+        if let lowRank, lowRank.isInput(x) {
+            lowRank.branches.append(LowRankBranch(a: a.value, b: b.value, scale: scale))
+            return y
+        }
         let mask = drawMask(p, count: x.value.count)
         let compute = compute(for: x.value)
         let h = try Tensor(engine, [x.value.rows, rank], x.value.dtype)

@@ -37,6 +37,8 @@ package final class Tape {
     package var random: RandomStream
     /// Of each text in the rows that a layer sees just now: what gates take means over.
     package var textRows = 0
+    /// What products of low rank are written down in instead of being computed.
+    package var lowRank: LowRankRecord?
     /// A trainable parameter was asked for (what a recomputed block needs to know about its silent run).
     private var sawTrainable = false
     /// The silent first run of a block that the backward pass runs again: it records nothing, but must compute what that run will.

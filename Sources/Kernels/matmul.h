@@ -106,8 +106,8 @@ const pk_gemv_kernel *pk_gemv_int8(int32_t level, int32_t w_type);
 void pk_narrow_dot(int32_t type, const void *b, int64_t rank, const float *h, float sums[4]);
 /* The same of 16 rows, of AVX-512. */
 void pk_narrow_dots(int32_t type, const void *b, int64_t rank, const float *h, float sums[16]);
-/* 16 outputs on from value `at` of y: alpha · sums + beside (+ bias), of AVX-512. */
-void pk_finish_16(const pk_matmul *op, int64_t at, const float *bias, const float *sums, const float *beside);
+/* 16 outputs on from value `at` of y: (alpha · sums + beside) · factors (+ bias), of AVX-512; NULL: 1. */
+void pk_finish_16(const pk_matmul *op, int64_t at, const float *bias, const float *sums, const float *beside, const float *factors);
 
 int32_t pk_gemv_serves(const pk_matmul *op);
 void pk_gemv_scratch(const pk_matmul *op, size_t *each);

@@ -139,13 +139,14 @@ typedef float four __attribute__((vector_size(16)));
 typedef uint32_t four_words __attribute__((vector_size(16)));
 typedef uint16_t four_halves __attribute__((vector_size(8)));
 
-static void finish(const pk_matmul *op, int64_t row, int64_t column, int64_t count, const float *sums, const float *beside) {
+static void finish(const pk_matmul *op, int64_t row, int64_t column, int64_t count, const float *sums, const float *beside, const float *factors) {
   const int64_t at = row * op->ldy + column;
-  four y, more, bias = {0};
+  four y, more, bias = {0}, factor = {1, 1, 1, 1};
   memcpy(&y, sums, sizeof y);
   memcpy(&more, beside, sizeof more);
   if (op->bias) memcpy(&bias, op->bias + column, (size_t)count * 4);
-  y = op->alpha * y + more + bias;
+  if (factors) memcpy(&factor, factors + column, (size_t)count * 4);
+  y = (op->alpha * y + more) * factor + bias;
   if (count < w_rows || op->accumulate) {
     for (int64_t c = 0; c < count; c++) finish_one(op, at + c, y[c]);
   } else if (op->y_type == PK_F32) {
@@ -158,16 +159,16 @@ static void finish(const pk_matmul *op, int64_t row, int64_t column, int64_t cou
   }
 }
 
-static void finish_row(const pk_matmul *op, int64_t row, int64_t column, int64_t columns, const float *sums, const float *beside) {
+static void finish_row(const pk_matmul *op, int64_t row, int64_t column, int64_t columns, const float *sums, const float *beside, const float *factors) {
   if (columns == PK_GEMV_WIDE && op->level >= PK_LEVEL_AVX512 && !op->accumulate) {
-    return pk_finish_16(op, row * op->ldy + column, op->bias ? op->bias + column : NULL, sums, beside);
+    return pk_finish_16(op, row * op->ldy + column, op->bias ? op->bias + column : NULL, sums, beside, factors ? factors + column : NULL);
   }
-  for (int64_t c = 0; c < columns; c += w_rows) finish(op, row, column + c, columns - c < w_rows ? columns - c : w_rows, sums + c, beside + c);
+  for (int64_t c = 0; c < columns; c += w_rows) finish(op, row, column + c, columns - c < w_rows ? columns - c : w_rows, sums + c, beside + c, factors);
 }
 
 void pk_gemv_finish(const pk_matmul *op, int64_t row, int64_t column, int64_t columns, const float *sums) {
   static const float nothing[PK_GEMV_WIDE] = {0};
-  finish_row(op, row, column, columns, sums, nothing);
+  finish_row(op, row, column, columns, sums, nothing, NULL);
 }
 
 /* sums[m][4] of four rows of W in a format without a kernel: chunk after chunk. */
@@ -213,6 +214,10 @@ void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
   memset(x + (size_t)op->m * g.x_bytes, 0, (size_t)(x_rows_of(op, &g) - op->m) * g.x_bytes);
 
   const uint8_t *const end = first + (share.end - share.begin) * wide * op->w_row_bytes;
+  const float *factors[most_rows] = {NULL};
+  for (int64_t n = 0; n < op->branch_count; n++) {
+    for (int64_t i = op->branches[n].begin; op->branches[n].factors && i < op->branches[n].end; i++) factors[i] = op->branches[n].factors;
+  }
   float beside[most_rows][PK_GEMV_WIDE] = {{0}};
   for (int64_t group = share.begin; group < share.end; group++) {
     const int64_t column = group * wide, columns = op->n - column < wide ? op->n - column : wide;
@@ -230,7 +235,7 @@ void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
       } else {
         g.kernel->multiply(w, rows, g.x_bytes, count, op->k, sums);
       }
-      for (int32_t r = 0; r < count && i + r < op->m; r++) finish_row(op, i + r, column, columns, sums + r * wide, beside[i + r]);
+      for (int32_t r = 0; r < count && i + r < op->m; r++) finish_row(op, i + r, column, columns, sums + r * wide, beside[i + r], factors[i + r]);
       i += count;
     }
   }

@@ -152,8 +152,9 @@ void pk_narrow_dots(int32_t type, const void *b, int64_t rank, const float *h, f
   }
 }
 
-void pk_finish_16(const pk_matmul *op, int64_t at, const float *bias, const float *sums, const float *beside) {
+void pk_finish_16(const pk_matmul *op, int64_t at, const float *bias, const float *sums, const float *beside, const float *factors) {
   __m512 y = _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(op->alpha), _mm512_loadu_ps(sums)), _mm512_loadu_ps(beside));
+  if (factors) y = _mm512_mul_ps(y, _mm512_loadu_ps(factors));
   if (bias) y = _mm512_add_ps(y, _mm512_loadu_ps(bias));
   if (op->y_type == PK_F32) {
     _mm512_storeu_ps((float *)op->y + at, y);
@@ -222,7 +223,7 @@ const pk_gemv_kernel *pk_gemv_avx512_f32(int32_t w_type) {
 #else
 const pk_gemv_kernel *pk_gemv_avx512_f32(int32_t w_type) { (void)w_type; return NULL; }
 void pk_narrow_dots(int32_t type, const void *b, int64_t rank, const float *h, float sums[16]) { (void)type, (void)b, (void)rank, (void)h, (void)sums; }
-void pk_finish_16(const pk_matmul *op, int64_t at, const float *bias, const float *sums, const float *beside) {
-  (void)op, (void)at, (void)bias, (void)sums, (void)beside;
+void pk_finish_16(const pk_matmul *op, int64_t at, const float *bias, const float *sums, const float *beside, const float *factors) {
+  (void)op, (void)at, (void)bias, (void)sums, (void)beside, (void)factors;
 }
 #endif

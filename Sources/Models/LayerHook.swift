@@ -24,10 +24,10 @@ package protocol LayerHook: AnyObject, Sendable {
     /// What `add` does together with the layer's own product and bias, where one product with a changed weight is cheaper than both and `input`
     /// does nothing: rows that are all adapted alike then take it instead. nil: they do not.
     func product(of x: Variable, bias: Variable?, of layer: Linear, _ tape: Tape, as dtype: DType?) throws(PEFTError) -> Variable?
-    /// What `add` does, where it is nothing but a product of low rank without dropout, and `input` and `output` do nothing: products of few rows then take it
-    /// with them (decoding). Every token reads all of it, which `halved` is half as much: copies in bf16, as long as nothing is written into the model.
+    /// All it does, where that comes to a product of low rank beside the layer's own (without dropout): products of few rows take it with them (decoding).
+    /// - Parameter copies: nil: only what needs nothing computed.
     /// - Throws: `.memory` for the copies.
-    func branch(halved: Bool) throws(PEFTError) -> LowRankBranch?
+    func branch(_ copies: BranchCopies?) throws(PEFTError) -> LowRankBranch?
     /// Changes the output ((IA)³, DoRA's magnitude, RoAd).
     func output(_ y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable
     /// The same for a look-up: adds to the rows `y` `[count, dim]` found for `ids` (i32).
@@ -38,7 +38,7 @@ extension LayerHook {
     package var invocation: [Int32]? { nil }
     package func of(task: Int) -> any LayerHook { self }
     package func product(of x: Variable, bias: Variable?, of layer: Linear, _ tape: Tape, as dtype: DType?) throws(PEFTError) -> Variable? { nil }
-    package func branch(halved: Bool) throws(PEFTError) -> LowRankBranch? { nil }
+    package func branch(_ copies: BranchCopies?) throws(PEFTError) -> LowRankBranch? { nil }
     package func input(_ x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { x }
     package func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { y }
     package func output(_ y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { y }
@@ -105,17 +105,17 @@ package struct Adaptation: Sendable {
     package mutating func settle(_ model: Model) { decoding = DecodingBranches(model) }
 
     func branches(_ tape: Tape) throws(PEFTError) -> LowRankBranches {
-        guard let decoding else { return try LowRankBranches(try lowRankBranches(halved: false)) }
+        guard let decoding else { return try LowRankBranches(try lowRankBranches(nil)) }
         return try decoding.branches(of: self, tape)
     }
 
     /// What hooks do at each layer where that is nothing but products of low rank.
-    fileprivate func lowRankBranches(halved: Bool) throws(PEFTError) -> [[LowRankBranch]?] {
+    fileprivate func lowRankBranches(_ copies: BranchCopies?) throws(PEFTError) -> [[LowRankBranch]?] {
         try layers.map { (layer) throws(PEFTError) in
             guard layer.replacements.isEmpty else { return nil }
             var branches: [LowRankBranch] = []
             for hook in layer.hooks {
-                guard let branch = try hook.branch(halved: halved) else { return nil }
+                guard let branch = try hook.branch(copies), !branch.isAlone || layer.hooks.count == 1 else { return nil }
                 branches.append(branch)
             }
             return branches
@@ -129,27 +129,37 @@ package struct Adaptation: Sendable {
     }
 }
 
+/// What branches that are kept are for: as long as nothing is written into the model, with factors in `dtype`. Every token reads all of them, which bf16
+/// makes half as much.
+package struct BranchCopies {
+    package let engine: Engine
+    /// `ReadWriteLock.generation` of the model.
+    package let generation: UInt64
+    package let dtype: DType
+}
+
 /// An adaptation's products of low rank, put together anew after something was written into the model or its adapters.
 private final class DecodingBranches: Sendable {
     private let model: Model
-    private let known = Mutex<(generation: UInt64, branches: LowRankBranches)?>(nil)
+    private let known = Mutex<(generation: UInt64, dtype: DType, branches: LowRankBranches)?>(nil)
 
     init(_ model: Model) { self.model = model }
 
     /// The caller holds the model's lock.
     func branches(of adaptation: Adaptation, _ tape: Tape) throws(PEFTError) -> LowRankBranches {
-        let generation = model.lock.generation
-        guard tape.precision.compute != .f32, !tape.engine.isPlanning else { return try LowRankBranches(try adaptation.lowRankBranches(halved: false)) }
-        if let known = known.withLock({ $0 }), known.generation == generation { return known.branches }
+        guard !tape.engine.isPlanning else { return try LowRankBranches(try adaptation.lowRankBranches(nil)) }
+        let (generation, dtype) = (model.lock.generation, tape.precision.compute == .f32 ? DType.f32 : .bf16)
+        if let known = known.withLock({ $0 }), known.generation == generation, known.dtype == dtype { return known.branches }
+        known.withLock { $0 = nil }  // Their memory first.
         let layers: [[LowRankBranch]?]
         do throws(PEFTError) {
-            layers = try adaptation.lowRankBranches(halved: true)
+            layers = try adaptation.lowRankBranches(BranchCopies(engine: tape.engine, generation: generation, dtype: dtype))
         } catch {
             guard error.kind == .memory else { throw error }
-            layers = try adaptation.lowRankBranches(halved: false)
+            layers = try adaptation.lowRankBranches(nil)
         }
         let branches = try LowRankBranches(layers)
-        known.withLock { $0 = (generation, branches) }
+        known.withLock { $0 = (generation, dtype, branches) }
         return branches
     }
 }

@@ -1,16 +1,22 @@
 internal import Kernels
 package import Platform
 
-/// A product of low rank beside a layer's own: `y += scale · x·Aᵀ·Bᵀ`; A `[r, in]`, B `[out, r]`, both f32 or both bf16.
+/// A product of low rank beside a layer's own: `y = factors ⊙ (x·Wᵀ + scale · x·Aᵀ·Bᵀ)`; A `[r, in]`, B `[out, r]`, both f32 or both bf16.
 package struct LowRankBranch {
     package let a: Tensor
     package let b: Tensor
     package let scale: Float
+    /// f32 `[out]`; nil: 1.
+    package let factors: Tensor?
+    /// It is what it is where nothing else acts: others would see another input, or be multiplied too.
+    package let isAlone: Bool
 
-    package init(a: Tensor, b: Tensor, scale: Float) {
+    package init(a: Tensor, b: Tensor, scale: Float, factors: Tensor? = nil, isAlone: Bool = false) {
         self.a = a
         self.b = b
         self.scale = scale
+        self.factors = factors
+        self.isAlone = isAlone || factors != nil
     }
 }
 
@@ -37,14 +43,17 @@ package struct LowRankBranch {
             let first = entries.count
             for branch in branches ?? [] {
                 let (a, b) = (branch.a, branch.b)
-                guard a.dtype == .f32 || a.dtype == .bf16, b.dtype == a.dtype, b.columns == a.rows, a.rows > 0 else {
+                guard a.dtype == .f32 || a.dtype == .bf16, b.dtype == a.dtype, b.columns == a.rows, a.rows > 0,
+                    branch.factors.map({ $0.dtype == .f32 && $0.count == b.rows }) ?? true, !branch.isAlone || branches?.count == 1
+                else {
                     throw PEFTError(.internal, "a branch of A \(a.dtype.name) \(a.shape), B \(b.dtype.name) \(b.shape)")
                 }
-                memory += [a, b]
+                memory += [a, b] + (branch.factors.map { [$0] } ?? [])
                 unsafe entries.append(
                     Entry(
                         inputSize: a.columns, outputSize: b.rows,
-                        branch: pk_branch(a: a.pointer, b: b.pointer, rank: Int64(a.rows), begin: 0, end: 0, scale: branch.scale, type: a.dtype.rawValue)))
+                        branch: pk_branch(a: a.pointer, b: b.pointer, rank: Int64(a.rows), begin: 0, end: 0, scale: branch.scale, type: a.dtype.rawValue,
+                            factors: branch.factors.map { unsafe UnsafePointer($0.pointer.assumingMemoryBound(to: Float.self)) })))
             }
             ranges.append(branches == nil ? nil : first..<entries.count)
         }

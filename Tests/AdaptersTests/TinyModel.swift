@@ -123,7 +123,8 @@ struct TinyModel {
         var stream = RandomStream(seed: seed)
         let weights = (0..<output.value.count).map { _ in stream.normal() }
         try tape.backward(from: output, gradient: try Tensor(engine, weights, shape: output.shape))
-        func loss() throws -> Double { zip(try logits(), weights).reduce(0) { $0 + Double($1.0) * Double($1.1) } }
+        // On a tape that records: what decoding keeps is not asked for.
+        func loss() throws -> Double { zip(try logits(tape: Tape(engine, .f32, gradients: GradientStore(engine))), weights).reduce(0) { $0 + Double($1.0) * Double($1.1) } }
         for (key, parameter) in try set.trainableParameters() where names(key) {
             let gradient = try #require(store.gradient(of: parameter), "\(key)").floats(engine)
             let scale = gradient.map(abs).max() ?? 0

@@ -82,6 +82,15 @@ import Testing
                 let found = product.run(level: level, parts: 1, branches: factors, as: types.factors).values
                 #expect(zip(found, expected).allSatisfy { abs(Double($0) - $1) < 2e-4 * (1 + abs($1)) }, "level \(level), \(m) rows of \(name(type)), ranks \(ranks)")
                 #expect(product.run(level: level, parts: 3, branches: factors, as: types.factors).values == found)
+                // Rows of the first branch times something for each output, their bias aside.
+                let outer = (0..<n).map { Float($0 % 7) - 2.5 }
+                let scaled = product.run(level: level, parts: 2, branches: factors, as: types.factors, factors: outer).values
+                for (index, value) in scaled.enumerated() {
+                    let (row, column) = (index / n, index % n)
+                    let bias = Double(product.bias[column])
+                    let wanted = factors[0].rows.contains(row) ? (expected[index] - bias) * Double(outer[column]) + bias : expected[index]
+                    #expect(abs(Double(value) - wanted) < 1e-3 * (1 + abs(wanted)), "level \(level), row \(row), column \(column)")
+                }
             }
         }
     }

@@ -43,8 +43,9 @@ struct Product {
     }
 
     /// The result's memory (gaps included) and values.
-    func run(level: Int32, parts: Int32, branches: [(a: [Float], b: [Float], rank: Int, rows: Range<Int>, scale: Float)] = [], as type: Int32 = PK_F32) -> (bytes: [UInt8], values: [Float]) {
-        let factors = branches.map { (a: Buffer(type, $0.a), b: Buffer(type, $0.b)) }
+    func run(level: Int32, parts: Int32, branches: [(a: [Float], b: [Float], rank: Int, rows: Range<Int>, scale: Float)] = [], as type: Int32 = PK_F32, factors: [Float]? = nil) -> (bytes: [UInt8], values: [Float]) {
+        let matrices = branches.map { (a: Buffer(type, $0.a), b: Buffer(type, $0.b)) }
+        let outer = Buffer(PK_F32, factors ?? [])
         let x = Buffer(types.x, padded(xValues, columns: xShape.columns)), w = Buffer(types.w, wValues)
         var y = Buffer(types.y, padded(yValues, columns: n))
         x.bytes.withUnsafeBytes { x in
@@ -53,12 +54,14 @@ struct Product {
                     bias.withUnsafeBufferPointer { bias in
                         var op = pk_matmul()
                         (op.x, op.w, op.y, op.bias) = (x.baseAddress, w.baseAddress, y.baseAddress, hasBias ? bias.baseAddress : nil)
-                        // The factors' memory lives as long as `factors`.
-                        let beside = zip(branches, factors).map { (branch, factor) in
-                            pk_branch(
+                        // The factors' memory lives as long as `matrices` and `outer`.
+                        let beside = zip(branches, matrices).enumerated().map { (index, pair) in
+                            let (branch, factor) = pair
+                            return pk_branch(
                                 a: factor.a.bytes.withUnsafeBytes { $0.baseAddress },
                                 b: factor.b.bytes.withUnsafeBytes { $0.baseAddress }, rank: Int64(branch.rank),
-                                begin: Int64(branch.rows.lowerBound), end: Int64(branch.rows.upperBound), scale: branch.scale, type: type)
+                                begin: Int64(branch.rows.lowerBound), end: Int64(branch.rows.upperBound), scale: branch.scale, type: type,
+                                factors: index == 0 && factors != nil ? outer.bytes.withUnsafeBytes { $0.baseAddress?.assumingMemoryBound(to: Float.self) } : nil)
                         }
                         beside.withUnsafeBufferPointer {
                             (op.branches, op.branch_count) = ($0.baseAddress, Int64($0.count))
@@ -68,6 +71,7 @@ struct Product {
                 }
             }
         }
+        withExtendedLifetime((matrices, outer)) {}
         return (y.bytes, unpadded(y.values, columns: n))
     }
 

@@ -134,6 +134,7 @@ typedef struct pk_branch {
   int64_t rank, begin, end;
   float scale;
   int32_t type; /* of both: f32 | bf16 */
+  const float *factors; /* [n], what all of y[i] but the bias is multiplied with; of at most one branch of a row; NULL: 1 */
 } pk_branch;
 
 typedef struct pk_matmul {
