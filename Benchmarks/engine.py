@@ -108,7 +108,8 @@ def decode(arguments):
     model = open_model(arguments)
     if arguments.lora:
         add_adapter(model, "default", 0)
-    s, ids, count = session(model, arguments, prompt_lookup_num_tokens=arguments.lookup), random_ids(16), 128
+    sampling = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "repetition_penalty": 1.1, "seed": 1} if arguments.sampled else {}
+    s, ids, count = session(model, arguments, prompt_lookup_num_tokens=arguments.lookup, **sampling), random_ids(16), 128
     if arguments.question:
         s.append_chat([{"role": "user", "content": arguments.question}])
         ids = s.token_ids()
@@ -197,6 +198,7 @@ def main():
     parser.add_argument("--checkpointing", default="off", choices=["auto", "on", "off"])
     parser.add_argument("--int8", action="store_true", help="train: int8_activations")
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--sampled", action="store_true", help="decode: drawn as a chat is, not the most likely token")
     parser.add_argument("--lookup", type=int, default=0, help="prompt_lookup_num_tokens")
     parser.add_argument("--question", help="decode: what the text answers")
     parser.add_argument("--adapters", type=int, default=8)

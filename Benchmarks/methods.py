@@ -3,6 +3,7 @@
 
     methods.py ours MODEL [--only LOHA,BOFT] [--quick]       a JSON line for each method; times alternate with LoRA's, the smallest counts
     methods.py peft HF_FOLDER [--only …] [--quick]           the same of HF PEFT (a Python with Benchmarks/peers/requirements.txt)
+    methods.py writing MODEL [--only LORA,OFT]           a JSON line for each: milliseconds for a token of text, beside the base model's
     methods.py table MODEL [HF_FOLDER --peers-python PYTHON] [--only …] [--quick]      ours, or both, as the table of LOG.md
 
 Sizes are PEFT's defaults, targets all linear layers (what cannot have them is said), rows of 512 tokens, bf16, two threads. "memory" is what
@@ -91,6 +92,39 @@ def ours(arguments):
         model.delete_adapter("it")
 
 
+def writing(arguments):
+    """A token of text with each method, alternated with a session of the base model."""
+    import numpy as np
+    import peftswift
+
+    model = peftswift.Model.from_pretrained(arguments.model, threads=2)
+    prompt, tokens = np.random.default_rng(0).integers(100, 31000, 16), 32
+
+    def session(adapters):
+        session = model.session(context_length=512, ignore_eos=True, adapters=adapters).append(prompt)
+
+        def write():
+            session.rewind(len(prompt))
+            begin = clock()
+            for _ in session.tokens(tokens):
+                pass
+            return (clock() - begin) / tokens * 1e3
+
+        write()
+        return write
+
+    base = session([])
+    for method in ["LORA", *METHODS]:
+        if arguments.only and method not in arguments.only.split(","):
+            continue
+        model.add_adapter("it", LORA if method == "LORA" else config(method))
+        own = session(["it"])
+        milliseconds, beside = (min(column) for column in zip(*((own(), base()) for _ in range(2 * REPEATS))))
+        print(json.dumps({"method": method, "ms": round(milliseconds, 2), "base": round(beside, 2), "ratio": round(milliseconds / beside, 2)}), flush=True)
+        del own
+        model.delete_adapter("it")
+
+
 def peft(arguments):
     import peft as hf
     import torch
@@ -172,7 +206,7 @@ def table(arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", choices=["ours", "peft", "table"])
+    parser.add_argument("work", choices=["ours", "writing", "peft", "table"])
     parser.add_argument("model")
     parser.add_argument("peers_model", nargs="?")
     parser.add_argument("--only", help="methods, separated by commas")

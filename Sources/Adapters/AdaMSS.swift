@@ -161,6 +161,7 @@ private final class AdaMSSLinear: LinearBranch {
         for (pair, a) in zip(pairs, start.a) { pair.a.value.set(a) }
     }
 
+    let isLowRank = true
     var parameters: [Parameter] { pairs.map(\.a) + pairs.map(\.b) + [projection] }
     var derived: [SavedTensor] { [SavedTensor(rows)] }
 

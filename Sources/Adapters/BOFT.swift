@@ -51,7 +51,7 @@ package struct BOFT: AdapterMethod {
                 .argument,
                 "boft_n_butterfly_factor \(factors) needs blocks of even size whose number is a multiple of \(1 << (factors - 1)); '\(layer.name)' has \(d) of size \(b)")
         }
-        return try BOFTModule(target, key: key, factors: factors, blocks: d, blockSize: b, dropout: dropout, isIdentity: isIdentity, model.engine)
+        return try BOFTModule(target, key: key, factors: factors, blocks: d, blockSize: b, dropout: dropout, isIdentity: isIdentity, model)
     }
 
     /// Which column comes where in factor `index`: halves of blocks, the even ones of each group first.
@@ -75,8 +75,9 @@ private final class BOFTModule: MatrixModule {
     private let butterfly: Butterfly
 
     init(
-        _ target: MatrixTarget, key: String, factors: Int, blocks: Int, blockSize: Int, dropout: Float, isIdentity: Bool, _ engine: Engine
+        _ target: MatrixTarget, key: String, factors: Int, blocks: Int, blockSize: Int, dropout: Float, isIdentity: Bool, _ model: Model
     ) throws(PEFTError) {
+        let engine = model.engine
         self.target = target
         (self.factors, self.blocks, self.blockSize) = (factors, blocks, blockSize)
         (self.dropout, self.isIdentity) = (dropout, isIdentity)
@@ -87,7 +88,7 @@ private final class BOFTModule: MatrixModule {
         butterfly = try Butterfly(
             (0..<factors).reversed().map { index in
                 (index, index == 0 ? nil : Butterfly.inverse(BOFT.order(factor: index, width: width, blockSize: blockSize)))
-            }, blocks: blocks, blockSize: blockSize, skew: 0.5, engine)
+            }, blocks: blocks, blockSize: blockSize, skew: 0.5, model)
     }
 
     var parameters: [Parameter] { [r, s] }

@@ -1,4 +1,5 @@
 internal import Autograd
+internal import Models
 internal import Platform
 internal import Tensors
 
@@ -12,9 +13,12 @@ final class Butterfly: Sendable {
     private let transposition: ColumnMap
     /// Small blocks side by side in the diagonal of one that products have the size for: how many, and where values go.
     private let joined: (count: Int, places: ColumnMap)
+    private let made: Kept<Float, Tensor>
 
     /// - Parameter stages: for each the number of its factor, and the columns in the order in which its blocks take them; nil: as they are.
-    init(_ stages: [(factor: Int, order: [Int]?)], blocks: Int, blockSize: Int, skew: Float, _ engine: Engine) throws(PEFTError) {
+    init(_ stages: [(factor: Int, order: [Int]?)], blocks: Int, blockSize: Int, skew: Float, _ model: Model) throws(PEFTError) {
+        let engine = model.engine
+        made = Kept(model)
         (self.blocks, self.blockSize, self.skew) = (blocks, blockSize, skew)
         transposition = try Rotation.transposition(blockSize, engine)
         self.stages = try stages.map { (stage) throws(PEFTError) in
@@ -46,13 +50,8 @@ final class Butterfly: Sendable {
         changed: @escaping (_ c: Variable, _ tape: Tape) throws(PEFTError) -> Variable = { (c, _) throws(PEFTError) in c }
     ) throws(PEFTError) -> Variable {
         let (perFactor, wide) = (blocks / joined.count, blockSize * joined.count)
-        let all = try tape.remade([r]) { [self] (tape, inputs) throws(PEFTError) in
-            let (b, count) = (blockSize, stages.count * blocks)
-            let free = inputs[0]
-            let skewed = try tape.scaled(try tape.add(free, try tape.scaled(try tape.gatherColumns(free, transposition), by: -1)), by: skew)
-            let c = try changed(try Rotation.cayley(try tape.reshaped(try bounded(skewed, bound, tape), [count, b, b]), tape), tape)
-            return try tape.scatterColumns(try tape.reshaped(c, [count / joined.count, joined.count * b * b]), joined.places)
-        }
+        func matrices() throws(PEFTError) -> Variable { try self.matrices(r, tape, bound, changed) }
+        let all = tape.isInference ? Variable(try made(bound, tape.engine) { () throws(PEFTError) in try matrices().value.converted(to: .f32, tape.engine, .adapters) }) : try matrices()
         var x = x
         for stage in stages {
             let own = stages.count == 1 ? all : try tape.rows(all, stage.factor * perFactor..<(stage.factor + 1) * perFactor)
@@ -64,6 +63,19 @@ final class Butterfly: Sendable {
             x = try tape.gatherColumns(try tape.blockLinear(try tape.gatherColumns(x, orders.there), matrices), orders.back)
         }
         return x
+    }
+
+    /// The blocks of all factors, some side by side: see `joined`.
+    private func matrices(
+        _ r: Variable, _ tape: Tape, _ bound: Float, _ changed: @escaping (_ c: Variable, _ tape: Tape) throws(PEFTError) -> Variable
+    ) throws(PEFTError) -> Variable {
+        try tape.remade([r]) { [self] (tape, inputs) throws(PEFTError) in
+            let (b, count) = (blockSize, stages.count * blocks)
+            let free = inputs[0]
+            let skewed = try tape.scaled(try tape.add(free, try tape.scaled(try tape.gatherColumns(free, transposition), by: -1)), by: skew)
+            let c = try changed(try Rotation.cayley(try tape.reshaped(try bounded(skewed, bound, tape), [count, b, b]), tape), tape)
+            return try tape.scatterColumns(try tape.reshaped(c, [count / joined.count, joined.count * b * b]), joined.places)
+        }
     }
 
     /// Shortened to ‖Q‖ = `bound` where it is longer; 0: never.

@@ -1,7 +1,6 @@
 internal import Autograd
 internal import Models
 internal import Platform
-internal import Synchronization
 internal import Tensors
 
 /// LoHa or LoKr with the magnitude of each output by itself, as DoRA has it beside LoRA (LyCORIS' `weight_decompose`, `dora_scale` in files):
@@ -15,10 +14,10 @@ final class DecomposedModule: AdapterModule {
     private let magnitude: Parameter
     private let model: Model
     /// 1/n until something is written under the model's lock.
-    private let known = Mutex<(generation: UInt64, scale: Float, inverse: Tensor)?>(nil)
+    private let known: Kept<Float, Tensor>
 
     init(_ inner: any MatrixModule, key: String, _ model: Model) throws(PEFTError) {
-        (self.inner, self.model) = (inner, model)
+        (self.inner, self.model, known) = (inner, model, Kept(model))
         magnitude = try model.parameter(key + ".dora_scale", [inner.target.outputSize, 1] + inner.target.kernel.map { _ in 1 })
     }
 
@@ -58,14 +57,7 @@ final class DecomposedModule: AdapterModule {
             }
             return try tape.multiply(try tape.vector(magnitude), inverse)
         }
-        let generation = model.lock.generation
-        var inverse = known.withLock { $0.flatMap { $0.generation == generation && $0.scale == scale ? $0.inverse : nil } }
-        if inverse == nil || tape.engine.isPlanning {
-            let fresh = try inverseNorms(w, scale: scale, tape.engine)
-            if !tape.engine.isPlanning { known.withLock { $0 = (generation, scale, fresh) } }
-            inverse = fresh
-        }
-        guard let inverse else { throw PEFTError(.internal, "no norms") }
+        let inverse = try known(scale, tape.engine) { () throws(PEFTError) in try inverseNorms(w, scale: scale, tape.engine) }
         return try tape.multiply(try tape.vector(magnitude), Variable(inverse))
     }
 

@@ -1,7 +1,6 @@
 internal import Autograd
 internal import Models
 package import Platform
-internal import Synchronization
 package import Tensors
 
 /// LoRA of a linear layer or a convolution, with DoRA's magnitude where the configuration asks for one.
@@ -22,8 +21,7 @@ final class LinearLoRA: AdapterModule {
     /// `BlockScaling.followsCPU`
     let followsCPU: Bool
     let dropout: Float
-    private let model: Model
-    private let known = Mutex<(generation: UInt64, b: Tensor, a: Tensor)?>(nil)
+    private let copies: Kept<DType, [Tensor]>
 
     init(_ target: MatrixTarget, key: String, rank: Int, scaling: Double, _ settings: LoRASettings, _ model: Model)
         throws(PEFTError)
@@ -37,7 +35,7 @@ final class LinearLoRA: AdapterModule {
         factor = scaling
         start = settings.start
         dropout = settings.dropout
-        self.model = model
+        copies = Kept(model)
         engine = model.engine
         followsCPU = model.followsCPU
         a = Parameter(
@@ -61,12 +59,10 @@ final class LinearLoRA: AdapterModule {
     }
     /// Copies of B and A in bf16, as they are now; the caller holds the model's lock.
     func halves() throws(PEFTError) -> (b: Tensor, a: Tensor) {
-        let generation = model.lock.generation
-        if let known = known.withLock({ $0 }), known.generation == generation { return (known.b, known.a) }
-        known.withLock { $0 = nil }  // Their memory first.
-        let copies = (b: try b.value.converted(to: .bf16, engine, .adapters), a: try a.value.converted(to: .bf16, engine, .adapters))
-        known.withLock { $0 = (generation, copies.b, copies.a) }
-        return copies
+        let copies = try copies(.bf16, engine) { () throws(PEFTError) in
+            [try b.value.converted(to: .bf16, engine, .adapters), try a.value.converted(to: .bf16, engine, .adapters)]
+        }
+        return (copies[0], copies[1])
     }
     var parameters: [Parameter] { [a, b, bias, magnitude?.parameter].compactMap { $0 } }
     var scaling: Double? { factor }

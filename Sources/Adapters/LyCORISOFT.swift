@@ -79,7 +79,7 @@ final class LyCORISRotation: MatrixModule {
             (0..<factors).map { factor in
                 let k = (b / 2) << factor
                 return (factor, isButterfly ? (0..<width).map { $0 / (2 * k) * 2 * k + $0 % 2 * k + $0 % (2 * k) / 2 } : nil)
-            }, blocks: n, blockSize: b, skew: isButterfly ? 1 : -1, model.engine)
+            }, blocks: n, blockSize: b, skew: isButterfly ? 1 : -1, model)
     }
 
     var parameters: [Parameter] { [blocks] + [rescale].compactMap { $0 } }

@@ -1,7 +1,6 @@
 internal import Autograd
 internal import Models
 internal import Platform
-internal import Synchronization
 internal import Tensors
 
 /// DoRA (Liu et al., arXiv:2402.09353): the magnitude of each output trains beside the direction,
@@ -15,12 +14,13 @@ final class Magnitude: Sendable {
     private let model: Model
     /// 1/n, and what it was computed for. Norms read all of W, so they are kept until something is written under the model's
     /// lock: in generation and within an optimizer step they are computed once.
-    private let known = Mutex<(generation: UInt64, scale: Float, inverse: Tensor)?>(nil)
+    private let known: Kept<Float, Tensor>
 
     init(key: String, shape: [Int], _ model: Model) throws(PEFTError) {
         parameter = Parameter(
             name: key + ".lora_magnitude_vector", value: try .zeros(model.engine, shape, .f32, .adapters))
         self.model = model
+        known = Kept(model)
     }
 
     /// m = n, so that a fresh adapter changes nothing.
@@ -38,14 +38,9 @@ final class Magnitude: Sendable {
     func inverseNorms(_ w: Tensor, isTransposed: Bool, b: Tensor, a: Tensor, scale: Float, _ engine: Engine)
         throws(PEFTError) -> Tensor
     {
-        let generation = model.lock.generation
-        if !engine.isPlanning, let known = known.withLock({ $0 }), known.generation == generation, known.scale == scale
-        {
-            return known.inverse
+        try known(scale, engine) { () throws(PEFTError) in
+            try Magnitude.inverseNorms(w, isTransposed: isTransposed, b: b, a: a, scale: scale, engine)
         }
-        let inverse = try Magnitude.inverseNorms(w, isTransposed: isTransposed, b: b, a: a, scale: scale, engine)
-        if !engine.isPlanning { known.withLock { $0 = (generation, scale, inverse) } }
-        return inverse
     }
 
     /// m/n: what the layer's output, its bias aside, is multiplied with. The caller holds the model's lock.

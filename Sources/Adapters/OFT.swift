@@ -53,7 +53,7 @@ package struct OFT: AdapterMethod {
             let name = blocks > 0 ? "r" : "oft_block_size"
             model.engine.warn("\(name) \(wanted) does not divide the \(width) inputs of '\(layer.name)'; it is \(found) there")
         }
-        return try OFTRotation(key: key, blocks: width / (blocks > 0 ? width / found : found), blockSize: blocks > 0 ? width / found : found, settings, model.engine)
+        return try OFTRotation(key: key, blocks: width / (blocks > 0 ? width / found : found), blockSize: blocks > 0 ? width / found : found, settings, model)
     }
 
     /// The nearest divisor, the smaller of two.
@@ -104,8 +104,11 @@ final class OFTRotation: Sendable {
     private let settings: OFTSettings
     /// Where the values go in a flattened `[b, b]`.
     private let (upper, lower): (ColumnMap, ColumnMap)
+    private let made: Kept<Bool, Tensor>
 
-    init(key: String, blocks: Int, blockSize: Int, _ settings: OFTSettings, _ engine: Engine) throws(PEFTError) {
+    init(key: String, blocks: Int, blockSize: Int, _ settings: OFTSettings, _ model: Model) throws(PEFTError) {
+        let engine = model.engine
+        made = Kept(model)
         self.blockSize = blockSize
         self.settings = settings
         let b = blockSize
@@ -123,14 +126,20 @@ final class OFTRotation: Sendable {
     /// `x·R`
     func callAsFunction(_ x: Variable, _ tape: Tape) throws(PEFTError) -> Variable {
         let b = blockSize
-        let r = try tape.remade([try projected(tape)]) { [upper, lower, settings] (tape, inputs) throws(PEFTError) in
+        let r = tape.isInference ? Variable(try made(true, tape.engine) { () throws(PEFTError) in try matrices(tape).value.converted(to: .f32, tape.engine, .adapters) }) : try matrices(tape)
+        guard settings.isShared else { return try tape.blockLinear(x, r) }
+        return try tape.reshaped(try tape.blockLinear(try tape.reshaped(x, [x.value.count / b, b]), r), x.shape)
+    }
+
+    /// `[n, b, b]`
+    private func matrices(_ tape: Tape) throws(PEFTError) -> Variable {
+        let b = blockSize
+        return try tape.remade([try projected(tape)]) { [upper, lower, settings] (tape, inputs) throws(PEFTError) in
             let values = inputs[0]
             let skew = try tape.add(try tape.scatterColumns(values, upper), try tape.scaled(try tape.scatterColumns(values, lower), by: -1))
             let blocks = try tape.reshaped(skew, [values.value.rows, b, b])
             return if let terms = settings.terms { try Rotation.series(blocks, terms: terms, tape) } else { try Rotation.cayley(blocks, tape) }
         }
-        guard settings.isShared else { return try tape.blockLinear(x, r) }
-        return try tape.reshaped(try tape.blockLinear(try tape.reshaped(x, [x.value.count / b, b]), r), x.shape)
     }
 
     /// COFT sees its parameters in their ball; their gradients are those of the values there.

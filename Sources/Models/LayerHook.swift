@@ -1,6 +1,5 @@
 package import Autograd
 package import Platform
-internal import Synchronization
 package import Tensors
 
 /// What an adapter does around one frozen operation `y = f(x)`:
@@ -133,34 +132,27 @@ package struct Adaptation: Sendable {
 /// makes half as much.
 package struct BranchCopies {
     package let engine: Engine
-    /// `ReadWriteLock.generation` of the model.
-    package let generation: UInt64
     package let dtype: DType
 }
 
 /// An adaptation's products of low rank, put together anew after something was written into the model or its adapters.
 private final class DecodingBranches: Sendable {
-    private let model: Model
-    private let known = Mutex<(generation: UInt64, dtype: DType, branches: LowRankBranches)?>(nil)
+    private let known: Kept<DType, LowRankBranches>
 
-    init(_ model: Model) { self.model = model }
+    init(_ model: Model) { known = Kept(model) }
 
     /// The caller holds the model's lock.
     func branches(of adaptation: Adaptation, _ tape: Tape) throws(PEFTError) -> LowRankBranches {
         guard !tape.engine.isPlanning else { return try LowRankBranches(try adaptation.lowRankBranches(nil)) }
-        let (generation, dtype) = (model.lock.generation, tape.precision.compute == .f32 ? DType.f32 : .bf16)
-        if let known = known.withLock({ $0 }), known.generation == generation, known.dtype == dtype { return known.branches }
-        known.withLock { $0 = nil }  // Their memory first.
-        let layers: [[LowRankBranch]?]
-        do throws(PEFTError) {
-            layers = try adaptation.lowRankBranches(BranchCopies(engine: tape.engine, generation: generation, dtype: dtype))
-        } catch {
-            guard error.kind == .memory else { throw error }
-            layers = try adaptation.lowRankBranches(nil)
+        let dtype = tape.precision.compute == .f32 ? DType.f32 : .bf16
+        return try known(dtype, tape.engine) { () throws(PEFTError) in
+            do throws(PEFTError) {
+                return try LowRankBranches(try adaptation.lowRankBranches(BranchCopies(engine: tape.engine, dtype: dtype)))
+            } catch {
+                guard error.kind == .memory else { throw error }
+                return try LowRankBranches(try adaptation.lowRankBranches(nil))
+            }
         }
-        let branches = try LowRankBranches(layers)
-        known.withLock { $0 = (generation, dtype, branches) }
-        return branches
     }
 }
 
