@@ -27,8 +27,12 @@ INLINE __m256 begin_sums(const pk_tile *tile, int row, int column) {
   return tile->continues ? _mm256_load_ps(tile->sums + row * 16 + column) : _mm256_setzero_ps();
 }
 
-/* Y = alpha·sum + bias (+ Y); by the element at the right edge. */
-INLINE void finish_vector(const pk_tile *tile, __m256 sum, int row, int column) {
+/* They wait for the next block of k, or Y = alpha·sum + bias (+ Y); by the element at the right edge. */
+INLINE void end_sums(const pk_tile *tile, __m256 sum, int row, int column) {
+  if (!tile->ends) {
+    _mm256_store_ps(tile->sums + row * 16 + column, sum);
+    return;
+  }
   const int64_t at = row * tile->ldy + column;
   __m256 y = _mm256_mul_ps(sum, _mm256_set1_ps(tile->alpha));
   if (tile->columns - column >= 8) {
@@ -57,25 +61,6 @@ INLINE void finish_vector(const pk_tile *tile, __m256 sum, int row, int column) 
   }
 }
 
-/* Not in line: outputs of each shape would be ten times the code. */
-static __attribute__((noinline)) void finish(const pk_tile *tile, const float *sums, int rows, int vectors) {
-  for (int r = 0; r < rows; r++) {
-    for (int v = 0; v < vectors; v++) finish_vector(tile, _mm256_load_ps(sums + 16 * r + 8 * v), r, 8 * v);
-  }
-}
-
-/* The sums wait for the next block of k, or become outputs. */
-INLINE void end_sums(const pk_tile *tile, __m256 sum[6][2], int rows, int vectors) {
-  float own[6 * 16] __attribute__((aligned(32)));
-  float *to = tile->ends ? own : tile->sums;
-#pragma unroll
-  for (int r = 0; r < rows; r++) {
-#pragma unroll
-    for (int v = 0; v < vectors; v++) _mm256_store_ps(to + 16 * r + 8 * v, sum[r][v]);
-  }
-  if (tile->ends) finish(tile, own, rows, vectors);
-}
-
 INLINE void multiply_tile(const pk_tile *tile, int rows, int vectors) {
   __m256 sum[6][2];
 #pragma unroll
@@ -96,7 +81,11 @@ INLINE void multiply_tile(const pk_tile *tile, int rows, int vectors) {
       for (int v = 0; v < vectors; v++) sum[r][v] = _mm256_fmadd_ps(x, b[v], sum[r][v]);
     }
   }
-  end_sums(tile, sum, rows, vectors);
+#pragma unroll
+  for (int r = 0; r < rows; r++) {
+#pragma unroll
+    for (int v = 0; v < vectors; v++) end_sums(tile, sum[r][v], r, 8 * v);
+  }
 }
 
 #define SHAPES(v)                                         \

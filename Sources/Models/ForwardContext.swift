@@ -165,8 +165,8 @@ extension ForwardContext {
     func lowRankBranches(rows count: Int) throws(PEFTError) -> [(rows: Range<Int>, of: LowRankBranches)]? {
         if let known = fewRowBranches, known.rows == count { return known.branches }
         var found: [(rows: Range<Int>, of: LowRankBranches)] = []
-        if let commonAdaptation { found.append((0..<count, try commonAdaptation.branches(tape))) }
-        for group in groups ?? [] {
+        if let commonAdaptation, commonAdaptation.actsAtLayers { found.append((0..<count, try commonAdaptation.branches(tape))) }
+        for group in groups ?? [] where group.adaptation.actsAtLayers {
             guard let rows = try? rows(of: group.range, in: count) else { return nil }
             found.append((rows, try group.adaptation.branches(tape)))
         }

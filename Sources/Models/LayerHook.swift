@@ -103,6 +103,8 @@ package struct Adaptation: Sendable {
     /// Nothing changes it any more: what decoding reads of it may be kept.
     package mutating func settle(_ model: Model) { decoding = DecodingBranches(model) }
 
+    var actsAtLayers: Bool { layers.contains { !$0.isEmpty } }
+
     func branches(_ tape: Tape) throws(PEFTError) -> LowRankBranches {
         guard let decoding else { return try LowRankBranches(try lowRankBranches(nil)) }
         return try decoding.branches(of: self, tape)

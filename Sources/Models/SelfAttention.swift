@@ -46,7 +46,7 @@ package struct SelfAttention: Sendable {
             throw PEFTError(.internal, "\(context.caches.count) caches for \(context.batch) samples; caches are for inference only")
         }
         let result = try Tensor(engine, q.shape, q.value.dtype)
-        var unbiased: [(q: AttentionOperand, k: AttentionOperand, v: AttentionOperand, out: AttentionOperand, shape: AttentionShape)] = []
+        var together: [(q: AttentionOperand, k: AttentionOperand, v: AttentionOperand, out: AttentionOperand, shape: AttentionShape)] = []
         for (sample, cache) in context.caches.enumerated() {
             let rows = sample * context.length..<(sample + 1) * context.length
             if cache.leading != nil { try cache.weighLeading(by: x, rows, layer: context.runNumber ?? layer, context.tape) }
@@ -54,13 +54,13 @@ package struct SelfAttention: Sendable {
             let shape = shape(batch: 1, keys: keys.rows, context)
             let (query, out) = (AttentionOperand(try q.value.rows(rows), length: context.length), AttentionOperand(try result.rows(rows), length: context.length))
             let (key, value) = (AttentionOperand(keys, length: keys.rows), AttentionOperand(values, length: keys.rows))
-            if let bias {
-                try engine.attention(q: query, k: key, v: value, out: out, shape: shape, bias: try bias.table(shape, context.tape).bias)
+            if bias == nil, context.caches.count > 1 {
+                together.append((query, key, value, out, shape))
             } else {
-                unbiased.append((query, key, value, out, shape))
+                try engine.attention(q: query, k: key, v: value, out: out, shape: shape, bias: try bias?.table(shape, context.tape).bias)
             }
         }
-        try engine.attention(unbiased)
+        if !together.isEmpty { try engine.attention(together) }
         return Variable(result)
     }
 

@@ -118,7 +118,6 @@ extension Engine {
 
     /// The same of several caches, without masks, in one hand-over to the threads (sessions that step together).
     package func attention(_ several: [(q: AttentionOperand, k: AttentionOperand, v: AttentionOperand, out: AttentionOperand, shape: AttentionShape)]) throws(PEFTError) {
-        if several.count == 1, let only = several.first { return try attention(q: only.q, k: only.k, v: only.v, out: only.out, shape: only.shape) }
         var (ops, each): ([pk_attention], Int) = unsafe ([], 0)
         for one in several where one.shape.batch > 0 && one.shape.queryLength > 0 {
             var op = unsafe try attentionOperation(one.q, one.k, one.v, one.out, one.shape, nil, nil, nil, nil)
