@@ -223,7 +223,7 @@ void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
     const int64_t column = group * wide, columns = op->n - column < wide ? op->n - column : wide;
     const uint8_t *w[PK_GEMV_WIDE + 1]; /* beyond the last row: that row again, its sums unused */
     for (int64_t r = 0; r < wide; r++) w[r] = (const uint8_t *)op->w + (column + (r < columns ? r : columns - 1)) * op->w_row_bytes;
-    const int64_t beyond = w[0] + PK_WIDE_AHEAD - end;
+    const int64_t beyond = w[0] + (wide - 1) * op->w_row_bytes + PK_WIDE_AHEAD - end; /* counted from the last row: they are read side by side */
     w[wide] = beyond < 0 ? end + beyond : then ? then + beyond : w[0];
     if (op->branch_count) leave_branches(op, column, columns, h, beside);
     for (int64_t i = 0; i < op->m;) {

@@ -22,10 +22,13 @@ INLINE __m256 load(const int is_bf16, const uint8_t *row, int64_t at) {
 
 /* The first `left` < 8 of them, zeros behind. */
 INLINE __m256 load_last(const int is_bf16, const uint8_t *row, int64_t at, int64_t left) {
-  const int64_t bytes = is_bf16 ? 2 : 4;
-  uint8_t last[32] = {0};
-  memcpy(last, row + at * bytes, (size_t)(left * bytes));
-  return load(is_bf16, last, 0);
+  if (!is_bf16) {
+    const __m256i lanes = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)left), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_maskload_ps((const float *)row + at, lanes);
+  }
+  uint16_t last[8] = {0};
+  memcpy(last, (const uint16_t *)row + at, (size_t)left * 2);
+  return load(is_bf16, (const uint8_t *)last, 0);
 }
 
 /* Rows this short are not worth a kernel that fetches ahead and sums in many chains: 13 instructions for rank 8. */
