@@ -13,7 +13,7 @@ final class Butterfly: Sendable {
     private let transposition: ColumnMap
     /// Small blocks side by side in the diagonal of one that products have the size for: how many, and where values go.
     private let joined: (count: Int, places: ColumnMap)
-    private let made: Kept<Float, Tensor>
+    private let made: Kept<Always, Tensor>
 
     /// - Parameter stages: for each the number of its factor, and the columns in the order in which its blocks take them; nil: as they are.
     init(_ stages: [(factor: Int, order: [Int]?)], blocks: Int, blockSize: Int, skew: Float, _ model: Model) throws(PEFTError) {
@@ -50,8 +50,8 @@ final class Butterfly: Sendable {
         changed: @escaping (_ c: Variable, _ tape: Tape) throws(PEFTError) -> Variable = { (c, _) throws(PEFTError) in c }
     ) throws(PEFTError) -> Variable {
         let (perFactor, wide) = (blocks / joined.count, blockSize * joined.count)
-        func matrices() throws(PEFTError) -> Variable { try self.matrices(r, tape, bound, changed) }
-        let all = tape.isInference ? Variable(try made(bound, tape.engine) { () throws(PEFTError) in try matrices().value.converted(to: .f32, tape.engine, .adapters) }) : try matrices()
+        func make() throws(PEFTError) -> Variable { try matrices(r, tape, bound, changed) }
+        let all = try tape.isInference ? Variable(made(tape.engine) { () throws(PEFTError) in try make().value.converted(to: .f32, tape.engine, .adapters) }) : make()
         var x = x
         for stage in stages {
             let own = stages.count == 1 ? all : try tape.rows(all, stage.factor * perFactor..<(stage.factor + 1) * perFactor)

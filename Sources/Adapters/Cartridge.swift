@@ -23,6 +23,6 @@ package struct Cartridge: PromptMethod {
         }
         encoder = try PromptEncoder(
             Cartridge.peftType, count: settings.count, rows: settings.count, width: size, name: "trainable_embedding", frozenRows: frozen, start: .random, isNew: isNew, model)
-        memory = PrefixMemory(encoder, layers: settings.layers, width: settings.width, isOfDecoder: model.network.readsSource)
+        memory = PrefixMemory(encoder, layers: settings.layers, width: settings.width, model)
     }
 }

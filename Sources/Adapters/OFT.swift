@@ -104,7 +104,7 @@ final class OFTRotation: Sendable {
     private let settings: OFTSettings
     /// Where the values go in a flattened `[b, b]`.
     private let (upper, lower): (ColumnMap, ColumnMap)
-    private let made: Kept<Bool, Tensor>
+    private let made: Kept<Always, Tensor>
 
     init(key: String, blocks: Int, blockSize: Int, _ settings: OFTSettings, _ model: Model) throws(PEFTError) {
         let engine = model.engine
@@ -126,7 +126,7 @@ final class OFTRotation: Sendable {
     /// `x·R`
     func callAsFunction(_ x: Variable, _ tape: Tape) throws(PEFTError) -> Variable {
         let b = blockSize
-        let r = tape.isInference ? Variable(try made(true, tape.engine) { () throws(PEFTError) in try matrices(tape).value.converted(to: .f32, tape.engine, .adapters) }) : try matrices(tape)
+        let r = try tape.isInference ? Variable(made(tape.engine) { () throws(PEFTError) in try matrices(tape).value.converted(to: .f32, tape.engine, .adapters) }) : matrices(tape)
         guard settings.isShared else { return try tape.blockLinear(x, r) }
         return try tape.reshaped(try tape.blockLinear(try tape.reshaped(x, [x.value.count / b, b]), r), x.shape)
     }

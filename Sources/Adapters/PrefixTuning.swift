@@ -1,7 +1,6 @@
 package import Autograd
 package import Models
 package import Platform
-internal import Synchronization
 package import Tensors
 
 /// Prefix tuning (Li and Liang, arXiv:2101.00190): learned keys and values in front of each layer's own, which a small network may
@@ -41,7 +40,7 @@ package struct PrefixTuning: PromptMethod {
         encoder = try PromptEncoder(
             PrefixTuning.peftType, count: settings.count, rows: settings.count, width: network == nil ? size : settings.width, network: network, gates: gates,
             start: isZero && network == nil ? .zeros : .random, isNew: isNew, model)
-        memory = PrefixMemory(encoder, layers: settings.layers, width: settings.width, isOfDecoder: model.network.readsSource)
+        memory = PrefixMemory(encoder, layers: settings.layers, width: settings.width, model)
     }
 }
 
@@ -52,14 +51,10 @@ package final class PrefixMemory: AttentionMemory {
     private let layerCount: Int
     private let width: Int
     private let isOfDecoder: Bool
-    private struct Snapshot: Sendable {
-        let generation: UInt64
-        let layers: [(keys: Tensor, values: Tensor)]
-    }
-    private let ready = Mutex<Snapshot?>(nil)
+    private let ready: Kept<Always, [(keys: Tensor, values: Tensor)]>
 
-    init(_ encoder: PromptEncoder, layers: Int, width: Int, isOfDecoder: Bool) {
-        (self.encoder, layerCount, self.width, self.isOfDecoder) = (encoder, layers, width, isOfDecoder)
+    init(_ encoder: PromptEncoder, layers: Int, width: Int, _ model: Model) {
+        (self.encoder, layerCount, self.width, isOfDecoder, ready) = (encoder, layers, width, model.network.readsSource, Kept(model))
     }
 
     package var count: Int { encoder.count }
@@ -79,11 +74,9 @@ package final class PrefixMemory: AttentionMemory {
     }
 
     package func snapshot(_ model: Model) throws(PEFTError) -> [(keys: Tensor, values: Tensor)] {
-        let generation = model.lock.generation
-        if let known = ready.withLock({ $0 }), known.generation == generation { return known.layers }
-        let layers = try layers(Tape(model.engine, model.generationPrecision)).map { (keys: $0.keys.value, values: $0.values.value) }
-        ready.withLock { $0 = Snapshot(generation: generation, layers: layers) }
-        return layers
+        try ready(model.engine) { () throws(PEFTError) in
+            try layers(Tape(model.engine, model.generationPrecision)).map { (keys: $0.keys.value, values: $0.values.value) }
+        }
     }
 }
 

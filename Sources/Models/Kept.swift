@@ -4,7 +4,7 @@ package import Tensors
 
 /// Something made of a model's weights and its adapters' parameters, kept for as long as nothing is written into the model.
 ///
-/// Asked for under the model's lock, by computations whose derivative does not pass through it.
+/// Asked for under the model's lock, by computations whose derivative does not pass through it. `Key` is what else it depends on, `Always` where that is nothing.
 package final class Kept<Key: Equatable & Sendable, Value: Sendable>: Sendable {
     private let model: Model
     private let known = Mutex<(generation: UInt64, key: Key, value: Value)?>(nil)
@@ -12,7 +12,7 @@ package final class Kept<Key: Equatable & Sendable, Value: Sendable>: Sendable {
     package init(_ model: Model) { self.model = model }
 
     /// - Parameters:
-    ///   - key: what else it depends on; the last one asked for is kept.
+    ///   - key: that of the last one asked for is kept.
     ///   - engine: of the computation; one that plans has nothing to keep.
     package func callAsFunction(_ key: Key, _ engine: Engine, _ make: () throws(PEFTError) -> Value) throws(PEFTError) -> Value {
         if engine.isPlanning { return try make() }
@@ -23,4 +23,10 @@ package final class Kept<Key: Equatable & Sendable, Value: Sendable>: Sendable {
         known.withLock { $0 = (generation, key, value) }
         return value
     }
+}
+
+package struct Always: Equatable, Sendable {}
+
+extension Kept where Key == Always {
+    package func callAsFunction(_ engine: Engine, _ make: () throws(PEFTError) -> Value) throws(PEFTError) -> Value { try self(Always(), engine, make) }
 }

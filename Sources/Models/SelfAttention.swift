@@ -46,7 +46,7 @@ package struct SelfAttention: Sendable {
             throw PEFTError(.internal, "\(context.caches.count) caches for \(context.batch) samples; caches are for inference only")
         }
         let result = try Tensor(engine, q.shape, q.value.dtype)
-        var together: [(q: AttentionOperand, k: AttentionOperand, v: AttentionOperand, out: AttentionOperand, shape: AttentionShape)] = []
+        var together: [TextAttention] = []
         for (sample, cache) in context.caches.enumerated() {
             let rows = sample * context.length..<(sample + 1) * context.length
             if cache.leading != nil { try cache.weighLeading(by: x, rows, layer: context.runNumber ?? layer, context.tape) }

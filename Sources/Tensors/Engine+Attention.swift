@@ -98,6 +98,9 @@ package struct AttentionOperand {
     }
 }
 
+/// Queries of a text, its keys and values, and where what they see goes.
+package typealias TextAttention = (q: AttentionOperand, k: AttentionOperand, v: AttentionOperand, out: AttentionOperand, shape: AttentionShape)
+
 extension Engine {
     /// Softmax(scale·q·kᵀ, masked)·v for operands with strides: what a session calls on its cache, without a tape.
     ///
@@ -117,7 +120,7 @@ extension Engine {
     }
 
     /// The same of several caches, without masks, in one hand-over to the threads (sessions that step together).
-    package func attention(_ several: [(q: AttentionOperand, k: AttentionOperand, v: AttentionOperand, out: AttentionOperand, shape: AttentionShape)]) throws(PEFTError) {
+    package func attention(_ several: [TextAttention]) throws(PEFTError) {
         var (ops, each): ([pk_attention], Int) = unsafe ([], 0)
         for one in several where one.shape.batch > 0 && one.shape.queryLength > 0 {
             var op = unsafe try attentionOperation(one.q, one.k, one.v, one.out, one.shape, nil, nil, nil, nil)
