@@ -233,7 +233,7 @@ int32_t peft_tensors_dequantize(peft_tensors **values, const peft_tensors *tenso
  * BF16, and while generating products with quantised weights round activations to 8 bits per 32 values. AUTO, where weights are
  * quantised or 16 bit: INT8 for generation on a processor with AVX2, BF16 for training on one with bf16 products; else F32.
  * While text is written BF16 and INT8 read copies in bf16 of what adapters add (of LoRA 2 bytes a parameter, counted as adapters; none where
- * the memory budget has no room for them), made at the first token after the adapters changed. */
+ * they would take more than half of what the memory budget has left), made at the first token after the adapters changed. */
 #define PEFT_COMPUTE_AUTO 0
 #define PEFT_COMPUTE_F32 1
 #define PEFT_COMPUTE_BF16 2

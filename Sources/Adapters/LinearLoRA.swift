@@ -21,7 +21,8 @@ final class LinearLoRA: AdapterModule {
     /// `BlockScaling.followsCPU`
     let followsCPU: Bool
     let dropout: Float
-    private let copies: Kept<DType, [Tensor]>
+    /// B and A in bf16, as they are now.
+    private let halves: Kept<Always, (b: Tensor, a: Tensor)>
 
     init(_ target: MatrixTarget, key: String, rank: Int, scaling: Double, _ settings: LoRASettings, _ model: Model)
         throws(PEFTError)
@@ -35,7 +36,7 @@ final class LinearLoRA: AdapterModule {
         factor = scaling
         start = settings.start
         dropout = settings.dropout
-        copies = Kept(model)
+        halves = Kept(model)
         engine = model.engine
         followsCPU = model.followsCPU
         a = Parameter(
@@ -57,12 +58,13 @@ final class LinearLoRA: AdapterModule {
     private func factors() throws(PEFTError) -> (b: Tensor, a: Tensor) {
         (try b.value.reshaped([linear.outputSize, rank / target.groups]), try a.value.reshaped([rank, linear.inputSize]))
     }
-    /// Copies of B and A in bf16, as they are now; the caller holds the model's lock.
-    func halves() throws(PEFTError) -> (b: Tensor, a: Tensor) {
-        let copies = try copies(.bf16, engine) { () throws(PEFTError) in
-            [try b.value.converted(to: .bf16, engine, .adapters), try a.value.converted(to: .bf16, engine, .adapters)]
+    /// What products of few rows read; the caller holds the model's lock.
+    func factors(_ copies: BranchCopies?) throws(PEFTError) -> (b: Tensor, a: Tensor) {
+        guard let copies, copies.dtype == .bf16 else { return (b.value, a.value) }
+        let engine = copies.engine
+        return try halves(engine) { () throws(PEFTError) in
+            (try b.value.converted(to: .bf16, engine, .adapters), try a.value.converted(to: .bf16, engine, .adapters))
         }
-        return (copies[0], copies[1])
     }
     var parameters: [Parameter] { [a, b, bias, magnitude?.parameter].compactMap { $0 } }
     var scaling: Double? { factor }
@@ -136,14 +138,13 @@ private final class LinearLoRAHook: LayerHook {
 
     func branch(_ copies: BranchCopies?) throws(PEFTError) -> LowRankBranch? {
         guard module.bias == nil, module.a.value.shape.count == 2, module.b.value.shape.count == 2, module.target.groups == 1 else { return nil }
-        let own = (b: module.b.value, a: module.a.value)
         guard let magnitude = module.magnitude else {
-            let (b, a) = copies?.dtype == .bf16 ? try module.halves() : own
+            let (b, a) = try module.factors(copies)
             return LowRankBranch(a: a, b: b, scale: scale)
         }
-        guard copies != nil, replacements.isEmpty, module.rank > 0 else { return nil }
-        let (b, a) = copies?.dtype == .bf16 ? try module.halves() : own
-        let factors = try magnitude.factors(module.linear.weight, isTransposed: module.linear.isTransposed, own, scale: scale)
+        guard let copies, replacements.isEmpty, module.rank > 0 else { return nil }
+        let ((b, a), linear) = (try module.factors(copies), module.linear)
+        let factors = try magnitude.factors(linear.weight, isTransposed: linear.isTransposed, try module.factors(nil), scale: scale, copies.engine)
         return LowRankBranch(a: a, b: b, scale: scale, factors: factors)
     }
 

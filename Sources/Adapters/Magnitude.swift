@@ -44,8 +44,7 @@ final class Magnitude: Sendable {
     }
 
     /// m/n: what the layer's output, its bias aside, is multiplied with. The caller holds the model's lock.
-    func factors(_ w: Tensor, isTransposed: Bool, _ factors: (b: Tensor, a: Tensor), scale: Float) throws(PEFTError) -> Tensor {
-        let engine = model.engine
+    func factors(_ w: Tensor, isTransposed: Bool, _ factors: (b: Tensor, a: Tensor), scale: Float, _ engine: Engine) throws(PEFTError) -> Tensor {
         let m = Variable(try parameter.value.reshaped([parameter.value.count]))
         return try Tape(engine, .f32).multiply(m, Variable(try inverseNorms(w, isTransposed: isTransposed, b: factors.b, a: factors.a, scale: scale, engine))).value
     }

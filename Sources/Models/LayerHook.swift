@@ -105,7 +105,8 @@ package struct Adaptation: Sendable {
 
     var actsAtLayers: Bool { layers.contains { !$0.isEmpty } }
 
-    func branches(_ tape: Tape) throws(PEFTError) -> LowRankBranches {
+    /// What products of few rows take along.
+    package func branches(_ tape: Tape) throws(PEFTError) -> LowRankBranches {
         guard let decoding else { return try LowRankBranches(try lowRankBranches(nil)) }
         return try decoding.branches(of: self, tape)
     }
@@ -146,10 +147,13 @@ private final class DecodingBranches: Sendable {
     /// The caller holds the model's lock.
     func branches(of adaptation: Adaptation, _ tape: Tape) throws(PEFTError) -> LowRankBranches {
         guard !tape.engine.isPlanning else { return try LowRankBranches(try adaptation.lowRankBranches(nil)) }
-        let dtype = tape.precision.compute == .f32 ? DType.f32 : .bf16
-        return try known(dtype, tape.engine) { () throws(PEFTError) in
+        let dtype = tape.precision.compute == .f32 ? DType.f32 : .bf16, engine = tape.engine
+        return try known(dtype, engine) { () throws(PEFTError) in
             do throws(PEFTError) {
-                return try LowRankBranches(try adaptation.lowRankBranches(BranchCopies(engine: tape.engine, dtype: dtype)))
+                if let room = engine.budget.room {  // Half of it is the computation's own.
+                    _ = try adaptation.lowRankBranches(BranchCopies(engine: engine.planner(limit: room / 2), dtype: dtype))
+                }
+                return try LowRankBranches(try adaptation.lowRankBranches(BranchCopies(engine: engine, dtype: dtype)))
             } catch {
                 guard error.kind == .memory else { throw error }
                 return try LowRankBranches(try adaptation.lowRankBranches(nil))

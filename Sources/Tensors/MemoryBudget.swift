@@ -92,6 +92,9 @@ package final class MemoryBudget: Sendable {
     /// A budget that only counts: executing a step against it tells what the step will need, to the byte.
     package static func planning(limit: Int = .max) -> MemoryBudget { MemoryBudget(planningWithin: limit) }
 
+    /// Bytes that can still be taken; nil: no limit.
+    package var room: Int? { limit == .max ? nil : limit - statistics.live }
+
     package var statistics: Statistics { state.withLock { $0.statistics } }
 
     /// Starts the peaks anew from the present use.

@@ -46,6 +46,30 @@ import Testing
         #expect(difference(try tiny.logits(), base) > 0.01)
     }
 
+    @Test("copies that few rows read are adapters' memory, 2 bytes a parameter; without room for them there are none")
+    func copies() throws {
+        let (limit, parameters) = (1 << 20, 2 * 64 * (32 + 64 + 64 + 32))
+        var found: Set<Int> = []
+        for room in stride(from: 0, through: 128 << 10, by: 2 << 10) {
+            let tiny = try TinyModel(limit: limit)
+            let budget = tiny.engine.budget
+            try tiny.set.add("a", lora(["r": .integer(64)]))
+            try tiny.randomize("a", scale: 0.05)
+            let apart = try tiny.logits(tape: Tape(tiny.engine, .bf16, gradients: GradientStore(tiny.engine)))
+            var filling: [Storage] = []
+            while budget.statistics.live + 1024 <= limit - room { filling.append(try Storage(byteCount: 1024, budget: budget, category: .scratch)) }
+            let before = budget.statistics.byCategory[MemoryCategory.adapters.rawValue]
+            do {
+                #expect(difference(try tiny.logits(tape: Tape(tiny.engine, .bf16)), apart) < 0.05)
+                found.insert(budget.statistics.byCategory[MemoryCategory.adapters.rawValue] - before)
+            } catch let error as PEFTError {
+                #expect(error.kind == .memory && found.isEmpty)
+            }
+            withExtendedLifetime(filling) {}
+        }
+        #expect(found == [0, 2 * parameters])
+    }
+
     @Test func savedKeysAreThoseOfPEFT() throws {
         let tiny = try TinyModel()
         try tiny.set.add(

@@ -19,6 +19,8 @@ struct MethodCase: Sendable, CustomTestStringConvertible {
     var hasExactGradients = true
     /// What it does to a sample does not depend on the others.
     var isPerSample = true
+    /// Few rows take all it does with the layer's own product.
+    var isJoined = false
     /// What happens to random values at the layer named first: how much noise they take.
     var noise: Float = 0.3
 
@@ -35,19 +37,19 @@ struct MethodCase: Sendable, CustomTestStringConvertible {
 
     init(
         _ type: String, _ settings: JSONObject = [:], targets: [String] = ["q_proj", "v_proj"], isNeutral: Bool = true, isAdditive: Bool = true,
-        isMergeable: Bool = true, isSmooth: Bool = true, hasExactGradients: Bool = true, isPerSample: Bool = true, noise: Float = 0.3
+        isMergeable: Bool = true, isSmooth: Bool = true, hasExactGradients: Bool = true, isPerSample: Bool = true, isJoined: Bool = false, noise: Float = 0.3
     ) {
         (self.hasExactGradients, self.isPerSample) = (hasExactGradients, isPerSample)
         var config: JSONObject = ["peft_type": .string(type), "target_modules": .array(targets.map { .string($0) })]
         for (key, value) in settings.pairs { config[key] = value }
         self.config = config
         self.isSmooth = isSmooth
-        (self.isNeutral, self.isAdditive, self.isMergeable, self.noise) = (isNeutral, isAdditive, isMergeable, noise)
+        (self.isNeutral, self.isAdditive, self.isMergeable, self.isJoined, self.noise) = (isNeutral, isAdditive, isMergeable, isJoined, noise)
     }
 
     static let all: [MethodCase] = [
-        MethodCase("LORA", ["r": .integer(4)], targets: ["q_proj", "c_fc", "embed_tokens"]),
-        MethodCase("LORA", ["r": .integer(4), "use_dora": .bool(true)], isAdditive: false),
+        MethodCase("LORA", ["r": .integer(4)], targets: ["q_proj", "c_fc", "embed_tokens"], isJoined: true),
+        MethodCase("LORA", ["r": .integer(4), "use_dora": .bool(true)], isAdditive: false, isJoined: true),
         MethodCase(
             "LORA", ["r": .integer(4), "use_bdlora": .object(["target_modules_bd_a": names("q_proj"), "target_modules_bd_b": names("v_proj"), "nblocks": .integer(2)])]),
         MethodCase("LORA", ["r": .integer(4), "alora_invocation_tokens": .array([.integer(9), .integer(2)])], isAdditive: false, isMergeable: false),
@@ -59,7 +61,7 @@ struct MethodCase: Sendable, CustomTestStringConvertible {
         MethodCase("LORA", ["r": .integer(6), "dylora_block_size": .integer(2)]),
         MethodCase("LORA", ["r": .integer(4), "use_gating": .bool(true)], isAdditive: false, isMergeable: false),
         MethodCase("IA3", ["feedforward_modules": names("v_proj")], targets: ["q_proj", "v_proj", "c_fc"]),
-        MethodCase("LOHA", ["r": .integer(2)]),
+        MethodCase("LOHA", ["r": .integer(2)], isJoined: true),
         MethodCase("LOHA", ["r": .integer(12)]),
         MethodCase("LOKR", ["r": .integer(2)]),
         MethodCase("LOKR", ["r": .integer(1), "decompose_both": .bool(true)]),
@@ -71,24 +73,24 @@ struct MethodCase: Sendable, CustomTestStringConvertible {
         MethodCase("OFT", ["oft_block_size": .integer(8), "block_share": .bool(true)], targets: ["q_proj", "embed_tokens"], noise: 0.1),
         MethodCase("BOFT", ["boft_block_size": .integer(4)]),
         MethodCase("BOFT", ["boft_block_size": .integer(4), "boft_n_butterfly_factor": .integer(3)]),
-        MethodCase("HRA", ["r": .integer(4)]),
-        MethodCase("HRA", ["r": .integer(4), "apply_GS": .bool(true)], isNeutral: false),
-        MethodCase("ADALORA", ["init_r": .integer(4), "total_step": .integer(10)], targets: ["q_proj", "c_fc"]),
-        MethodCase("MISS", ["r": .integer(7)]),
-        MethodCase("MISS", ["r": .integer(8), "init_weights": .string("mini"), "mini_r": .integer(4)]),
+        MethodCase("HRA", ["r": .integer(4)], isJoined: true),
+        MethodCase("HRA", ["r": .integer(4), "apply_GS": .bool(true)], isNeutral: false, isJoined: true),
+        MethodCase("ADALORA", ["init_r": .integer(4), "total_step": .integer(10)], targets: ["q_proj", "c_fc"], isJoined: true),
+        MethodCase("MISS", ["r": .integer(7)], isJoined: true),
+        MethodCase("MISS", ["r": .integer(8), "init_weights": .string("mini"), "mini_r": .integer(4)], isJoined: true),
         MethodCase("MISS", ["r": .integer(8), "init_weights": .string("bat")], isAdditive: false),
         MethodCase("ROAD", ["group_size": .integer(8)]),
         MethodCase("ROAD", ["group_size": .integer(8), "variant": .string("road_4")]),
         MethodCase("GRALORA", ["r": .integer(4), "hybrid_r": .integer(2)], targets: ["q_proj", "c_fc"]),
-        MethodCase("DELORA", ["r": .integer(4)]),
+        MethodCase("DELORA", ["r": .integer(4)], isJoined: true),
         MethodCase("HIRA", ["r": .integer(4)], targets: ["q_proj", "c_fc", "embed_tokens"], isAdditive: false),
         MethodCase("LN_TUNING", targets: ["input_layernorm"], isAdditive: false),
         MethodCase("VERA", ["r": .integer(8)]),
         MethodCase("PVERA", ["r": .integer(8)]),
         MethodCase("RANDLORA", ["r": .integer(8)], noise: 0.03),
-        MethodCase("VBLORA", ["r": .integer(2), "vector_length": .integer(16), "num_vectors": .integer(8)], isNeutral: false, isSmooth: false, noise: 3),
-        MethodCase("UNILORA", ["theta_d_length": .integer(32)], isNeutral: false),
-        MethodCase("TINYLORA", ["u": .integer(4)], isNeutral: false),
+        MethodCase("VBLORA", ["r": .integer(2), "vector_length": .integer(16), "num_vectors": .integer(8)], isNeutral: false, isSmooth: false, isJoined: true, noise: 3),
+        MethodCase("UNILORA", ["theta_d_length": .integer(32)], isNeutral: false, isJoined: true),
+        MethodCase("TINYLORA", ["u": .integer(4)], isNeutral: false, isJoined: true),
         MethodCase("BEFT", targets: ["q_proj"]),
         MethodCase("TRAINABLE_TOKENS", ["token_indices": .array([.integer(5), .integer(7)])], targets: ["embed_tokens"], isAdditive: false),
         MethodCase("FOURIERFT", ["n_frequency": .integer(40), "scaling": .number(300)], targets: ["q_proj", "c_fc"], isNeutral: false),
@@ -99,16 +101,16 @@ struct MethodCase: Sendable, CustomTestStringConvertible {
         MethodCase("SUPERTUNING", ["sparsity": .number(0.9), "r": .integer(2), "lora_alpha": .integer(4)]),
         // One layer: what goes to those below is what PEFT computes, and no derivative.
         MethodCase("C3A", ["block_size": .integer(8)], targets: ["layers.0.self_attn.q_proj"], isNeutral: false, noise: 3),
-        MethodCase("PSOFT", ["r": .integer(6)], noise: 0.1),
-        MethodCase("PSOFT", ["r": .integer(6), "psoft_orth": .bool(false), "ab_svd_init": .string("pissa_init")], noise: 0.1),
+        MethodCase("PSOFT", ["r": .integer(6)], isJoined: true, noise: 0.1),
+        MethodCase("PSOFT", ["r": .integer(6), "psoft_orth": .bool(false), "ab_svd_init": .string("pissa_init")], isJoined: true, noise: 0.1),
         MethodCase("OSF", hasExactGradients: false, noise: 0.1),
         MethodCase("PEANUT", ["r": .integer(4), "depth": .integer(2), "act_fn": .string("tanh")]),
-        MethodCase("DEFT", ["r": .integer(4)], targets: ["q_proj", "c_fc"], isSmooth: false),
-        MethodCase("DEFT", ["r": .integer(3), "para": .bool(true), "decomposition_method": .string("qr")], isNeutral: false),
+        MethodCase("DEFT", ["r": .integer(4)], targets: ["q_proj", "c_fc"], isSmooth: false, isJoined: true),
+        MethodCase("DEFT", ["r": .integer(3), "para": .bool(true), "decomposition_method": .string("qr")], isNeutral: false, isJoined: true),
         MethodCase("GLORA", ["r": .integer(3)]),
         MethodCase("GLORA", ["config_A_B": .string("vector"), "config_C": .string("vector"), "config_D_E": .string("vector")]),
-        MethodCase("ADAMSS", ["r": .integer(6), "num_subspaces": .integer(3), "subspace_rank": .integer(2)]),
-        MethodCase("ADAMSS", ["r": .integer(40), "use_dynamic_rank": .bool(true), "subspace_rank": .integer(3)]),
+        MethodCase("ADAMSS", ["r": .integer(6), "num_subspaces": .integer(3), "subspace_rank": .integer(2)], isJoined: true),
+        MethodCase("ADAMSS", ["r": .integer(40), "use_dynamic_rank": .bool(true), "subspace_rank": .integer(3)], isJoined: true),
         MethodCase("POLY", ["r": .integer(4), "n_tasks": .integer(2), "n_skills": .integer(3), "n_splits": .integer(2)], isAdditive: false, isMergeable: false),
         MethodCase("FULL", targets: ["q_proj", "c_fc"]),
         MethodCase("FULL", ["use_bias": .bool(true)], targets: ["q_proj", "v_proj"]),

@@ -81,6 +81,24 @@ import Testing
         if item.isAdditive { #expect(difference(try tiny.logits(), both) < 1e-4) }
     }
 
+    @Test("few rows take products of low rank with the layer's own: the same as one operation after the other, and no longer than the values are there", arguments: MethodCase.all)
+    func fewRows(_ item: MethodCase) throws {
+        let tiny = try TinyModel()
+        try tiny.set.add("a", item.config)
+        for (seed, scale) in [(1, 1), (2, 0.5)] as [(UInt64, Float)] {
+            try tiny.randomize("a", seed: seed, scale: item.noise)
+            try tiny.set.setScale("a", scale)
+            for (precision, most) in [(.f32, 1e-4), (.bf16, 0.05)] as [(Precision, Float)] {
+                let apart = try tiny.logits(tape: Tape(tiny.engine, precision, gradients: GradientStore(tiny.engine)))
+                let joined = try tiny.logits(tape: Tape(tiny.engine, precision))
+                #expect(difference(joined, apart) < most, "\(precision) at scale \(scale): \(difference(joined, apart))")
+            }
+        }
+        let (adaptation, block) = (try tiny.set.activeAdaptation(), tiny.network.blocks[0])
+        let branches = try adaptation.branches(Tape(tiny.engine, .bf16))
+        if let layer = [block.v, block.q].first(where: { adaptation[$0] != nil }) { #expect(branches.isAll(at: layer.index) == item.isJoined) }
+    }
+
     @Test("derivatives agree with differences", arguments: MethodCase.all.filter(\.hasExactGradients))
     func gradients(_ item: MethodCase) throws {
         let tiny = try TinyModel()

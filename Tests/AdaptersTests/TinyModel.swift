@@ -49,9 +49,9 @@ struct TinyModel {
     let messages = Messages()
 
     /// - Parameter dtype: of the linear layers' weights; layers are wider where its blocks are.
-    init(dtype: DType = .f32, seed: UInt64 = 1, type: String = "llama") throws {
+    init(dtype: DType = .f32, seed: UInt64 = 1, type: String = "llama", limit: Int = .max) throws {
         let messages = messages
-        engine = Engine(log: { _, text in messages.add(text) })
+        engine = Engine(budget: MemoryBudget(limit: limit), log: { _, text in messages.add(text) })
         let engine = engine
         var stream = RandomStream(seed: seed)
         func random(_ shape: [Int], _ scale: Float = 0.3) throws -> Tensor {
