@@ -193,6 +193,7 @@ void bench_products(const bench_options *o) {
     }
     for (int64_t m = 2; m <= 8; m *= 2) decode_row(o, PK_COMPUTE_INT8, PK_Q4_1, m, 98304, 768);
     for (int64_t m = 2; m <= 8; m *= 2) decode_row(o, PK_COMPUTE_INT8, PK_Q8_0, m, 98304, 768);
+    for (int64_t m = 1; m <= 8; m *= 8) decode_row(o, PK_COMPUTE_INT8, PK_Q4_1, m, 16384, 5632);
     decode_row(o, PK_COMPUTE_INT8, PK_Q4_1, 1, 576, 576);
     decode_row(o, PK_COMPUTE_INT8, PK_Q4_1, 1, 1536, 576);
   }
