@@ -3,7 +3,8 @@
 
     methods.py ours MODEL [--only LOHA,BOFT] [--quick]       a JSON line for each method; times alternate with LoRA's, the smallest counts
     methods.py peft HF_FOLDER [--only …] [--quick]           the same of HF PEFT (a Python with Benchmarks/peers/requirements.txt)
-    methods.py writing MODEL [--only LORA,OFT]           a JSON line for each: milliseconds for a token of text, beside the base model's
+    methods.py writing MODEL [--only LORA,OFT]           a JSON line for each: milliseconds for a token of text, beside the base model's; "folded": with
+                                                         fold_adapters, and how many seconds making the copies took
     methods.py table MODEL [HF_FOLDER --peers-python PYTHON] [--only …] [--quick]      ours, or both, as the table of LOG.md
 
 Sizes are PEFT's defaults, targets all linear layers (what cannot have them is said), rows of 512 tokens, bf16, two threads. "memory" is what
@@ -93,15 +94,16 @@ def ours(arguments):
 
 
 def writing(arguments):
-    """A token of text with each method, alternated with a session of the base model."""
+    """A token of text with each method, as it is and folded, alternated with a session of the base model."""
     import numpy as np
     import peftswift
 
     model = peftswift.Model.from_pretrained(arguments.model, threads=2)
     prompt, tokens = np.random.default_rng(0).integers(100, 31000, 16), 32
 
-    def session(adapters):
-        session = model.session(context_length=512, ignore_eos=True, adapters=adapters).append(prompt)
+    def session(adapters, **options):
+        session = model.session(context_length=512, ignore_eos=True, adapters=adapters, **options)
+        beginning = timed(lambda: session.append(prompt))
 
         def write():
             session.rewind(len(prompt))
@@ -111,17 +113,18 @@ def writing(arguments):
             return (clock() - begin) / tokens * 1e3
 
         write()
-        return write
+        return write, beginning
 
-    base = session([])
+    base, _ = session([])
     for method in ["LORA", *METHODS]:
         if arguments.only and method not in arguments.only.split(","):
             continue
         model.add_adapter("it", LORA if method == "LORA" else config(method))
-        own = session(["it"])
-        milliseconds, beside = (min(column) for column in zip(*((own(), base()) for _ in range(2 * REPEATS))))
-        print(json.dumps({"method": method, "ms": round(milliseconds, 2), "base": round(beside, 2), "ratio": round(milliseconds / beside, 2)}), flush=True)
-        del own
+        (own, usual), (folded, beginning) = session(["it"]), session(["it"], fold_adapters=True)
+        milliseconds, copied, beside = (min(column) for column in zip(*((own(), folded(), base()) for _ in range(2 * REPEATS))))
+        print(json.dumps({"method": method, "ms": round(milliseconds, 2), "folded": round(copied, 2), "base": round(beside, 2), "ratio": round(milliseconds / beside, 2),
+                          "folded_ratio": round(copied / beside, 2), "making_s": round(beginning - usual, 2)}), flush=True)
+        del own, folded
         model.delete_adapter("it")
 
 

@@ -42,6 +42,7 @@ private final class BEFTLinear: LinearBranch {
         bias = try model.parameter(key + ".beft_bias", [1, linear.outputSize])
     }
 
+    let isElementwise = true
     var parameters: [Parameter] { [bias] }
 
     func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] {

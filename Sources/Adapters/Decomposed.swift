@@ -80,7 +80,8 @@ final class DecomposedModule: AdapterModule {
         return inverse
     }
 
-    fileprivate var weight: Tensor { inner.target.linear.weight }
+    fileprivate var target: MatrixTarget { inner.target }
+    fileprivate var weight: Tensor { target.linear.weight }
 }
 
 private final class DecomposedHook: LayerHook {
@@ -91,6 +92,10 @@ private final class DecomposedHook: LayerHook {
 
     init(_ module: DecomposedModule, _ inner: any LayerHook, scale: Float, _ replacements: [String: Parameter]) {
         (self.module, self.inner, self.scale, self.replacements) = (module, inner, scale, replacements)
+    }
+
+    func weights(_ copies: DecodingCopies) throws(PEFTError) -> (weight: Tensor, bias: Tensor?)? {
+        replacements.isEmpty ? try FoldedWeights.copies(of: module, module.target, scale: scale, copies) : nil
     }
 
     func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable {

@@ -1,5 +1,6 @@
 package import Models
 package import Platform
+internal import Quantization
 package import Tensors
 
 /// The weights of one layer while adapters are folded into them: f32, decoded when first asked for.
@@ -32,4 +33,23 @@ package struct FoldedWeights {
 
     /// The tensor before any adapter was folded in, as stored.
     package func original(_ name: String) -> Tensor? { originals[name] ?? layer.tensor(name) }
+}
+
+extension FoldedWeights {
+    /// A linear layer's weight and bias as a module changes them, for products of few rows: f32, bf16, or 8 bits where those round to 8 bits anyway, as they compute;
+    /// nil: no weights can hold it.
+    static func copies(of module: any AdapterModule, _ target: MatrixTarget, scale: Float, _ copies: DecodingCopies) throws(PEFTError) -> (weight: Tensor, bias: Tensor?)? {
+        let linear = target.linear
+        guard module.invocation == nil, target.kernel.isEmpty, linear.groups == 1, !linear.isTransposed else { return nil }
+        var folded = FoldedWeights(linear, originals: [:], start: [:], copies.engine)
+        do throws(PEFTError) {
+            try module.fold(into: &folded, scale: scale)
+        } catch {
+            guard error.kind == .unsupported else { throw error }
+            return nil
+        }
+        guard let weight = folded.tensors["weight"] else { return nil }
+        let isRounded = copies.compute == .int8 && linear.weight.dtype.isQuantized && weight.columns % DType.q8_0.blockValues == 0
+        return (try weight.encoded(as: isRounded ? .q8_0 : copies.factors, copies.engine, .adapters), folded.tensors["bias"] ?? linear.bias)
+    }
 }

@@ -92,6 +92,7 @@ final class IA3Module: MatrixModule {
             ? try ColumnMap(engine, (0..<target.inputSize).map { $0 / target.taps }, of: target.channels) : nil
     }
 
+    let isElementwise = true
     var parameters: [Parameter] { [scale] }
 
     func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] {

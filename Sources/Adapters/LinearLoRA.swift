@@ -1,7 +1,7 @@
 internal import Autograd
 internal import Models
-package import Platform
-package import Tensors
+internal import Platform
+internal import Tensors
 
 /// LoRA of a linear layer or a convolution, with DoRA's magnitude where the configuration asks for one.
 final class LinearLoRA: AdapterModule {
@@ -59,8 +59,8 @@ final class LinearLoRA: AdapterModule {
         (try b.value.reshaped([linear.outputSize, rank / target.groups]), try a.value.reshaped([rank, linear.inputSize]))
     }
     /// What products of few rows read; the caller holds the model's lock.
-    func factors(_ copies: BranchCopies?) throws(PEFTError) -> (b: Tensor, a: Tensor) {
-        guard let copies, copies.dtype == .bf16 else { return (b.value, a.value) }
+    func factors(_ copies: DecodingCopies?) throws(PEFTError) -> (b: Tensor, a: Tensor) {
+        guard let copies, copies.factors == .bf16 else { return (b.value, a.value) }
         let engine = copies.engine
         return try halves(engine) { () throws(PEFTError) in
             (try b.value.converted(to: .bf16, engine, .adapters), try a.value.converted(to: .bf16, engine, .adapters))
@@ -136,7 +136,7 @@ private final class LinearLoRAHook: LayerHook {
         self.replacements = replacements
     }
 
-    func branch(_ copies: BranchCopies?) throws(PEFTError) -> LowRankBranch? {
+    func branch(_ copies: DecodingCopies?) throws(PEFTError) -> LowRankBranch? {
         guard module.bias == nil, module.a.value.shape.count == 2, module.b.value.shape.count == 2, module.target.groups == 1 else { return nil }
         guard let magnitude = module.magnitude else {
             let (b, a) = try module.factors(copies)
@@ -176,22 +176,5 @@ extension LinearLoRAHook {
             try tape.linear(part, try tape.rows(b, group * each..<(group + 1) * each))
         }
         return try tape.scaled(try tape.concatenateColumns(products), by: scale)
-    }
-}
-
-extension Tensor {
-    /// An f32 matrix the other way round, in new memory.
-    package func transposed(_ engine: Engine) throws(PEFTError) -> Tensor {
-        let result = try Tensor(engine, [columns, rows], .f32, .scratch)
-        let (rows, columns) = (rows, columns)
-        unsafe withFloats { from in
-            unsafe result.withMutableFloats { to in
-                guard from.count == rows * columns, to.count == from.count else { return }
-                for row in 0..<rows {
-                    for column in 0..<columns { unsafe to[column * rows + row] = from[row * columns + column] }
-                }
-            }
-        }
-        return result
     }
 }

@@ -70,6 +70,8 @@ protocol MatrixModule: AdapterModule {
     var target: MatrixTarget { get }
     /// All it does is `addLowRank` or `addProduct` of its input, once, in `add` or in `input`, with factors that depend on parameters and the weight alone.
     var isLowRank: Bool { get }
+    /// It costs next to nothing beside the layer's product.
+    var isElementwise: Bool { get }
     func input(_ x: Variable, _ site: HookSite) throws(PEFTError) -> Variable
     /// As `LayerHook.product`.
     func product(of x: Variable, bias: Variable?, scale: Float, _ site: HookSite, as dtype: DType?) throws(PEFTError) -> Variable?
@@ -80,6 +82,7 @@ protocol MatrixModule: AdapterModule {
 extension MatrixModule {
     var layer: any Layer { target.layer }
     var isLowRank: Bool { false }
+    var isElementwise: Bool { false }
     func input(_ x: Variable, _ site: HookSite) throws(PEFTError) -> Variable { x }
     func product(of x: Variable, bias: Variable?, scale: Float, _ site: HookSite, as dtype: DType?) throws(PEFTError) -> Variable? { nil }
     func add(to y: consuming Variable, input x: Variable, scale: Float, _ site: HookSite) throws(PEFTError) -> Variable { y }
@@ -111,17 +114,21 @@ private final class MatrixHook: LayerHook {
     /// Beyond this rank it costs more to read than one operation after the other does.
     private static let highestRank = 64
 
-    func branch(_ copies: BranchCopies?) throws(PEFTError) -> LowRankBranch? {
+    func branch(_ copies: DecodingCopies?) throws(PEFTError) -> LowRankBranch? {
         let (target, linear) = (module.target, module.target.linear)
         guard let copies, replacements.isEmpty, target.kernel.isEmpty, linear.groups == 1, !linear.isTransposed else { return nil }
         let engine = copies.engine
         guard var found = try module.isLowRank ? writtenDown(linear, engine) : factored(), found.a.rows > 0, found.a.rows <= MatrixHook.highestRank else { return nil }
-        if copies.dtype != .f32 {
+        if copies.factors != .f32 {
             found = LowRankBranch(
-                a: try found.a.converted(to: copies.dtype, engine, .adapters), b: try found.b.converted(to: copies.dtype, engine, .adapters), scale: found.scale,
+                a: try found.a.converted(to: copies.factors, engine, .adapters), b: try found.b.converted(to: copies.factors, engine, .adapters), scale: found.scale,
                 isAlone: found.isAlone)
         }
         return found
+    }
+
+    func weights(_ copies: DecodingCopies) throws(PEFTError) -> (weight: Tensor, bias: Tensor?)? {
+        module.isElementwise || !replacements.isEmpty ? nil : try FoldedWeights.copies(of: module, module.target, scale: scale, copies)
     }
 
     private func factored() throws(PEFTError) -> LowRankBranch? {

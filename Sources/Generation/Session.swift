@@ -16,7 +16,8 @@ package final class Session: @unchecked Sendable {
     package let contextLength: Int
     package private(set) var options: SessionOptions
     /// Which adapters act, asked before each forward pass.
-    package var adaptation: @Sendable () throws(PEFTError) -> Adaptation
+    package var chosen: @Sendable () throws(PEFTError) -> Adaptation
+    private var folded: FoldedChanges?
     /// The tokens in the context.
     package private(set) var tokens: [Int32] = []
     package private(set) var statistics = SessionStatistics()
@@ -48,7 +49,8 @@ package final class Session: @unchecked Sendable {
         self.model = model
         self.tokenizer = tokenizer
         self.options = options
-        self.adaptation = adaptation
+        chosen = adaptation
+        folded = options.foldsAdapters ? FoldedChanges(model) : nil
         cache = try model.makeCache(capacity: contextLength, runs: try adaptation().runs?.count, format: options.cacheFormat)
         sampler = Sampler(options.sampling, level: model.engine.level)
     }
@@ -58,7 +60,7 @@ package final class Session: @unchecked Sendable {
         tokenizer = other.tokenizer
         contextLength = other.contextLength
         options = other.options
-        adaptation = other.adaptation
+        (chosen, folded) = (other.chosen, other.folded)
         tokens = other.tokens
         statistics = other.statistics
         cache = try other.cache.copy()
@@ -74,6 +76,15 @@ package final class Session: @unchecked Sendable {
     package func configure(_ options: SessionOptions) {
         self.options = options
         sampler.options = options.sampling
+        if options.foldsAdapters != (folded != nil) { folded = options.foldsAdapters ? FoldedChanges(model) : nil }
+    }
+
+    /// What acts now.
+    package func adaptation() throws(PEFTError) -> Adaptation {
+        guard let folded else { return try chosen() }
+        var adaptation = try chosen()
+        adaptation.folded = folded
+        return adaptation
     }
 
     /// From any thread: the running call ends with `.cancelled` after the present token or chunk; if none runs, the next does.

@@ -28,6 +28,8 @@ package struct SessionOptions: Sendable {
     /// Adapters' gates (`use_gating`) are means over what one call reads, and then each token by itself, as the `adapters` library generates
     /// with its cache; else over all of the text, as without a cache: with each token all before it changes, and is read anew.
     package var gatesEachCall = false
+    /// Layers of which adapters change everything have copies of their weights with that change in them while it writes.
+    package var foldsAdapters = false
     /// How keys and values are kept; nil: as the model computes.
     package var cacheFormat: CacheFormat?
 
@@ -36,7 +38,7 @@ package struct SessionOptions: Sendable {
     /// The keys of the JSON form.
     package static let keys: Set<String> = [
         "context_length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop", "on_full", "keep", "ignore_eos", "task_id", "prompt_lookup_num_tokens", "suppress_tokens",
-        "kv_cache_type", "gates",
+        "kv_cache_type", "gates", "fold_adapters",
     ]
 
     /// These options with what `json` says; keys that are not of sampling are ignored (the caller knows them).
@@ -51,6 +53,7 @@ package struct SessionOptions: Sendable {
         if let value = try json.float("repetition_penalty") { options.sampling.repetitionPenalty = value }
         if let value = try json.integer("seed") { options.sampling.seed = UInt64(bitPattern: Int64(value)) }
         if let value = try json.boolean("ignore_eos") { options.ignoresEnd = value }
+        if let value = try json.boolean("fold_adapters") { options.foldsAdapters = value }
         if let value = try json.integer("task_id") { options.task = value }
         if let value = try json.integer("prompt_lookup_num_tokens") {
             guard value >= 0, value <= PromptLookup.mostTokens else {

@@ -107,10 +107,13 @@ void pk_encode_q5_1(const float *values, void *blocks, size_t count) {
 void pk_encode_q8_0(const float *values, void *blocks, size_t count) {
   uint8_t *p = blocks;
   for (size_t b = 0; b < count / 32; b++, p += 34, values += 32) {
-    const float d = fabsf(extreme(values)) / 127, id = inverse(d);
+    float magnitude = 0;
+    for (int i = 0; i < 32; i++) magnitude = fabsf(values[i]) > magnitude ? fabsf(values[i]) : magnitude;
+    const float d = magnitude / 127, id = inverse(d);
     for (int i = 0; i < 32; i++) {
-      const float x = roundf(values[i] * id); /* half away from zero */
-      p[2 + i] = (uint8_t)(int8_t)(x >= 127 ? 127 : x <= -127 ? -127 : x == x ? x : 0);
+      /* roundf, half away from zero, by truncation: the largest float below a half does not carry what is less than a half */
+      const float x = values[i] * id, y = x >= 127 ? 127 : x <= -127 ? -127 : x == x ? x : 0;
+      p[2 + i] = (uint8_t)(int8_t)(int32_t)(y + copysignf(0.49999997f, y));
     }
     store16(p, pk_f32_to_f16(d));
   }

@@ -87,12 +87,12 @@ package final class ForwardContext {
         route(routing)
     }
 
-    /// What `lowRankBranches` found for so many rows.
-    private var fewRowBranches: (rows: Int, branches: [(rows: Range<Int>, of: LowRankBranches)])?
+    /// What `fewRowChanges` found for so many rows.
+    private var knownChanges: (rows: Int, changes: [(rows: Range<Int>, of: FewRowChanges)])?
 
     /// From now on these adapters act.
     func route(_ routing: Routing) {
-        fewRowBranches = nil
+        knownChanges = nil
         switch routing {
         case .all(let adaptation): (commonAdaptation, groups) = (adaptation, nil)
         case .samples(let samples): (commonAdaptation, groups) = (nil, samples)
@@ -161,16 +161,16 @@ extension ForwardContext {
         groups.map { $0.allSatisfy { $0.adaptation[layer] == nil } } ?? (commonAdaptation?[layer] == nil)
     }
 
-    /// Who adds products of low rank to which of `count` rows; nil where rows are not those of samples.
-    func lowRankBranches(rows count: Int) throws(PEFTError) -> [(rows: Range<Int>, of: LowRankBranches)]? {
-        if let known = fewRowBranches, known.rows == count { return known.branches }
-        var found: [(rows: Range<Int>, of: LowRankBranches)] = []
-        if let commonAdaptation, commonAdaptation.actsAtLayers { found.append((0..<count, try commonAdaptation.branches(tape))) }
+    /// Who does what to which of `count` rows, in their order; nil where rows are not those of samples.
+    func fewRowChanges(rows count: Int) throws(PEFTError) -> [(rows: Range<Int>, of: FewRowChanges)]? {
+        if let known = knownChanges, known.rows == count { return known.changes }
+        var found: [(rows: Range<Int>, of: FewRowChanges)] = []
+        if let commonAdaptation, commonAdaptation.actsAtLayers { found.append((0..<count, try commonAdaptation.fewRowChanges(tape))) }
         for group in groups ?? [] where group.adaptation.actsAtLayers {
             guard let rows = try? rows(of: group.range, in: count) else { return nil }
-            found.append((rows, try group.adaptation.branches(tape)))
+            found.append((rows, try group.adaptation.fewRowChanges(tape)))
         }
-        fewRowBranches = (count, found)
+        knownChanges = (count, found)
         return found
     }
 

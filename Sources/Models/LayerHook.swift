@@ -26,7 +26,11 @@ package protocol LayerHook: AnyObject, Sendable {
     /// All it does, where that comes to a product of low rank beside the layer's own (without dropout): products of few rows take it with them (decoding).
     /// - Parameter copies: nil: only what needs nothing computed.
     /// - Throws: `.memory` for the copies.
-    func branch(_ copies: BranchCopies?) throws(PEFTError) -> LowRankBranch?
+    func branch(_ copies: DecodingCopies?) throws(PEFTError) -> LowRankBranch?
+    /// What the layer's weight and bias come to by all it does, where reading those costs less than doing it anew for each row; nil: it costs little, or no weight
+    /// can hold it.
+    /// - Throws: `.memory`
+    func weights(_ copies: DecodingCopies) throws(PEFTError) -> (weight: Tensor, bias: Tensor?)?
     /// Changes the output ((IA)³, DoRA's magnitude, RoAd).
     func output(_ y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable
     /// The same for a look-up: adds to the rows `y` `[count, dim]` found for `ids` (i32).
@@ -37,7 +41,8 @@ extension LayerHook {
     package var invocation: [Int32]? { nil }
     package func of(task: Int) -> any LayerHook { self }
     package func product(of x: Variable, bias: Variable?, of layer: Linear, _ tape: Tape, as dtype: DType?) throws(PEFTError) -> Variable? { nil }
-    package func branch(_ copies: BranchCopies?) throws(PEFTError) -> LowRankBranch? { nil }
+    package func branch(_ copies: DecodingCopies?) throws(PEFTError) -> LowRankBranch? { nil }
+    package func weights(_ copies: DecodingCopies) throws(PEFTError) -> (weight: Tensor, bias: Tensor?)? { nil }
     package func input(_ x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { x }
     package func add(to y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { y }
     package func output(_ y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable { y }
@@ -58,8 +63,10 @@ package struct LayerAdaptation: Sendable {
 /// it was given while others change theirs.
 package struct Adaptation: Sendable {
     package var layers: [LayerAdaptation] { didSet { decoding = nil } }
-    /// Its products of low rank as products of few rows take them along; nil: they are put together for each pass.
-    private var decoding: DecodingBranches?
+    /// What it does as products of few rows take it along; nil: it is put together for each pass.
+    private var decoding: DecodingChanges?
+    /// Where layers' whole weights may be copied for that; nil: nowhere.
+    package var folded: FoldedChanges?
     /// The blocks that run, in this order, instead of each once; nil nearly always.
     package var runs: [BlockRun]?
     /// What hooks wait for, each once.
@@ -101,26 +108,31 @@ package struct Adaptation: Sendable {
     }
 
     /// Nothing changes it any more: what decoding reads of it may be kept.
-    package mutating func settle(_ model: Model) { decoding = DecodingBranches(model) }
+    package mutating func settle(_ model: Model) { decoding = DecodingChanges(model) }
 
     var actsAtLayers: Bool { layers.contains { !$0.isEmpty } }
 
     /// What products of few rows take along.
-    package func branches(_ tape: Tape) throws(PEFTError) -> LowRankBranches {
-        guard let decoding else { return try LowRankBranches(try lowRankBranches(nil)) }
-        return try decoding.branches(of: self, tape)
+    package func fewRowChanges(_ tape: Tape) throws(PEFTError) -> FewRowChanges {
+        guard let decoding else { return try FewRowChanges(try fewRowChanges(nil)) }
+        if let folded, !tape.engine.isPlanning { return try folded.changes(of: self, decoding, tape) }
+        return try decoding.changes(of: self, tape)
     }
 
-    /// What hooks do at each layer where that is nothing but products of low rank.
-    fileprivate func lowRankBranches(_ copies: BranchCopies?) throws(PEFTError) -> [[LowRankBranch]?] {
+    /// What hooks do at each layer; nil where products of few rows cannot do all of it.
+    func fewRowChanges(_ copies: DecodingCopies?) throws(PEFTError) -> [FewRowChange?] {
         try layers.map { (layer) throws(PEFTError) in
             guard layer.replacements.isEmpty else { return nil }
             var branches: [LowRankBranch] = []
             for hook in layer.hooks {
-                guard let branch = try hook.branch(copies), !branch.isAlone || layer.hooks.count == 1 else { return nil }
-                branches.append(branch)
+                if let branch = try hook.branch(copies), !branch.isAlone || layer.hooks.count == 1 {
+                    branches.append(branch)
+                } else {
+                    guard let copies, copies.includesWeights, layer.hooks.count == 1, let own = try hook.weights(copies) else { return nil }
+                    return .weights(own.weight, bias: own.bias)
+                }
             }
-            return branches
+            return .branches(branches)
         }
     }
 
@@ -128,37 +140,6 @@ package struct Adaptation: Sendable {
         let index = layer.index
         guard index < layers.count, !layers[index].isEmpty else { return nil }
         return layers[index]
-    }
-}
-
-/// What branches that are kept are for: as long as nothing is written into the model, with factors in `dtype`. Every token reads all of them, which bf16
-/// makes half as much.
-package struct BranchCopies {
-    package let engine: Engine
-    package let dtype: DType
-}
-
-/// An adaptation's products of low rank, put together anew after something was written into the model or its adapters.
-private final class DecodingBranches: Sendable {
-    private let known: Kept<DType, LowRankBranches>
-
-    init(_ model: Model) { known = Kept(model) }
-
-    /// The caller holds the model's lock.
-    func branches(of adaptation: Adaptation, _ tape: Tape) throws(PEFTError) -> LowRankBranches {
-        guard !tape.engine.isPlanning else { return try LowRankBranches(try adaptation.lowRankBranches(nil)) }
-        let dtype = tape.precision.compute == .f32 ? DType.f32 : .bf16, engine = tape.engine
-        return try known(dtype, engine) { () throws(PEFTError) in
-            do throws(PEFTError) {
-                if let room = engine.budget.room {  // Half of it is the computation's own.
-                    _ = try adaptation.lowRankBranches(BranchCopies(engine: engine.planner(limit: room / 2), dtype: dtype))
-                }
-                return try LowRankBranches(try adaptation.lowRankBranches(BranchCopies(engine: engine, dtype: dtype)))
-            } catch {
-                guard error.kind == .memory else { throw error }
-                return try LowRankBranches(try adaptation.lowRankBranches(nil))
-            }
-        }
     }
 }
 
@@ -171,6 +152,7 @@ package protocol LossPenalty: AnyObject, Sendable {
 extension Adaptation {
     /// The same hooks and the same replacements everywhere.
     package func isSame(as other: Adaptation) -> Bool {
+        guard (folded == nil) == (other.folded == nil) else { return false }
         if let decoding, decoding === other.decoding { return true }
         return layers.count == other.layers.count && prompt === other.prompt && coupling === other.coupling && memory === other.memory && router === other.router && shadow === other.shadow
             && later.count == other.later.count && zip(later, other.later).allSatisfy { $0.start == $1.start && $0.adaptation.isSame(as: $1.adaptation) }

@@ -75,6 +75,11 @@ package final class Linear: Layer, @unchecked Sendable {
     package func callAsFunction(_ x: Variable, _ context: ForwardContext, as dtype: DType? = nil) throws(PEFTError) -> Variable {
         let tape = context.tape
         if let product = try fewRowProduct(x, context), let y = try tape.linears(x, [product], as: dtype).first { return y }
+        if let products = try fewRowProductsApart(x, context) {
+            var parts: [Variable] = []
+            for (rows, product) in products { parts += try tape.linears(try tape.rows(x, rows), [product], as: dtype) }
+            return try tape.concatenateRows(parts)
+        }
         guard let groups = context.groups, groups.contains(where: { $0.adaptation[self] != nil }) else {
             tape.textRows = context.textRows(in: x.value.rows, of: x.value.rows)
             return try self(x, context.commonAdaptation?[self], tape, as: dtype)
@@ -112,13 +117,35 @@ package final class Linear: Layer, @unchecked Sendable {
         return try context.tape.linears(x, products)
     }
 
-    /// The layer and everything adapters do here as products of low rank that the layer's own takes with it; nil where that is not
-    /// all of it, or there are too many rows.
+    /// The layer and everything adapters do here as one product, which takes theirs of low rank with it; nil where that is not all of it, or there are too many
+    /// rows.
     private func fewRowProduct(_ x: Variable, _ context: ForwardContext) throws(PEFTError) -> FewRowProduct? {
+        guard let changes = try fewRowChanges(x, context) else { return nil }
+        if !changes.contains(where: { $0.of.hasWeights && $0.of.weights(at: index) != nil }) { return FewRowProduct(weight: weight, bias: bias, layer: index, branches: changes) }
+        guard changes.count == 1, let only = changes.first, only.rows.count == x.value.rows, let own = only.of.weights(at: index) else { return nil }
+        return FewRowProduct(weight: own.weight, bias: own.bias)
+    }
+
+    /// The same where rows have different weights.
+    private func fewRowProductsApart(_ x: Variable, _ context: ForwardContext) throws(PEFTError) -> [(rows: Range<Int>, product: FewRowProduct)]? {
+        guard context.groups != nil, let changes = try fewRowChanges(x, context) else { return nil }
+        var (products, next): ([(rows: Range<Int>, product: FewRowProduct)], Int) = ([], 0)
+        for (rows, change) in changes {
+            if next < rows.lowerBound { products.append((next..<rows.lowerBound, FewRowProduct(weight: weight, bias: bias))) }
+            let own = change.weights(at: index).map { FewRowProduct(weight: $0.weight, bias: $0.bias) }
+            products.append((rows, own ?? FewRowProduct(weight: weight, bias: bias, layer: index, branches: [(0..<rows.count, change)])))
+            next = rows.upperBound
+        }
+        if next < x.value.rows { products.append((next..<x.value.rows, FewRowProduct(weight: weight, bias: bias))) }
+        return products
+    }
+
+    /// What adapters do here to which rows; nil: more than products of few rows can do, or there are too many rows.
+    private func fewRowChanges(_ x: Variable, _ context: ForwardContext) throws(PEFTError) -> [(rows: Range<Int>, of: FewRowChanges)]? {
         let (tape, rows) = (context.tape, x.value.rows)
         guard tape.isInference, groups == 1, !isTransposed, weight.shape.count == 2, !weight.roundsActivations, tape.engine.joinsProducts(rows: rows) else { return nil }
-        guard let branches = try context.lowRankBranches(rows: rows), branches.allSatisfy({ $0.of.isAll(at: index) }) else { return nil }
-        return FewRowProduct(weight: weight, bias: bias, layer: index, branches: branches)
+        guard let changes = try context.fewRowChanges(rows: rows), changes.allSatisfy({ $0.of.isAll(at: index) }) else { return nil }
+        return changes
     }
 
     /// The rows of samples with the same adapters.

@@ -30,7 +30,7 @@ final class SessionObject: @unchecked Sendable {
         let set = model.adapters
         _ = try set.adaptation(of: chosen)
         // Asked anew for each pass, so that a changed scale or a merge is seen.
-        session.adaptation = { () throws(PEFTError) in try set.adaptation(of: chosen) }
+        session.chosen = { () throws(PEFTError) in try set.adaptation(of: chosen) }
         adapters = chosen
     }
 

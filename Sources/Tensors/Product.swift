@@ -19,9 +19,9 @@ package struct FewRowProduct {
     /// `Layer.index`
     package let layer: Int
     /// Who adds what there to which rows.
-    package let branches: [(rows: Range<Int>, of: LowRankBranches)]
+    package let branches: [(rows: Range<Int>, of: FewRowChanges)]
 
-    package init(weight: Tensor, bias: Tensor?, layer: Int = 0, branches: [(rows: Range<Int>, of: LowRankBranches)] = []) {
+    package init(weight: Tensor, bias: Tensor?, layer: Int = 0, branches: [(rows: Range<Int>, of: FewRowChanges)] = []) {
         self.weight = weight
         self.bias = bias
         self.layer = layer

@@ -63,6 +63,16 @@ extension Tensor {
         return result
     }
 
+    /// A matrix in f32 or bf16 the other way round, in new memory.
+    package func transposed(_ engine: Engine) throws(PEFTError) -> Tensor {
+        guard dtype == .f32 || dtype == .bf16 else { throw PEFTError(.internal, "transposing \(dtype.name)") }
+        let result = try Tensor(engine, [columns, rows], dtype, .scratch)
+        engine.parallel(engine.shares(count)) { part, parts in
+            unsafe pk_turn_rows(dtype.rawValue, pointer, result.pointer, 1, Int64(rows), Int64(columns), part, parts)
+        }
+        return result
+    }
+
     /// The values as floats (decoded), for tests, reports and hosts.
     package func floats(_ engine: Engine) throws(PEFTError) -> [Float] {
         let plain = dtype == .f32 ? self : try converted(to: .f32, engine, .scratch)

@@ -21,6 +21,8 @@ struct MethodCase: Sendable, CustomTestStringConvertible {
     var isPerSample = true
     /// Few rows take all it does with the layer's own product.
     var isJoined = false
+    /// Few rows can take weights with it in them, where it is more than that. AdaMSS is where there is a bias.
+    var isFolded: Bool { type == "ADAMSS" || isMergeable && !isJoined && !["IA3", "BEFT", "LN_TUNING", "TRAINABLE_TOKENS"].contains(type) }
     /// What happens to random values at the layer named first: how much noise they take.
     var noise: Float = 0.3
 

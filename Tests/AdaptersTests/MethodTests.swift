@@ -95,8 +95,41 @@ import Testing
             }
         }
         let (adaptation, block) = (try tiny.set.activeAdaptation(), tiny.network.blocks[0])
-        let branches = try adaptation.branches(Tape(tiny.engine, .bf16))
-        if let layer = [block.v, block.q].first(where: { adaptation[$0] != nil }) { #expect(branches.isAll(at: layer.index) == item.isJoined) }
+        let changes = try adaptation.fewRowChanges(Tape(tiny.engine, .bf16))
+        if let layer = [block.v, block.q].first(where: { adaptation[$0] != nil }) { #expect(changes.isAll(at: layer.index) == item.isJoined) }
+    }
+
+    @Test("folded into copies of weights for few rows: the same but for their rounding, shared, and no longer than the values are there", arguments: MethodCase.all)
+    func folded(_ item: MethodCase) throws {
+        for (format, precision, most) in [(.f32, .f32, 1e-4), (.bf16, .bf16, 0.05), (.q4_1, Precision(activation: .bf16, compute: .int8), 0.05)] as [(DType, Precision, Float)] {
+            let tiny = try TinyModel(dtype: format)
+            for name in ["a", "b"] {
+                try tiny.set.add(name, item.config, seed: 1)
+                try tiny.randomize(name, seed: 2, scale: item.noise / 2)
+            }
+            let (one, other) = (FoldedChanges(tiny.model), FoldedChanges(tiny.model))
+            func adaptation(_ name: String, _ folded: FoldedChanges?) throws -> Adaptation {
+                var adaptation = try tiny.set.adaptation(of: [(name, 1)])
+                adaptation.folded = folded
+                return adaptation
+            }
+            func logits(_ routing: Routing) throws -> [Float] { try tiny.logits(routing, tape: Tape(tiny.engine, precision)) }
+            func changes(_ name: String, _ folded: FoldedChanges?) throws -> FewRowChanges { try adaptation(name, folded).fewRowChanges(Tape(tiny.engine, precision)) }
+            for seed in [4, 5] as [UInt64] {
+                try tiny.randomize("a", seed: seed, scale: item.noise / 2)
+                let distance = difference(try logits(.all(adaptation("a", one))), try logits(.all(adaptation("a", nil))))
+                #expect(distance < most, "\(format.name): \(distance)")
+                let mine = try changes("a", one), theirs = try changes("a", other)
+                #expect(mine === theirs)
+                #expect(tiny.network.blocks.contains { mine.weights(at: $0.v.index) != nil || mine.weights(at: $0.q.index) != nil } == item.isFolded)
+            }
+            #expect(try changes("a", nil) !== changes("a", one) && changes("b", one) !== changes("a", one))
+            #expect(try !adaptation("a", one).isSame(as: adaptation("a", nil)) && adaptation("a", one).isSame(as: adaptation("a", other)))
+            guard item.isPerSample else { continue }
+            let alone = try ["a", "b"].map { try logits(.all(adaptation($0, one))) }, half = alone[0].count / 2
+            let mixed = try logits(.samples([(0..<1, adaptation("a", one)), (1..<2, adaptation("b", one))]))
+            #expect(difference(mixed, Array(alone[0][..<half] + alone[1][half...])) < most / 5)
+        }
     }
 
     @Test("derivatives agree with differences", arguments: MethodCase.all.filter(\.hasExactGradients))

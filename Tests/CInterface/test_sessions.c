@@ -130,7 +130,8 @@ TEST(wrong_options_are_named) {
       {"{\"temprature\": 1}", "temprature"}, {"{\"temperature\": -1}", "temperature"}, {"{\"top_p\": 0}", "top_p"}, {"{\"top_k\": -1}", "top_k"},
       {"{\"context_length\": 65}", "64"}, {"{\"context_length\": 0}", "context_length"}, {"{\"on_full\": \"panic\"}", "panic"}, {"{\"stop\": 5}", "stop"},
       {"{\"repetition_penalty\": 0}", "repetition_penalty"}, {"{\"adapters\": {}}", "adapters"}, {"5", "number"}, {"", "empty"},
-      {"{\"kv_cache_type\": \"q4_0\"}", "q8_0"}, {"{\"kv_cache_type\": 8}", "kv_cache_type"}};
+      {"{\"kv_cache_type\": \"q4_0\"}", "q8_0"}, {"{\"kv_cache_type\": 8}", "kv_cache_type"},
+      {"{\"fold_adapters\": 1}", "fold_adapters"}};
   for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
     const int32_t code = peft_session_create(&session, model, wrong[i].options, &error);
     if (!CHECK(code == PEFT_ERROR_ARGUMENT && session == NULL && (i == 10 || strstr(error.message, wrong[i].part)))) printf("    for %s\n", wrong[i].options);

@@ -31,7 +31,7 @@ import Testing
 
     @Test("each row's matrix turned, all sizes", arguments: activationTypes)
     func turned(_ act: Int32) {
-        for (n, m) in [(1, 1), (1, 9), (8, 8), (24, 24), (17, 33), (3, 40), (16, 12)] {
+        for (n, m) in [(1, 1), (1, 9), (8, 8), (24, 24), (17, 33), (3, 40), (16, 12), (100, 7)] {
             var random = Random(UInt64(n * m))
             let x = Buffer(act, random.values(3 * n * m))
             let y = sameBits(act, x.values) { y, part, parts in pk_turn_rows(act, x.bytes, y, 3, Int64(n), Int64(m), part, parts) }

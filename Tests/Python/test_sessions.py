@@ -327,3 +327,38 @@ def test_types_of_keys_and_values_that_there_are_not(model, bad):
         model.session(kv_cache_type=bad)
     with pytest.raises(ValueError, match="kv_cache_type"):
         model.session().configure(kv_cache_type="q8_0")
+
+
+@pytest.mark.parametrize("method", [{"peft_type": "HIRA"}, {"peft_type": "LOKR", "r": 4}, {"peft_type": "OFT", "oft_block_size": 8}])
+def test_folded_adapters_write_the_same_text(model, ids, method):
+    targets = ["q_proj", "v_proj", "down_proj"]
+    for seed, name in enumerate(("one", "two")):
+        model.add_adapter(name, {**method, "target_modules": targets})
+        stir(model, name, seed=seed)
+    plain, folded, other = (model.session(context_length=64, ignore_eos=True, adapters=["one"], fold_adapters=folds) for folds in (False, True, True))
+    in_use = model.context.memory()["categories"]["adapters"]["live"]
+    texts = [list(session.append(ids[0]).tokens(12)) for session in (plain, folded, other)]
+    assert texts[0] == texts[1] == texts[2]
+    assert np.abs(plain.logits() - folded.logits()).max() < 1e-4 * np.abs(plain.logits()).max()
+    weights = sum(4 * value.size for name, value in model.state_dict().items() if any(f"{target}.weight" in name for target in targets))
+    grown = model.context.memory()["categories"]["adapters"]["live"] - in_use
+    assert weights <= grown < 1.3 * weights, "one copy for both"
+    # What is written into the adapter is seen; other adapters and none too.
+    stir(model, "one", seed=7)
+    for adapters in (["one"], ["two"], [], ["one", "two"]):
+        for session in (plain, folded):
+            session.rewind(0)
+            session.set_adapters(adapters)
+        texts = [list(session.append(ids[1]).tokens(12)) for session in (plain, folded)]
+        assert texts[0] == texts[1], adapters
+    # Together, and each by itself.
+    sessions = [model.session(context_length=64, adapters=[name], fold_adapters=folds).append(ids[0]) for name, folds in (("one", True), ("two", True), ("one", False))]
+    alone = [session.fork() for session in sessions]
+    expected = [type(plain).step([session])[0] for session in alone]
+    assert type(plain).step(sessions) == expected
+    for session, same in zip(sessions, alone):
+        assert np.abs(session.logits() - same.logits()).max() < 1e-4 * np.abs(same.logits()).max()
+    del plain, folded, other, sessions, session, alone, same
+    assert model.context.memory()["categories"]["adapters"]["live"] < in_use + weights, "they went with the sessions"
+    with pytest.raises(PeftError, match="fold_adapters"):
+        model.session(fold_adapters="yes")
