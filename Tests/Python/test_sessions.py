@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from conftest import LORA, stir
-from peftswift import ContextFullError, PeftError
+from peftswift import ContextFullError, Model, PeftError
 
 
 def greedy(model, ids, count):
@@ -362,3 +362,23 @@ def test_folded_adapters_write_the_same_text(model, ids, method):
     assert model.context.memory()["categories"]["adapters"]["live"] < in_use + weights, "they went with the sessions"
     with pytest.raises(PeftError, match="fold_adapters"):
         model.session(fold_adapters="yes")
+
+
+def test_folding_without_room_is_refused_and_leaves_the_session(base_folder, ids):
+    config = {"peft_type": "HIRA", "r": 2, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}
+    for budget in range(100_000, 2_000_000, 20_000):
+        try:
+            model = Model.from_pretrained(base_folder, dtype="float32", memory_budget=budget)
+            model.add_adapter("one", config)
+            session = model.session(context_length=32, adapters=["one"])
+            expected = list(session.append(ids[0]).tokens(4))
+        except MemoryError:
+            continue
+        break
+    session.configure(fold_adapters=True)
+    session.rewind(0)
+    with pytest.raises(MemoryError, match="budget"):
+        list(session.append(ids[0]).tokens(4))
+    session.configure(fold_adapters=False)
+    session.rewind(0)
+    assert list(session.append(ids[0]).tokens(4)) == expected
