@@ -198,8 +198,8 @@ class Model(Handle):
         ends = set(np.atleast_1d(eos_token_id).tolist()) if eos_token_id not in (None, "model") else set()
         starts, results = [], []
         for index, row in enumerate(rows):
-            session = self.session(**options, **({} if task_ids is None else {"task_id": int(task_ids[index])}))
-            session.append([int(i) for i in row])
+            # The session before it lives until this one has read: what they share (fold_adapters) is not made anew.
+            session = self.session(**options, **({} if task_ids is None else {"task_id": int(task_ids[index])})).append([int(i) for i in row])
             starts.append(session.token_ids() if writes_anew else row.tolist())
             new = []
             for token in session.tokens(max_new_tokens):
