@@ -15,7 +15,7 @@ cd "$work" || exit 1
 check() {
     local what=$1 status=$2 pattern=$3 output got
     shift 3
-    output=$(timeout 120 "$@" 2>&1 < "${input:-/dev/null}")
+    output=$(timeout 300 "$@" 2>&1 < "${input:-/dev/null}")
     got=$?
     if ((got == status)) && grep -qE -- "$pattern" <<< "$output"; then
         passed=$((passed + 1))
