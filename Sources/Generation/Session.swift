@@ -60,7 +60,8 @@ package final class Session: @unchecked Sendable {
         tokenizer = other.tokenizer
         contextLength = other.contextLength
         options = other.options
-        (chosen, folded) = (other.chosen, other.folded)
+        chosen = other.chosen
+        folded = other.folded == nil ? nil : FoldedChanges(other.model)  // Its own: it may be given other adapters.
         tokens = other.tokens
         statistics = other.statistics
         cache = try other.cache.copy()
