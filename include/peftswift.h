@@ -757,7 +757,8 @@ typedef int32_t (*peft_texts_fn)(void *user_data, int64_t index, const char *tex
  *                    it with that change, so that no token computes it anew. Copies are made when the session first reads after adapters or weights
  *                    changed, in about half a second to four for a model of 135 million parameters; sessions share them, and they go with the last that asked.
  *                    8 bits a value where the model's are quantised and compute is INT8, else as it computes, counted as adapters; PEFT_ERROR_MEMORY
- *                    where they do not fit. Prompts are read as without, and so are layers on which several adapters act)
+ *                    where they do not fit. Prompts of more than 8 tokens are read as without, and
+ *                    so is a layer on which several adapters act)
  *   "gates": "text"|"call" (of adapters with "use_gating", whose gates are means over a text. "text": over all of it, as in a forward
  *            pass: with each token all before it changes, and is read anew. "call": over what one call reads, then each token by
  *            itself, as AdapterHub's library writes with its cache: nothing is read twice, and sessions can step together)

@@ -82,7 +82,7 @@ TURN(uint16_t, 8, turn_words)
 TURN(float, 4, turn_floats)
 
 void pk_turn_rows(int32_t act, const void *x, void *y, int64_t rows, int64_t n, int64_t m, int32_t part, int32_t parts) {
-  const int64_t band = 32, bands = (n + band - 1) / band; /* so that one matrix has work for several threads, and they share no line of y */
+  const int64_t band = 32, bands = (n + band - 1) / band; /* so that one matrix has work for several threads, in whole lines of y where n is a multiple of 16 */
   const pk_range share = pk_share(rows * bands, 1, part, parts);
   for (int64_t unit = share.begin; unit < share.end; unit++) {
     const int64_t at = unit / bands * n * m, begin = unit % bands * band, end = pk_min(begin + band, n);
