@@ -121,7 +121,7 @@ package final class Linear: Layer, @unchecked Sendable {
     /// rows.
     private func fewRowProduct(_ x: Variable, _ context: ForwardContext) throws(PEFTError) -> FewRowProduct? {
         guard let changes = try fewRowChanges(x, context) else { return nil }
-        if !changes.contains(where: { $0.of.hasWeights && $0.of.weights(at: index) != nil }) { return FewRowProduct(weight: weight, bias: bias, layer: index, branches: changes) }
+        if !changes.contains(where: { $0.of.weights(at: index) != nil }) { return FewRowProduct(weight: weight, bias: bias, layer: index, branches: changes) }
         guard changes.count == 1, let only = changes.first, only.rows.count == x.value.rows, let own = only.of.weights(at: index) else { return nil }
         return FewRowProduct(weight: own.weight, bias: own.bias)
     }

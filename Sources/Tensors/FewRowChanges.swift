@@ -84,7 +84,6 @@ package enum FewRowChange {
 
     /// What stands in for the layer's own.
     package func weights(at layer: Int) -> (weight: Tensor, bias: Tensor?)? { weights[layer] }
-    package var hasWeights: Bool { !weights.isEmpty }
 
     func entries(at layer: Int) -> ArraySlice<Entry> { layer < layers.count ? entries[layers[layer] ?? 0..<0] : [] }
 }

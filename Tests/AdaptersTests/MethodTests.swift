@@ -129,6 +129,16 @@ import Testing
             let alone = try ["a", "b"].map { try logits(.all(adaptation($0, one))) }, half = alone[0].count / 2
             let mixed = try logits(.samples([(0..<1, adaptation("a", one)), (1..<2, adaptation("b", one))]))
             #expect(difference(mixed, Array(alone[0][..<half] + alone[1][half...])) < most / 5)
+            guard item.isFolded else { continue }
+            // Beside rows of no adapter, and of one that is of low rank.
+            try tiny.set.add("c", lora())
+            try tiny.randomize("c", scale: 0.1)
+            for beside in [tiny.model.unadapted, try adaptation("c", nil)] {
+                let wanted = Array(alone[0][..<half] + (try logits(.all(beside)))[half...])
+                #expect(difference(try logits(.samples([(0..<1, adaptation("a", one)), (1..<2, beside)])), wanted) < most / 5)
+                let turned = Array(try logits(.all(beside))[..<half] + (try logits(.all(adaptation("a", one))))[half...])
+                #expect(difference(try logits(.samples([(0..<1, beside), (1..<2, adaptation("a", one))])), turned) < most / 5)
+            }
         }
     }
 
