@@ -359,13 +359,14 @@ def test_folded_adapters_write_the_same_text(model, ids, method):
     for session, same in zip(sessions, alone):
         assert np.abs(session.logits() - same.logits()).max() < 1e-4 * np.abs(same.logits()).max()
     # A fork with other adapters has copies of its own, and both keep theirs.
+    del other, sessions, session, alone, same
     folded.set_adapters(["one"])
     fork = folded.fork()
     fork.set_adapters(["two"])
     for session in (folded, fork):
         session.append([5])
     assert model.context.memory()["categories"]["adapters"]["live"] - in_use >= 2 * weights
-    del plain, folded, other, sessions, session, alone, same, fork
+    del plain, folded, session, fork
     assert model.context.memory()["categories"]["adapters"]["live"] < in_use + weights, "they went with the sessions"
     with pytest.raises(PeftError, match="fold_adapters"):
         model.session(fold_adapters="yes")
