@@ -1,11 +1,14 @@
 import Foundation
 import Generation
 import Platform
+import Tensors
 import Testing
 
 /// What may be drawn, against the steps as transformers describes them, one after the other over the whole vocabulary.
 @Suite struct SamplerTests {
     private static let vocabulary = 3001
+    /// Portable, AVX2 and AVX-512, as far as this processor has them.
+    static let levels = Set([0, 1, 3].map { Engine(level: $0).level }).sorted()
 
     /// Peaked, ordinary, flat, and with equal ones.
     private func logits(_ kind: Int) -> [Float] {
@@ -46,7 +49,7 @@ import Testing
             var options = SamplingOptions()
             (options.temperature, options.topK, options.topP, options.minP) = (temperature, topK, topP, minP)
             let wanted = expected(logits, options)
-            for level: Int32 in [0, 1, 3] {
+            for level in SamplerTests.levels {
                 let sampler = Sampler(options, level: level)
                 let (weights, total) = sampler.weighed(logits, logits.firstIndex(of: largest) ?? 0)
                 let found = sampler.candidates(weights, total).map(\.token)
@@ -64,7 +67,7 @@ import Testing
         for topK in [0, 5] {
             var options = SamplingOptions()
             (options.temperature, options.topK, options.seed) = (1.5, topK, 7)
-            var sampler = Sampler(options, level: 1)
+            var sampler = Sampler(options, level: Engine(level: 1).level)
             let largest = logits.max() ?? 0, allowed = Set(expected(logits, options))
             let weights = logits.enumerated().map { allowed.contains($0) ? exp(Double($1 - largest) / 1.5) : 0 }, total = weights.reduce(0, +)
             var counts = [Int](repeating: 0, count: logits.count)
@@ -76,7 +79,7 @@ import Testing
         }
     }
 
-    @Test("greedy: the first of the largest, penalised and suppressed tokens, NaN and infinities", arguments: [Int32(0), 1, 3])
+    @Test("greedy: the first of the largest, penalised and suppressed tokens, NaN and infinities", arguments: levels)
     func greedy(_ level: Int32) throws {
         for count in [1, 3, 16, 17, 100] {
             for place in 0..<count {
