@@ -1,4 +1,5 @@
-/* Attention in SmolLM2's shape: 9 heads of 64, 3 of keys and values, causal. */
+/* Attention in SmolLM2's shape: 9 heads of 64, 3 of keys and values, causal. A single query (writing text) meets the keys and values of 30 layers in
+ * turn, as it does in a model: none are in the caches from the time before. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -7,7 +8,9 @@
 
 typedef struct attention {
   pk_attention op;
-  int32_t phases;
+  const char *k, *v; /* of all layers */
+  int64_t layer_bytes;
+  int32_t layers, layer, phases;
   size_t shared, each;
   char *scratch;
 } attention;
@@ -26,6 +29,8 @@ static void part_of(void *context, int32_t part, int32_t parts) {
 
 static void run(void *context) {
   attention *a = context;
+  a->layer = (a->layer + 1) % a->layers;
+  a->op.k = a->k + a->layer * a->layer_bytes, a->op.v = a->v + a->layer * a->layer_bytes;
   for (phase = 0; phase < a->phases; phase++) bench_parallel(bench_threads(), part_of, a);
 }
 
@@ -37,11 +42,13 @@ static void *tensor(int32_t act, int64_t count) {
 
 static void row(const bench_options *o, int32_t act, int64_t batch, int64_t q_len, int64_t k_len, int backward) {
   const int64_t heads = 9, kv_heads = 3, d = 64, q = batch * q_len * heads * d, kv = batch * k_len * kv_heads * d;
-  attention a = {.op = {.level = o->level, .compute = o->compute, .act = act, .batch = batch, .q_len = q_len, .k_len = k_len, .heads = heads, .kv_heads = kv_heads, .head_dim = d,
+  const int32_t layers = q_len == 1 ? 30 : 1;
+  attention a = {.op = {.level = o->level, .compute = o->compute, .act = act, .kv = act, .batch = batch, .q_len = q_len, .k_len = k_len, .heads = heads, .kv_heads = kv_heads, .head_dim = d,
                         .q_token = heads * d, .q_batch = q_len * heads * d, .k_token = kv_heads * d, .k_batch = k_len * kv_heads * d, .v_token = kv_heads * d,
                         .v_batch = k_len * kv_heads * d, .o_token = heads * d, .o_batch = q_len * heads * d, .scale = 0.125f, .causal = 1, .q_offset = k_len - q_len}};
-  a.op.q = tensor(act, q), a.op.k = tensor(act, kv), a.op.v = tensor(act, kv), a.op.out = tensor(act, q), a.op.d_out = tensor(act, q);
+  a.op.q = tensor(act, q), a.op.k = tensor(act, layers * kv), a.op.v = tensor(act, layers * kv), a.op.out = tensor(act, q), a.op.d_out = tensor(act, q);
   a.op.d_q = tensor(act, q), a.op.d_k = tensor(act, kv), a.op.d_v = tensor(act, kv);
+  a.k = a.op.k, a.v = a.op.v, a.layers = layers, a.layer_bytes = kv * (act == PK_F32 ? 4 : 2);
   a.op.lse = bench_memory((size_t)(batch * heads * q_len) * 4);
   double seconds = 0;
   for (int pass = 0; pass <= backward; pass++) {
@@ -64,7 +71,7 @@ static void row(const bench_options *o, int32_t act, int64_t batch, int64_t q_le
   } else {
     bench_row(name, seconds, operations, act == PK_BF16 && o->compute == PK_COMPUTE_BF16 ? o->peaks.bf16 : o->level >= PK_LEVEL_AVX512 ? o->peaks.f32 : o->peaks.f32_avx2);
   }
-  free((void *)a.op.q), free((void *)a.op.k), free((void *)a.op.v), free(a.op.out), free((void *)a.op.d_out);
+  free((void *)a.op.q), free((void *)a.k), free((void *)a.v), free(a.op.out), free((void *)a.op.d_out);
   free(a.op.d_q), free(a.op.d_k), free(a.op.d_v), free(a.op.lse);
 }
 

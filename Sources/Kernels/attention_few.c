@@ -1,7 +1,7 @@
-/* Attention of a few queries (decoding: one) over cached keys. One row of scores at a time: the lanes run along the
- * keys for the scores and along the head's values for the weighted sum, so that no lane is wasted. */
+/* Attention of a few queries (decoding: one) over cached keys, a query at a time: the lanes run along the head's values. */
 #ifndef LEVEL
 #include "attention.h"
+#define AVX2_IS_ENOUGH
 #define BODY "attention_few.c"
 #include "levels.h"
 
@@ -10,15 +10,14 @@ size_t pk_attention_few_scratch(const pk_attention *op) {
   return pk_few_pieces_of(op, 0, &pieces);
 }
 
-/* A part takes neighbouring (batch, query, head) triples; heads that share keys and values go together. */
+/* A part takes neighbouring (batch, query, head) triples; heads of one query go together. */
 void pk_attention_few(const pk_attention *op, int32_t part, int32_t parts, void *each) {
   pk_few_pieces pieces;
   pk_few_pieces_of(op, (uintptr_t)each, &pieces);
-  const int64_t group = op->heads / op->kv_heads;
   const pk_range share = pk_share(op->batch * op->q_len * op->heads, 1, part, parts);
   for (int64_t i = share.begin; i < share.end;) {
     const int64_t h = i % op->heads, t = i / op->heads % op->q_len, b = i / op->heads / op->q_len;
-    const int64_t count = pk_min(pk_min(group - h % group, share.end - i), FEW_HEADS);
+    const int64_t count = pk_min(op->heads - h, share.end - i);
     AT_LEVEL(op->level, few_heads)(op, b, t, h, count, &pieces);
     i += count;
   }
@@ -29,20 +28,33 @@ void pk_attention_few(const pk_attention *op, int32_t part, int32_t parts, void 
 #include "attention_tiles.h"
 
 #if LEVEL == 0
-#define FEW_HEADS 4 /* heads computed together */
+/* The keys, or values, of a token lie side by side, those of a head far apart: a few tokens' are read for all heads before the next few, so that memory
+ * is read in order, and asked for as many tokens earlier. 32 tokens of 3 heads of 64 in bf16 are 12 kB. */
+#define TOKENS 32
+/* Heads with the same keys that are computed together, or else one: 3 × 4 sums, 3 weights and a vector of V are the 16 registers of AVX2. */
+#define HEADS 3
 
 typedef struct pk_few_pieces {
-  float *weights; /* [FEW_HEADS][padded k_len] scores, then P */
-  float *rows;    /* [BLOCK][head_dim] keys, where they are no operands as they lie */
-  float *queries; /* [FEW_HEADS][head_dim] widened queries */
+  float *weights; /* [heads][padded k_len] scores, then P */
+  float *queries; /* [heads][head_dim] widened queries */
+  float *totals;  /* [heads] Σ P */
+  float *sums;    /* [heads][padded head_dim] Σ P·V */
 } pk_few_pieces;
 
 static size_t pk_few_pieces_of(const pk_attention *op, uintptr_t base, pk_few_pieces *pieces) {
   size_t used = 0;
-  pieces->weights = pk_take(base, &used, 4 * FEW_HEADS * pk_blocks(op->k_len) * BLOCK);
-  pieces->rows = pk_take(base, &used, 4 * BLOCK * op->head_dim);
-  pieces->queries = pk_take(base, &used, 4 * FEW_HEADS * op->head_dim);
+  pieces->weights = pk_take(base, &used, 4 * op->heads * pk_blocks(op->k_len) * BLOCK);
+  pieces->queries = pk_take(base, &used, 4 * op->heads * op->head_dim);
+  pieces->totals = pk_take(base, &used, 4 * op->heads);
+  pieces->sums = pk_take(base, &used, 4 * op->heads * pk_padded(op->head_dim));
   return used;
+}
+
+/* Fetches n values of a head from value i on, of keys or values. */
+static inline __attribute__((always_inline)) void pk_fetch(int32_t type, const void *p, int64_t i, int64_t n) {
+  const uint8_t *const row = (const uint8_t *)p + (type == PK_Q8_0 ? i / 32 * 34 : type == PK_F32 ? 4 * i : 2 * i);
+  const int64_t bytes = type == PK_Q8_0 ? (n + 31) / 32 * 34 : type == PK_F32 ? 4 * n : 2 * n;
+  for (int64_t line = 0; line < bytes; line += 64) __builtin_prefetch(row + line, 0, 3);
 }
 #endif
 
@@ -60,23 +72,59 @@ INLINE vu NAME(words_at)(const void *row, int64_t w, int64_t words) {
   return x;
 }
 
-/* q · k for `count` ≤ WIDTH keys, one lane each. */
-INLINE vf NAME(products)(int pairs, const void *query, const uint8_t *keys, int64_t key_bytes, int64_t count, int64_t words) {
-  vf sums[WIDTH];
-  for (int i = 0; i < WIDTH; i++) sums[i] = 0;
-  for (int64_t w = 0; w < words; w += WIDTH) {
-    const vu q = NAME(words_at)(query, w, words);
-    for (int i = 0; i < WIDTH; i++) {
-      if (i < count) sums[i] = multiply_words(pairs, sums[i], q, NAME(words_at)(keys + i * key_bytes, w, words));
+/* Words of the key at k_at. */
+INLINE vu NAME(key_words)(int pairs, int32_t type, const pk_attention *op, int64_t k_at, int64_t w, int64_t words) {
+  if (pairs) return NAME(words_at)((const uint16_t *)op->k + k_at, w, words);
+  return vbits(load_cached(type, op->k, k_at + w, pk_min(WIDTH, words - w)));
+}
+
+/* sum[head][i] += the words from w on of q[head] times those of two keys. */
+INLINE void NAME(add_words)(int pairs, int32_t type, int heads, const pk_attention *op, const uint8_t *q, int64_t q_bytes, int64_t first, int64_t second, int64_t w,
+                            int64_t words, vf sum[HEADS][2]) {
+  const vu key[2] = {NAME(key_words)(pairs, type, op, first, w, words), NAME(key_words)(pairs, type, op, second, w, words)};
+  for (int h = 0; h < heads; h++) {
+    const vu query = NAME(words_at)(q + h * q_bytes, w, words);
+    for (int i = 0; i < 2; i++) sum[h][i] = multiply_words(pairs, sum[h][i], query, key[i]);
+  }
+}
+
+/* weights[head][k] = q[head] · k for `count` ≤ WIDTH tokens, whose first key is at k_at; rows of q and weights are q_bytes and ld apart. Two keys at a
+ * time: the loads of q are what takes longest. */
+INLINE void NAME(scores_as)(int pairs, int32_t type, int heads, const pk_attention *op, const uint8_t *q, int64_t q_bytes, int64_t k_at, int64_t count,
+                            float *weights, int64_t ld) {
+  const int64_t words = pairs ? op->head_dim / 2 : op->head_dim, whole = words / WIDTH * WIDTH;
+  vf sums[HEADS][WIDTH];
+  for (int64_t k = 0; k < count; k += 2, k_at += 2 * op->k_token) {
+    const int64_t next = k + 1 < count ? k_at + op->k_token : k_at; /* beyond the last: again the last, nobody reads its lane */
+    vf sum[HEADS][2] = {0};
+    pk_fetch(type, op->k, k_at + TOKENS * op->k_token, op->head_dim);
+    pk_fetch(type, op->k, next + TOKENS * op->k_token, op->head_dim);
+    for (int64_t w = 0; w < whole; w += WIDTH) NAME(add_words)(pairs, type, heads, op, q, q_bytes, k_at, next, w, w + WIDTH, sum);
+    if (whole < words) NAME(add_words)(pairs, type, heads, op, q, q_bytes, k_at, next, whole, words, sum);
+    for (int h = 0; h < heads; h++) sums[h][k] = sum[h][0], sums[h][k + 1] = sum[h][1];
+  }
+  for (int64_t k = (count + 1) / 2 * 2; k < WIDTH; k++) {
+    for (int h = 0; h < heads; h++) sums[h][k] = (vf){0};
+  }
+  for (int h = 0; h < heads; h++) { /* the sum of each vector, a lane each */
+    vu square[WIDTH];
+    for (int i = 0; i < WIDTH; i++) square[i] = vbits(sums[h][i]);
+    transpose_square(square);
+    for (int s = WIDTH / 2; s > 0; s /= 2) {
+      for (int i = 0; i < s; i++) square[i] = vbits(vfloat(square[i]) + vfloat(square[i + s]));
     }
+    vput(weights + h * ld, vfloat(square[0]));
   }
-  vu square[WIDTH];
-  for (int i = 0; i < WIDTH; i++) square[i] = vbits(sums[i]);
-  transpose_square(square);
-  for (int s = WIDTH / 2; s > 0; s /= 2) {
-    for (int i = 0; i < s; i++) square[i] = vbits(vfloat(square[i]) + vfloat(square[i + s]));
-  }
-  return vfloat(square[0]);
+}
+
+static void NAME(scores)(int pairs, int heads, const pk_attention *op, const uint8_t *q, int64_t q_bytes, int64_t k_at, int64_t count, float *weights, int64_t ld) {
+#define SCORES(pairs, type)                                                                      \
+  (heads == HEADS ? NAME(scores_as)(pairs, type, HEADS, op, q, q_bytes, k_at, count, weights, ld) \
+                  : NAME(scores_as)(pairs, type, 1, op, q, q_bytes, k_at, count, weights, ld))
+  if (pairs) return SCORES(LEVEL == 3, PK_BF16);
+  if (LEVEL > 0 && op->kv == PK_BF16) return SCORES(0, PK_BF16);
+  if (LEVEL > 0 && op->kv == PK_F32) return SCORES(0, PK_F32);
+  SCORES(0, op->kv);
 }
 
 /* Scores of one head over the keys [begin, end) → weights e^(s − top); their sum, and the top score. */
@@ -108,83 +156,91 @@ INLINE float NAME(weigh)(const pk_attention *op, int64_t b, pk_range keys, const
   return vsum(sum);
 }
 
-/* out[head] = Σ_k weights[head][k] · V[k] / total[head], for `vectors` vectors of values from d on. */
-INLINE void NAME(weighted_sum)(const pk_attention *op, int heads, int vectors, const float *weights, int64_t ld, int64_t v_at, int64_t keys,
-                               int64_t d, int64_t lanes, const float *total, int64_t o_at) {
-  vf sums[FEW_HEADS][4];
+/* sums[head][d …] += Σ_k weights[head][k] · V[k][d …] for some tokens, `vectors` vectors of `lanes` values each; rows of sums are sums_ld apart. */
+INLINE void NAME(weighted_sum_as)(int32_t type, int heads, int vectors, const pk_attention *op, const float *weights, int64_t ld, int64_t v_at, int64_t count, int64_t lanes,
+                                  float *sums, int64_t sums_ld) {
+  const void *const values = op->v;
+  const int64_t token = op->v_token;
+  vf sum[HEADS][4];
   for (int h = 0; h < heads; h++) {
-    for (int v = 0; v < vectors; v++) sums[h][v] = 0;
+    for (int v = 0; v < vectors; v++) sum[h][v] = vget(sums + h * sums_ld + v * WIDTH);
   }
-  for (int64_t k = 0; k < keys; k++) {
-    vf values[4];
-    for (int v = 0; v < vectors; v++) values[v] = load_cached(op->kv, op->v, v_at + k * op->v_token + d + v * WIDTH, lanes);
-    for (int h = 0; h < heads; h++) {
-      for (int v = 0; v < vectors; v++) sums[h][v] += weights[h * ld + k] * values[v];
+  for (int64_t k = 0; k < count; k++, v_at += token) {
+    pk_fetch(type, values, v_at + TOKENS * token, vectors * lanes);
+    vf weight[HEADS];
+    for (int h = 0; h < heads; h++) weight[h] = (vf)weights[h * ld + k];
+    for (int v = 0; v < vectors; v++) {
+      vf value = load_cached(type, values, v_at + v * WIDTH, lanes);
+#if LEVEL == 1 /* one value after the other: a sum that does not stay in its register costs more than its multiplication */
+      __asm__ volatile("" : "+x"(value));
+#endif
+      for (int h = 0; h < heads; h++) sum[h][v] += weight[h] * value;
+#if LEVEL == 1
+      for (int h = 0; h < heads; h++) __asm__ volatile("" : "+x"(sum[h][v]));
+#endif
     }
   }
   for (int h = 0; h < heads; h++) {
-    const float inverse = total[h] != 0 ? 1.0f / total[h] : 0.0f;
-    for (int v = 0; v < vectors; v++) vstore(op->act, op->out, o_at + h * op->head_dim + d + v * WIDTH, lanes, sums[h][v] * inverse);
+    for (int v = 0; v < vectors; v++) vput(sums + h * sums_ld + v * WIDTH, sum[h][v]);
   }
 }
 
-INLINE void NAME(few_heads_as)(int pairs, const pk_attention *op, int64_t b, int64_t t, int64_t h, int64_t count, pk_few_pieces *pieces) {
-  const int64_t n = op->head_dim, words = pairs ? n / 2 : n, kv = h / (op->heads / op->kv_heads), ld = pk_blocks(op->k_len) * BLOCK;
-  const pk_range keys = pk_visible(op, b, t);
-  const int64_t q_at = b * op->q_batch + t * op->q_token + h * n, o_at = b * op->o_batch + t * op->o_token + h * n;
-  const rows_view q = operand_rows(pairs, op->act, op->q, q_at, n, count, n, pieces->queries); /* heads are neighbours */
-
-  for (int64_t k = keys.begin; k < keys.end; k += WIDTH) {
-    const int64_t use = pk_min(WIDTH, keys.end - k), k_at = b * op->k_batch + k * op->k_token + kv * pk_kv_stride(op);
-    const rows_view rows = operand_rows(pairs, op->kv, op->k, k_at, op->k_token, use, n, pieces->rows);
-    for (int64_t i = 0; i < count; i++) {
-      const void *query = (const uint8_t *)q.rows + i * q.row_bytes;
-      float *at = pieces->weights + i * ld + (k - keys.begin);
-      if (use == WIDTH) {
-        vput(at, NAME(products)(pairs, query, rows.rows, rows.row_bytes, WIDTH, words));
-      } else {
-        vput(at, NAME(products)(pairs, query, rows.rows, rows.row_bytes, use, words));
-      }
-    }
-  }
-
-  float total[FEW_HEADS];
-  for (int64_t i = 0; i < count; i++) {
-    float top;
-    total[i] = NAME(weigh)(op, b, keys, pk_bias_of(op, h + i, t), pieces->weights + i * ld, &top);
-    if (op->lse) op->lse[(b * op->heads + h + i) * op->q_len + t] = total[i] != 0 ? top + logf(total[i]) : -INFINITY;
-  }
-
-  const int64_t v_at = b * op->v_batch + keys.begin * op->v_token + kv * pk_kv_stride(op), visible = keys.end - keys.begin;
+/* The same for all d. */
+static void NAME(weighted_sum)(int heads, const pk_attention *op, const float *weights, int64_t ld, int64_t v_at, int64_t count, float *sums, int64_t sums_ld) {
+#define WEIGHTED_SUM(type, vectors, lanes)                                                                                            \
+  (heads == HEADS ? NAME(weighted_sum_as)(type, HEADS, vectors, op, weights, ld, v_at + d, count, lanes, sums + d, sums_ld)            \
+                  : NAME(weighted_sum_as)(type, 1, vectors, op, weights, ld, v_at + d, count, lanes, sums + d, sums_ld))
+  const int64_t n = op->head_dim;
   for (int64_t d = 0; d < n;) {
     const int wide = n - d >= 4 * WIDTH;
-    const int64_t lanes = wide ? WIDTH : pk_min(WIDTH, n - d);
-    for (int64_t i = 0; i < count;) { /* three heads, or one */
-      const int three = count - i >= 3;
-      const float *weights = pieces->weights + i * ld;
-      if (wide && three) {
-        NAME(weighted_sum)(op, 3, 4, weights, ld, v_at, visible, d, WIDTH, total + i, o_at + i * n);
-      } else if (wide) {
-        NAME(weighted_sum)(op, 1, 4, weights, ld, v_at, visible, d, WIDTH, total + i, o_at + i * n);
-      } else if (three) {
-        NAME(weighted_sum)(op, 3, 1, weights, ld, v_at, visible, d, lanes, total + i, o_at + i * n);
-      } else {
-        NAME(weighted_sum)(op, 1, 1, weights, ld, v_at, visible, d, lanes, total + i, o_at + i * n);
-      }
-      i += three ? 3 : 1;
+    if (!wide) {
+      WEIGHTED_SUM(op->kv, 1, pk_min(WIDTH, n - d));
+    } else if (LEVEL > 0 && op->kv == PK_BF16) {
+      WEIGHTED_SUM(PK_BF16, 4, WIDTH);
+    } else if (LEVEL > 0 && op->kv == PK_F32) {
+      WEIGHTED_SUM(PK_F32, 4, WIDTH);
+    } else {
+      WEIGHTED_SUM(op->kv, 4, WIDTH);
     }
     d += wide ? 4 * WIDTH : WIDTH;
   }
 }
 
+/* `count` heads of a query from head h on. */
 static void NAME(few_heads)(const pk_attention *op, int64_t b, int64_t t, int64_t h, int64_t count, pk_few_pieces *pieces) {
-#if LEVEL == 3
-  if (pk_uses_pairs(op)) {
-    NAME(few_heads_as)(1, op, b, t, h, count, pieces);
-    return;
+  const int pairs = LEVEL == 3 && pk_uses_pairs(op) && op->kv == PK_BF16;
+  const int64_t n = op->head_dim, group = op->heads / op->kv_heads, ld = pk_blocks(op->k_len) * BLOCK, padded = pk_padded(n);
+  const pk_range keys = pk_visible(op, b, t);
+  const int64_t q_at = b * op->q_batch + t * op->q_token + h * n, o_at = b * op->o_batch + t * op->o_token + h * n, visible = keys.end - keys.begin;
+  const rows_view q = operand_rows(pairs, op->act, op->q, q_at, n, count, n, pieces->queries); /* heads are neighbours */
+
+  for (int64_t k = 0; k < visible; k += WIDTH) {
+    for (int64_t i = 0, some; i < count; i += some) {
+      const int64_t same = pk_min(group - (h + i) % group, count - i); /* heads that share keys */
+      const int64_t k_at = b * op->k_batch + (keys.begin + k) * op->k_token + (h + i) / group * pk_kv_stride(op);
+      some = same >= HEADS ? HEADS : 1;
+      NAME(scores)(pairs, (int)some, op, (const uint8_t *)q.rows + i * q.row_bytes, q.row_bytes, k_at, pk_min(WIDTH, visible - k), pieces->weights + i * ld + k, ld);
+    }
   }
-#endif
-  NAME(few_heads_as)(0, op, b, t, h, count, pieces);
+  for (int64_t i = 0; i < count; i++) {
+    float top;
+    const float total = NAME(weigh)(op, b, keys, pk_bias_of(op, h + i, t), pieces->weights + i * ld, &top);
+    if (op->lse) op->lse[(b * op->heads + h + i) * op->q_len + t] = total != 0 ? top + logf(total) : -INFINITY;
+    pieces->totals[i] = total;
+  }
+  memset(pieces->sums, 0, (size_t)(count * padded) * sizeof(float));
+  for (int64_t k = 0; k < visible; k += TOKENS) {
+    for (int64_t i = 0, some; i < count; i += some) {
+      const int64_t same = pk_min(group - (h + i) % group, count - i);
+      const int64_t v_at = b * op->v_batch + (keys.begin + k) * op->v_token + (h + i) / group * pk_kv_stride(op);
+      some = same >= HEADS ? HEADS : 1;
+      NAME(weighted_sum)((int)some, op, pieces->weights + i * ld + k, ld, v_at, pk_min(TOKENS, visible - k), pieces->sums + i * padded, padded);
+    }
+  }
+  for (int64_t i = 0; i < count; i++) {
+    const float inverse = pieces->totals[i] != 0 ? 1.0f / pieces->totals[i] : 0.0f;
+    FOR_VECTORS(d, lanes, 0, n) vstore(op->act, op->out, o_at + i * n + d, lanes, vget(pieces->sums + i * padded + d) * inverse);
+  }
 }
 
 #endif
