@@ -182,11 +182,13 @@ private final class LoKrModule: MatrixModule {
         return try ColumnMap(engine, places, of: l * m * k * width)
     }
 
-    /// `y[l, :] += W₂ · Σ_m W₁[l, m]·x[m, :]` for every row, x as `[m, n·taps]`, y as `[l, k]`: two products of small matrices over many rows.
+    /// `y[l, :] += W₂ · Σ_m W₁[l, m]·x[m, :]` for every row, x as `[m, n·taps]`, y as `[l, k]`: row by row where W₂ is of low rank, else two products of
+    /// small matrices over many rows.
     private func addFactored(to y: consuming Variable, input x: Variable, _ scale: Float, _ w: [Variable], _ tape: Tape) throws(PEFTError) -> Variable {
+        let w1 = try w1(w, tape)
+        if second.count == 2 { return try tape.addKronecker(to: y, input: x, w: w1, a: w[first.count], b: w[first.count + 1], scale: scale) }
         let (rows, width, shape) = (x.value.rows, n * target.taps, y.shape)
-        let w1 = try tape.scaled(try w1(w, tape), by: scale)
-        let branch = try tape.recomputed([x, w1, try w2(w, tape)]) { [l, m, k] (tape, inputs) throws(PEFTError) in
+        let branch = try tape.recomputed([x, try tape.scaled(w1, by: scale), try w2(w, tape)]) { [l, m, k] (tape, inputs) throws(PEFTError) in
             let turned = try tape.reshaped(try tape.turnedRows(inputs[0], m, width), [rows * width, m])
             let mixed = try tape.reshaped(try tape.linear(turned, inputs[1]), [rows, width * l])
             let z = try tape.reshaped(try tape.turnedRows(mixed, width, l), [rows * l, width])

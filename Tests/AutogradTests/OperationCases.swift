@@ -44,6 +44,12 @@ extension OperationCase {
         ) { tape, x in
             try tape.addLowRank(to: x[0], input: x[1], a: x[2], b: x[3], scale: 1.5, dropout: 0.4)
         },
+        OperationCase(
+            name: "Kronecker product of low rank",
+            inputs: [([67, 12], .activation), ([67, 10], .activation), ([3, 5], .parameter), ([4, 3], .parameter), ([3, 2], .parameter)]
+        ) { tape, x in
+            try tape.addKronecker(to: x[0], input: x[1], w: x[2], a: x[3], b: x[4], scale: 1.5)
+        },
         OperationCase(name: "low-rank embedding", inputs: [([4, 3], .activation), ([2, 6], .parameter), ([3, 2], .parameter)]) { tape, x in
             let ids = try Tensor(tape.engine, [5, 0, 5, 2] as [Int32], shape: [4])
             return try tape.addLowRankEmbedding(to: x[0], ids: ids, a: x[1], b: x[2], scale: 0.5)

@@ -217,6 +217,29 @@ void pk_attention_backward(const pk_attention *op, int32_t phase, int32_t part, 
 /* Adds the gradient of distance_bias to `gradient`, laid out as it (softcap 0; operands as for the backward kernel). */
 void pk_attention_bias_gradient(const pk_attention *op, float *gradient, int32_t part, int32_t parts);
 
+/* ---- kronecker.c ---- */
+
+/* Rows of x [rows, m·n] times a Kronecker product W ⊗ (A·B), added to rows of y [rows, l·k]; factors and their gradients are f32. */
+typedef struct pk_kronecker {
+  int32_t level, x_type, y_type; /* f32 or bf16 */
+  int64_t rows, l, k, m, n, r;
+  const float *w, *a, *b; /* [l, m] [k, r] [r, n] */
+  float scale;
+  const void *x;
+  void *y;                 /* forward */
+  const void *d_y;         /* backward */
+  void *d_x;               /* written, or added to with `accumulate`; NULL: not wanted */
+  int32_t accumulate;
+  float *d_w, *d_a, *d_b;  /* added to; NULL: not wanted */
+} pk_kronecker;
+
+/* Bytes of scratch: for each part, and shared by all. */
+void pk_kronecker_scratch(const pk_kronecker *op, int32_t backward, size_t *each, size_t *shared);
+/* y += scale · (W ⊗ A·B)·x, by rows. */
+void pk_kronecker_forward(const pk_kronecker *op, int32_t part, int32_t parts, void *each);
+/* Phase 0, then 1. */
+void pk_kronecker_backward(const pk_kronecker *op, int32_t phase, int32_t part, int32_t parts, void *shared, void *each);
+
 /* ---- norms.c; x, y, dx, dy of type act; weight and its gradient f32; rows × n ---- */
 
 /* y = x / rms(x) · (weight + offset); rms = √(mean x² + eps). inv[rows] = 1/rms (may be NULL). offset: 0, Gemma 1. */
