@@ -86,7 +86,7 @@ def plan(arguments):
 
 
 def session(model, arguments, **options):
-    return model.session(context_length=2048, ignore_eos=True, **options)
+    return model.session(context_length=max(2048, arguments.context + 256), ignore_eos=True, **options)
 
 
 def prompt(arguments):
@@ -104,12 +104,12 @@ def prompt(arguments):
 
 
 def decode(arguments):
-    """128 tokens after a prompt of 16, or after a question in words."""
+    """128 tokens after a prompt of --context tokens, or after a question in words."""
     model = open_model(arguments)
     if arguments.lora:
         add_adapter(model, "default", 0)
     sampling = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "repetition_penalty": 1.1, "seed": 1} if arguments.sampled else {}
-    s, ids, count = session(model, arguments, prompt_lookup_num_tokens=arguments.lookup, **sampling), random_ids(16), 128
+    s, ids, count = session(model, arguments, prompt_lookup_num_tokens=arguments.lookup, **sampling), random_ids(arguments.context), 128
     if arguments.question:
         s.append_chat([{"role": "user", "content": arguments.question}])
         ids = s.token_ids()
@@ -200,6 +200,7 @@ def main():
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--sampled", action="store_true", help="decode: drawn as a chat is, not the most likely token")
     parser.add_argument("--lookup", type=int, default=0, help="prompt_lookup_num_tokens")
+    parser.add_argument("--context", type=int, default=16, help="decode: tokens that stand before")
     parser.add_argument("--question", help="decode: what the text answers")
     parser.add_argument("--adapters", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=4)
