@@ -50,7 +50,7 @@ static size_t pk_few_pieces_of(const pk_attention *op, uintptr_t base, pk_few_pi
   return used;
 }
 
-/* Fetches n values of a head from value i on, of keys or values. */
+/* Fetches n values of a head from value i on, of keys or values (0: none, where there are no more or they are being fetched already). */
 static inline __attribute__((always_inline)) void pk_fetch(int32_t type, const void *p, int64_t i, int64_t n) {
   const uint8_t *const row = (const uint8_t *)p + (type == PK_Q8_0 ? i / 32 * 34 : type == PK_F32 ? 4 * i : 2 * i);
   const int64_t bytes = type == PK_Q8_0 ? (n + 31) / 32 * 34 : type == PK_F32 ? 4 * n : 2 * n;
@@ -88,23 +88,24 @@ INLINE void NAME(add_words)(int pairs, int32_t type, int heads, const pk_attenti
   }
 }
 
-/* weights[head][k] = q[head] · k for `count` ≤ WIDTH tokens, whose first key is at k_at; rows of q and weights are q_bytes and ld apart. Two keys at a
- * time: the loads of q are what takes longest. */
+/* weights[head][k] = q[head] · k for `count` ≤ WIDTH tokens, whose first key is at k_at; rows of q and weights are q_bytes and ld apart; of later keys
+ * `ahead` values are fetched. Two keys at a time: the loads of q are what takes longest. */
 INLINE void NAME(scores_as)(int pairs, int32_t type, int heads, const pk_attention *op, const uint8_t *q, int64_t q_bytes, int64_t k_at, int64_t count,
-                            float *weights, int64_t ld) {
+                            int64_t ahead, float *weights, int64_t ld) {
+  for (int64_t k = 0; ahead && k < count; k++) pk_fetch(type, op->k, k_at + (TOKENS + k) * op->k_token, ahead);
   const int64_t words = pairs ? op->head_dim / 2 : op->head_dim, whole = words / WIDTH * WIDTH;
   vf sums[HEADS][WIDTH];
   for (int64_t k = 0; k < count; k += 2, k_at += 2 * op->k_token) {
     const int64_t next = k + 1 < count ? k_at + op->k_token : k_at; /* beyond the last: again the last, nobody reads its lane */
     vf sum[HEADS][2] = {0};
-    pk_fetch(type, op->k, k_at + TOKENS * op->k_token, op->head_dim);
-    pk_fetch(type, op->k, next + TOKENS * op->k_token, op->head_dim);
     for (int64_t w = 0; w < whole; w += WIDTH) NAME(add_words)(pairs, type, heads, op, q, q_bytes, k_at, next, w, w + WIDTH, sum);
     if (whole < words) NAME(add_words)(pairs, type, heads, op, q, q_bytes, k_at, next, whole, words, sum);
     for (int h = 0; h < heads; h++) sums[h][k] = sum[h][0], sums[h][k + 1] = sum[h][1];
   }
-  for (int64_t k = (count + 1) / 2 * 2; k < WIDTH; k++) {
-    for (int h = 0; h < heads; h++) sums[h][k] = (vf){0};
+  if (count < WIDTH - 1) {
+    for (int64_t k = (count + 1) / 2 * 2; k < WIDTH; k++) {
+      for (int h = 0; h < heads; h++) sums[h][k] = (vf){0};
+    }
   }
   for (int h = 0; h < heads; h++) { /* the sum of each vector, a lane each */
     vu square[WIDTH];
@@ -117,10 +118,11 @@ INLINE void NAME(scores_as)(int pairs, int32_t type, int heads, const pk_attenti
   }
 }
 
-static void NAME(scores)(int pairs, int heads, const pk_attention *op, const uint8_t *q, int64_t q_bytes, int64_t k_at, int64_t count, float *weights, int64_t ld) {
+static void NAME(scores)(int pairs, int heads, const pk_attention *op, const uint8_t *q, int64_t q_bytes, int64_t k_at, int64_t count, int64_t ahead,
+                         float *weights, int64_t ld) {
 #define SCORES(pairs, type)                                                                      \
-  (heads == HEADS ? NAME(scores_as)(pairs, type, HEADS, op, q, q_bytes, k_at, count, weights, ld) \
-                  : NAME(scores_as)(pairs, type, 1, op, q, q_bytes, k_at, count, weights, ld))
+  (heads == HEADS ? NAME(scores_as)(pairs, type, HEADS, op, q, q_bytes, k_at, count, ahead, weights, ld) \
+                  : NAME(scores_as)(pairs, type, 1, op, q, q_bytes, k_at, count, ahead, weights, ld))
   if (pairs) return SCORES(LEVEL == 3, PK_BF16);
   if (LEVEL > 0 && op->kv == PK_BF16) return SCORES(0, PK_BF16);
   if (LEVEL > 0 && op->kv == PK_F32) return SCORES(0, PK_F32);
@@ -158,7 +160,7 @@ INLINE float NAME(weigh)(const pk_attention *op, int64_t b, pk_range keys, const
 
 /* sums[head][d …] += Σ_k weights[head][k] · V[k][d …] for some tokens, `vectors` vectors of `lanes` values each; rows of sums are sums_ld apart. */
 INLINE void NAME(weighted_sum_as)(int32_t type, int heads, int vectors, const pk_attention *op, const float *weights, int64_t ld, int64_t v_at, int64_t count, int64_t lanes,
-                                  float *sums, int64_t sums_ld) {
+                                  int64_t ahead, float *sums, int64_t sums_ld) {
   const void *const values = op->v;
   const int64_t token = op->v_token;
   vf sum[HEADS][4];
@@ -166,7 +168,7 @@ INLINE void NAME(weighted_sum_as)(int32_t type, int heads, int vectors, const pk
     for (int v = 0; v < vectors; v++) sum[h][v] = vget(sums + h * sums_ld + v * WIDTH);
   }
   for (int64_t k = 0; k < count; k++, v_at += token) {
-    pk_fetch(type, values, v_at + TOKENS * token, vectors * lanes);
+    pk_fetch(type, values, v_at + TOKENS * token, pk_min(ahead, vectors * lanes));
     vf weight[HEADS];
     for (int h = 0; h < heads; h++) weight[h] = (vf)weights[h * ld + k];
     for (int v = 0; v < vectors; v++) {
@@ -186,14 +188,19 @@ INLINE void NAME(weighted_sum_as)(int32_t type, int heads, int vectors, const pk
 }
 
 /* The same for all d. */
-static void NAME(weighted_sum)(int heads, const pk_attention *op, const float *weights, int64_t ld, int64_t v_at, int64_t count, float *sums, int64_t sums_ld) {
+static void NAME(weighted_sum)(int heads, const pk_attention *op, const float *weights, int64_t ld, int64_t v_at, int64_t count, int64_t ahead, float *sums,
+                               int64_t sums_ld) {
 #define WEIGHTED_SUM(type, vectors, lanes)                                                                                            \
-  (heads == HEADS ? NAME(weighted_sum_as)(type, HEADS, vectors, op, weights, ld, v_at + d, count, lanes, sums + d, sums_ld)            \
-                  : NAME(weighted_sum_as)(type, 1, vectors, op, weights, ld, v_at + d, count, lanes, sums + d, sums_ld))
+  (heads == HEADS ? NAME(weighted_sum_as)(type, HEADS, vectors, op, weights, ld, v_at + d, count, lanes, ahead, sums + d, sums_ld)            \
+                  : NAME(weighted_sum_as)(type, 1, vectors, op, weights, ld, v_at + d, count, lanes, ahead, sums + d, sums_ld))
   const int64_t n = op->head_dim;
   for (int64_t d = 0; d < n;) {
     const int wide = n - d >= 4 * WIDTH;
-    if (!wide) {
+    if (!wide && LEVEL > 0 && op->kv == PK_BF16 && n - d >= WIDTH) {
+      WEIGHTED_SUM(PK_BF16, 1, WIDTH);
+    } else if (!wide && LEVEL > 0 && op->kv == PK_F32 && n - d >= WIDTH) {
+      WEIGHTED_SUM(PK_F32, 1, WIDTH);
+    } else if (!wide) {
       WEIGHTED_SUM(op->kv, 1, pk_min(WIDTH, n - d));
     } else if (LEVEL > 0 && op->kv == PK_BF16) {
       WEIGHTED_SUM(PK_BF16, 4, WIDTH);
@@ -215,11 +222,12 @@ static void NAME(few_heads)(const pk_attention *op, int64_t b, int64_t t, int64_
   const rows_view q = operand_rows(pairs, op->act, op->q, q_at, n, count, n, pieces->queries); /* heads are neighbours */
 
   for (int64_t k = 0; k < visible; k += WIDTH) {
-    for (int64_t i = 0, some; i < count; i += some) {
+    for (int64_t i = 0, some, last = -1; i < count; i += some) {
       const int64_t same = pk_min(group - (h + i) % group, count - i); /* heads that share keys */
       const int64_t k_at = b * op->k_batch + (keys.begin + k) * op->k_token + (h + i) / group * pk_kv_stride(op);
-      some = same >= HEADS ? HEADS : 1;
-      NAME(scores)(pairs, (int)some, op, (const uint8_t *)q.rows + i * q.row_bytes, q.row_bytes, k_at, pk_min(WIDTH, visible - k), pieces->weights + i * ld + k, ld);
+      const int64_t ahead = last != k_at && k + TOKENS < visible ? n : 0;
+      some = same >= HEADS ? HEADS : 1, last = k_at;
+      NAME(scores)(pairs, (int)some, op, (const uint8_t *)q.rows + i * q.row_bytes, q.row_bytes, k_at, pk_min(WIDTH, visible - k), ahead, pieces->weights + i * ld + k, ld);
     }
   }
   for (int64_t i = 0; i < count; i++) {
@@ -230,11 +238,12 @@ static void NAME(few_heads)(const pk_attention *op, int64_t b, int64_t t, int64_
   }
   memset(pieces->sums, 0, (size_t)(count * padded) * sizeof(float));
   for (int64_t k = 0; k < visible; k += TOKENS) {
-    for (int64_t i = 0, some; i < count; i += some) {
+    for (int64_t i = 0, some, last = -1; i < count; i += some) {
       const int64_t same = pk_min(group - (h + i) % group, count - i);
       const int64_t v_at = b * op->v_batch + (keys.begin + k) * op->v_token + (h + i) / group * pk_kv_stride(op);
-      some = same >= HEADS ? HEADS : 1;
-      NAME(weighted_sum)((int)some, op, pieces->weights + i * ld + k, ld, v_at, pk_min(TOKENS, visible - k), pieces->sums + i * padded, padded);
+      const int64_t ahead = last != v_at && k + TOKENS < visible ? n : 0;
+      some = same >= HEADS ? HEADS : 1, last = v_at;
+      NAME(weighted_sum)((int)some, op, pieces->weights + i * ld + k, ld, v_at, pk_min(TOKENS, visible - k), ahead, pieces->sums + i * padded, padded);
     }
   }
   for (int64_t i = 0; i < count; i++) {

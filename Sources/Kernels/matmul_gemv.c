@@ -51,6 +51,7 @@ int32_t pk_gemv_serves(const pk_matmul *op) {
 
 /* Rows of X that the kernel takes next, of so many. The wide kernels take more rather than reading W again. */
 static int32_t rows_at_once(const gemv *g, int64_t left) {
+  if (left == 1) return 1;
   const int64_t most = g->kernel->x_rows < left || g->kernel->w_rows > w_rows ? g->kernel->x_rows : left;
   int32_t count = 1;
   while (2 * count <= most && count < left) count *= 2;
@@ -222,7 +223,8 @@ void pk_gemv_run(const pk_matmul *op, int32_t part, int32_t parts, void *each) {
   for (int64_t group = share.begin; group < share.end; group++) {
     const int64_t column = group * wide, columns = op->n - column < wide ? op->n - column : wide;
     const uint8_t *w[PK_GEMV_WIDE + 1]; /* beyond the last row: that row again, its sums unused */
-    for (int64_t r = 0; r < wide; r++) w[r] = (const uint8_t *)op->w + (column + (r < columns ? r : columns - 1)) * op->w_row_bytes;
+    w[0] = (const uint8_t *)op->w + column * op->w_row_bytes;
+    for (int64_t r = 1; r < wide; r++) w[r] = w[r - 1] + (r < columns ? op->w_row_bytes : 0);
     const int64_t beyond = w[0] + (wide - 1) * op->w_row_bytes + PK_WIDE_AHEAD - end; /* counted from the last row: they are read side by side */
     w[wide] = beyond < 0 ? end + beyond : then ? then + beyond : w[0];
     if (op->branch_count) leave_branches(op, column, columns, h, beside);
