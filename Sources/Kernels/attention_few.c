@@ -89,7 +89,7 @@ INLINE void NAME(add_words)(int pairs, int32_t type, int heads, const pk_attenti
 }
 
 /* weights[head][k] = q[head] · k for `count` ≤ WIDTH tokens, whose first key is at k_at; rows of q and weights are q_bytes and ld apart; of later keys
- * `ahead` values are fetched. Two keys at a time: the loads of q are what takes longest. */
+ * `ahead` values are fetched. Two keys at a time share the loads of q. */
 INLINE void NAME(scores_as)(int pairs, int32_t type, int heads, const pk_attention *op, const uint8_t *q, int64_t q_bytes, int64_t k_at, int64_t count,
                             int64_t ahead, float *weights, int64_t ld) {
   for (int64_t k = 0; ahead && k < count; k++) pk_fetch(type, op->k, k_at + (TOKENS + k) * op->k_token, ahead);
