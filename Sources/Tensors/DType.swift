@@ -109,7 +109,7 @@ package enum DType: Int32, Sendable, CaseIterable {
     /// Bytes of a contiguous tensor; the last dimension is divided into blocks.
     package func byteCount(shape: [Int], _ scaling: BlockScaling = .standard) throws(PEFTError) -> Int {
         var bytes = try byteCount(of: shape.last ?? 1, scaling)
-        for size in shape.dropLast() { bytes = try checkedProduct(bytes, size, of: "\(name) \(shape)") }
+        for index in shape.indices.dropLast() { bytes = try checkedProduct(bytes, shape[index], of: "\(name) \(shape)") }
         return bytes
     }
 }

@@ -43,7 +43,7 @@ package struct Tensor: Sendable {
     /// Size of the last dimension (1 for a scalar).
     package var columns: Int { shape.last ?? 1 }
     /// Product of all dimensions but the last.
-    package var rows: Int { shape.dropLast().reduce(1, *) }
+    package var rows: Int { shape.indices.dropLast().reduce(1) { $0 * shape[$1] } }  // Asked at every step: no slice of the array.
     package var byteCount: Int { rows * rowBytes }
     package var rowBytes: Int { dtype.rowBytes(columns, scaling) }
 
