@@ -45,7 +45,7 @@ JOBS = [
     Job("prompt lora", "engine", "prompt {gguf} --lora"),
     Job("prompt bf16", "engine", "prompt {bf16} --compute bfloat16"),
     Job("decode", "engine", "decode {gguf}", quick=True),
-    Job("decode behind 4096", "engine", "decode {gguf} --context 4096", quick=True),
+    Job("decode behind 4096", "engine", "decode {gguf} --context 4096"),
     Job("decode sampled", "engine", "decode {gguf} --sampled", quick=True),
     Job("decode lora", "engine", "decode {gguf} --lora", quick=True),
     Job("llama.cpp", "peers", "infer-llamacpp {cache}"),

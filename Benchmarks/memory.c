@@ -1,7 +1,7 @@
 /* What a C program holds that trains: the library and its memory without Python and numpy (some 30 MB), which engine.py's peaks have in them.
  *
  *     cc -O2 -Iinclude Benchmarks/memory.c -o build/memory -Lbuild -lpeftswift -Wl,-rpath,'$ORIGIN'
- *     build/memory MODEL [BUDGET_MB [TRAINER_JSON]]       build/memory model.gguf 128 '{"gradient_checkpointing": "auto"}'
+ *     build/memory MODEL [BUDGET_MB [false|true|auto]]       gradient_checkpointing; a budget of 0: none
  *
  * A LoRA (r = 8, all linear layers) takes four steps of 512 tokens in bf16. Printed: the most that was in memory at once (VmHWM), and of what is there in
  * the end the part that belongs to mapped files and can be dropped (RssFile). */
@@ -25,7 +25,7 @@ static long megabytes(const char *key) {
 }
 
 int main(int argc, char **argv) {
-  if (argc < 2) return fprintf(stderr, "usage: %s MODEL [BUDGET_MB [TRAINER_JSON]]\n", argv[0]), 2;
+  if (argc < 2) return fprintf(stderr, "usage: %s MODEL [BUDGET_MB [false|true|auto]]\n", argv[0]), 2;
   peft_error error = PEFT_ERROR_INIT;
   peft_context_options options = PEFT_CONTEXT_OPTIONS_INIT;
   peft_model_options bf16 = PEFT_MODEL_OPTIONS_INIT;
@@ -36,9 +36,9 @@ int main(int argc, char **argv) {
   peft_step step = PEFT_STEP_INIT;
   static int64_t ids[length];
   const int64_t shape[2] = {1, length};
-  const char *const settings = argc > 3 ? argv[3] : "{\"gradient_checkpointing\": false}";
-  char trainer_json[1024];
-  snprintf(trainer_json, sizeof trainer_json, "{\"lr_scheduler\": \"constant\", %s", strchr(settings, '{') ? strchr(settings, '{') + 1 : "}");
+  const char *const recompute = argc > 3 ? argv[3] : "false", *const quote = strcmp(recompute, "auto") == 0 ? "\"" : "";
+  char trainer_json[128];
+  snprintf(trainer_json, sizeof trainer_json, "{\"lr_scheduler\": \"constant\", \"gradient_checkpointing\": %s%s%s}", quote, recompute, quote);
   options.threads = 2;
   options.memory_budget = argc > 2 ? (uint64_t)strtoull(argv[2], NULL, 10) << 20 : 0;
   bf16.compute = PEFT_COMPUTE_BF16;

@@ -1,5 +1,5 @@
 /* Attention of a few queries (decoding: one) over cached keys, a query at a time: the lanes run along the head's values. Measured on Zen 3 (AVX2), one
- * thread, 4096 keys of 3 × 64 in bf16: from memory half of the rate at which it can be read (11 of 22 GB/s), from L2 16 GB/s. */
+ * thread, 4096 keys of 3 × 64 in bf16: from memory half of the rate at which it can be read (11 of 22 GB/s), from L2 15 GB/s. */
 #ifndef LEVEL
 #include "attention.h"
 #define AVX2_IS_ENOUGH
