@@ -191,6 +191,10 @@ void bench_products(const bench_options *o) {
       decode_row(o, PK_COMPUTE_INT8, some[f], 1, 98304, 768);
       decode_row(o, PK_COMPUTE_F32, some[f], 1, 98304, 768);
     }
+    for (size_t f = 5; f < sizeof some / sizeof *some; f++) { /* layers of 1.1B; from L2 */
+      for (int64_t m = 1; m <= 8; m *= 2) decode_row(o, PK_COMPUTE_INT8, some[f], m, 32768, 2048);
+      decode_row(o, PK_COMPUTE_INT8, some[f], 1, 192, 2048);
+    }
     for (int64_t m = 2; m <= 8; m *= 2) decode_row(o, PK_COMPUTE_INT8, PK_Q4_1, m, 98304, 768);
     for (int64_t m = 2; m <= 8; m *= 2) decode_row(o, PK_COMPUTE_INT8, PK_Q8_0, m, 98304, 768);
     for (int64_t m = 1; m <= 8; m *= 8) decode_row(o, PK_COMPUTE_INT8, PK_Q4_1, m, 16384, 5632);

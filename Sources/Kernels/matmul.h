@@ -101,6 +101,8 @@ const pk_gemv_kernel *pk_gemv_avx2_int8(int32_t w_type);
 const pk_gemv_kernel *pk_gemv_avx512_f32(int32_t w_type);
 const pk_gemv_kernel *pk_gemv_vnni_int8(int32_t w_type);
 const pk_gemv_kernel *pk_gemv_int8(int32_t level, int32_t w_type);
+/* Of q5_K and q6_K, for few rows alone (matmul_gemv_k.c). */
+const pk_gemv_kernel *pk_gemv_avx2_k(int32_t w_type);
 
 /* sums[r] = row r of b [4, rank] · h, b in f32 or bf16, of AVX2 and beyond; rank is a multiple of 8. */
 void pk_narrow_dot(int32_t type, const void *b, int64_t rank, const float *h, float sums[4]);

@@ -37,6 +37,10 @@ INLINE w_block take_apart(layout f, const uint8_t *const *w, int64_t block);
 INLINE void take_super_apart(layout f, const uint8_t *const *w, int64_t block, w_block to[4]);
 /* sums[i] += the block times row i of x, of `rows` rows (1, 2, 4, 8), `stride` bytes apart. */
 INLINE void add_block(layout f, const w_block *w, const x_block *x, size_t stride, int rows, float sums[][lanes]);
+/* Whether few rows of x are multiplied by code of another file. */
+INLINE int few_elsewhere(layout f);
+/* The sums of 16 rows of W in super-blocks with one row of x; 0: there is no code of its own for that. */
+INLINE int dot_super(layout f, const uint8_t *const *w, const uint8_t *x, int64_t k, float *sums);
 /* NaN or infinity among the values: the scale is NaN, and so is every sum it enters. */
 INLINE void round_block(layout f, const float *x, x_block *to);
 
@@ -107,6 +111,7 @@ INLINE int is_rare(layout f) { return f.super || f.bits == 5; }
 
 /* sums[rows][16] += the rows of x times the panel's blocks; 8 rows where fewer do not come here. */
 INLINE void add_panel(const layout f, const void *panel, const uint8_t *x, size_t stride, int rows, int64_t count, float *sums) {
+  if (few_elsewhere(f)) return add_blocks(f, panel, (const x_block *)x, stride, 8, count, sums);
   if (f.super && rows == 1) return add_blocks(f, panel, (const x_block *)x, stride, 1, count, sums);
   if (is_rare(f) && rows == 2) return add_blocks(f, panel, (const x_block *)x, stride, 2, count, sums);
   if (is_rare(f) && rows == 4) return add_blocks(f, panel, (const x_block *)x, stride, 4, count, sums);
@@ -137,6 +142,8 @@ static inline void dot_unpacked(pk_unpack_fn *unpack, pk_add_panel_fn *add, cons
   }                                                                                                                            \
   static void multiply_##name(const uint8_t *const *w, const uint8_t *x, size_t stride, int32_t count, int64_t k, float *sums) {\
     const layout f = {__VA_ARGS__};                                                                                            \
+    if (few_elsewhere(f)) return;                                                                                              \
+    if (count == 1 && f.super && dot_super(f, w, x, k, sums)) return;                                                          \
     if (count == 1 && !f.super) return dot(f, w, x, stride, 1, k, sums);                                                       \
     if (is_rare(f)) return dot_unpacked(unpack_##name, add_panel_##name, w, x, stride, count, k, sums);                        \
     if (count == 2) return dot(f, w, x, stride, 2, k, sums);                                                                   \

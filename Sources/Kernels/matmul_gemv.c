@@ -32,9 +32,15 @@ const pk_gemv_kernel *pk_gemv_int8(int32_t level, int32_t type) {
   return level >= PK_LEVEL_AVX512_BF16 ? pk_gemv_vnni_int8(type) : level >= PK_LEVEL_AVX2 ? pk_gemv_avx2_int8(type) : NULL;
 }
 
+/* That of few rows: K formats have their own with AVX2. */
+static const pk_gemv_kernel *kernel_int8(int32_t level, int32_t type) {
+  const pk_gemv_kernel *kernel = level >= PK_LEVEL_AVX2 && level < PK_LEVEL_AVX512_BF16 ? pk_gemv_avx2_k(type) : NULL;
+  return kernel ? kernel : pk_gemv_int8(level, type);
+}
+
 static gemv make_gemv(const pk_matmul *op) {
   gemv g = {.padded_k = (op->k + pad - 1) / pad * pad};
-  if (op->compute == PK_COMPUTE_INT8) g.kernel = pk_gemv_int8(op->level, op->w_type);
+  if (op->compute == PK_COMPUTE_INT8) g.kernel = kernel_int8(op->level, op->w_type);
   if (!g.kernel) g.kernel = kernel_f32(op->level, op->w_type);
   if (!g.kernel) {
     g.decode = pk_decoder(op->level, op->w_type);

@@ -21,6 +21,7 @@ typedef struct w_block {
 } w_block;
 
 enum { most_in_registers = 2, signed_offset = 0 };
+#include "matmul_avx2.h"
 #include "matmul_blocks.h"
 
 /* word[j] = word j of the 16 bytes that begin at `at` of each of eight rows. */
@@ -202,34 +203,62 @@ INLINE void add_block(const layout f, const w_block *w, const x_block *x, size_t
   for (int i = 0; i < rows; i += 4) add_rows(f, w, (const uint8_t *)x + (size_t)i * stride, stride, rows < 4 ? rows : 4, sums + i);
 }
 
-INLINE int32_t sum_of(__m256i sixteen) {
-  const __m256i fours = _mm256_madd_epi16(sixteen, _mm256_set1_epi16(1));
-  __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1));
-  sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4e));
-  return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xb1)));
+INLINE int few_elsewhere(const layout f) { return f.super && f.bits > 4; }
+
+/* q4_K with one row of x, eight rows of W at a time: nothing waits in memory between turning and multiplying. The sums are add_block's. */
+INLINE int dot_super(const layout f, const uint8_t *const *w, const uint8_t *x, int64_t k, float *sums) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256 sum[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+  for (int64_t block = 0; block < k / 32; block += 4) {
+    const x_block *const xs = (const x_block *)x + block;
+    const int upper = (int)(block / 4 & 1);
+    const int64_t at = block / 8 * f.super;
+#pragma clang loop unroll(disable)
+    for (int half = 0; half < 2; half++) {
+      const uint8_t *const *const rows = w + 8 * half;
+      __m256i word[4];
+      __m256 d, minimum, total = sum[half];
+      turn(rows, at, word);
+      two_halves(word[0], &d, &minimum);
+#pragma unroll
+      for (int pair = 0; pair < 2; pair++) {
+        __m256i short_sum[2];
+        fetch_ahead(f, w, block + 2 * half + pair);
+#pragma unroll
+        for (int i = 0; i < 32; i += 16) {
+          __m256i bytes[4];
+          turn(rows, at + f.quanta + 64 * upper + 32 * pair + i, bytes);
+#pragma unroll
+          for (int j = 0; j < 4; j++) {
+#pragma unroll
+            for (int nibble = 0; nibble < 2; nibble++) {
+              const __m256i xq = _mm256_set1_epi32((int32_t)pk_load32(xs[2 * pair + nibble].q + i + 4 * j));
+              const __m256i pairs = _mm256_maddubs_epi16(bits_of(bytes[j], 4 * nibble, 4), xq);
+              short_sum[nibble] = i + j ? _mm256_add_epi16(short_sum[nibble], pairs) : pairs;
+            }
+          }
+        }
+#pragma unroll
+        for (int s = 2 * pair; s < 2 * pair + 2; s++) {
+          const __m256 scale = _mm256_mul_ps(_mm256_mul_ps(d, k_factor(word, 0, upper, s)), _mm256_set1_ps(xs[s].scale));
+          total = _mm256_fmadd_ps(scale, _mm256_cvtepi32_ps(_mm256_madd_epi16(short_sum[s % 2], ones)), total);
+          total = _mm256_fnmadd_ps(_mm256_mul_ps(minimum, k_factor(word, 1, upper, s)), _mm256_set1_ps(xs[s].sum), total);
+        }
+      }
+      sum[half] = total;
+    }
+  }
+  memcpy(sums, sum, sizeof sum);
+  return 1;
 }
 
 INLINE void round_block(const layout f, const float *x, x_block *to) {
-  const __m256 sign = _mm256_set1_ps(-0.0f);
-  __m256 v[4], largest = _mm256_setzero_ps(), bad = _mm256_setzero_ps();
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    v[i] = _mm256_loadu_ps(x + 8 * i);
-    const __m256 size = _mm256_andnot_ps(sign, v[i]);
-    largest = _mm256_max_ps(size, largest);
-    bad = _mm256_or_ps(bad, _mm256_cmp_ps(size, _mm256_set1_ps(__builtin_inff()), _CMP_NLT_UQ));
-  }
-  __m128 top = _mm_max_ps(_mm256_castps256_ps128(largest), _mm256_extractf128_ps(largest, 1));
-  top = _mm_max_ps(top, _mm_movehl_ps(top, top));
-  top = _mm_max_ss(top, _mm_movehdup_ps(top));
+  __m256 bad = _mm256_setzero_ps();
   float inverse;
-  const float scale = scale_of(_mm_cvtss_f32(top), _mm256_movemask_ps(bad), &inverse);
-  __m256i q[4];
-#pragma unroll
-  for (int i = 0; i < 4; i++) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], _mm256_set1_ps(inverse)));
-  const __m256i low = _mm256_packs_epi32(q[0], q[1]), high = _mm256_packs_epi32(q[2], q[3]);
-  _mm256_storeu_si256((__m256i *)to->q, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
-  finish_block(f, scale, sum_of(low), sum_of(high), to);
+  int32_t sums[2];
+  const float largest = largest_of(x, &bad), scale = scale_of(largest, _mm256_movemask_ps(bad), &inverse);
+  round_32(x, inverse, to->q, sums);
+  finish_block(f, scale, sums[0], sums[1], to);
 }
 
 const pk_gemv_kernel *pk_gemv_avx2_int8(int32_t w_type) { return kernel_of(w_type); }

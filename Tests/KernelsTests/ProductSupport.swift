@@ -14,6 +14,8 @@ struct Product {
     var gap = 0
 
     var xValues, wValues: [Float]
+    /// Instead of the blocks that `wValues` are encoded to.
+    var wBytes: [UInt8]?
     let yValues, bias: [Float]
 
     init(_ m: Int, _ n: Int, _ k: Int, seed: UInt64 = 1) {
@@ -26,6 +28,11 @@ struct Product {
     }
 
     private var xShape: (rows: Int, columns: Int) { mode == PK_TN ? (k, m) : (m, k) }
+    private var w: Buffer {
+        var blocks = Buffer(types.w, wValues)
+        if let wBytes { blocks.bytes = wBytes }
+        return blocks
+    }
     private var wColumns: Int { mode == PK_NT ? k : n }
     var description: String {
         "\(["NT", "NN", "TN"][Int(mode)]) compute \(compute) \(name(types.x))·\(name(types.w))→\(name(types.y)) m \(m) n \(n) k \(k) alpha \(alpha) bias \(hasBias) accumulate \(accumulates) gap \(gap)"
@@ -46,7 +53,7 @@ struct Product {
     func run(level: Int32, parts: Int32, branches: [(a: [Float], b: [Float], rank: Int, rows: Range<Int>, scale: Float)] = [], as type: Int32 = PK_F32, factors: [Float]? = nil) -> (bytes: [UInt8], values: [Float]) {
         let matrices = branches.map { (a: Buffer(type, $0.a), b: Buffer(type, $0.b)) }
         let outer = Buffer(PK_F32, factors ?? [])
-        let x = Buffer(types.x, padded(xValues, columns: xShape.columns)), w = Buffer(types.w, wValues)
+        let x = Buffer(types.x, padded(xValues, columns: xShape.columns)), w = w
         var y = Buffer(types.y, padded(yValues, columns: n))
         x.bytes.withUnsafeBytes { x in
             w.bytes.withUnsafeBytes { w in
@@ -94,11 +101,10 @@ struct Product {
     /// The sums in double over the operands as the kernel may see them, and how far rounding may lead from them:
     /// k + 4 roundings of f32, of bf16 when the result is, and of int8 activations.
     func expected() -> [(value: Double, bound: Double)] {
-        func operand(_ type: Int32, _ values: [Float]) -> [Double] {
-            let seen = Buffer(type, values).values
-            return ((compute == PK_COMPUTE_BF16 || compute == PK_COMPUTE_ROUNDED) && type != PK_BF16 ? Buffer(PK_BF16, seen).values : seen).map(Double.init)
+        func operand(_ seen: Buffer) -> [Double] {
+            ((compute == PK_COMPUTE_BF16 || compute == PK_COMPUTE_ROUNDED) && seen.type != PK_BF16 ? Buffer(PK_BF16, seen.values) : seen).doubles
         }
-        let x = operand(types.x, xValues), w = operand(types.w, wValues), old = Buffer(types.y, yValues).doubles
+        let x = operand(Buffer(types.x, xValues)), w = operand(w), old = Buffer(types.y, yValues).doubles
         // The few-row kernels do not round to bf16 though they may: the bound allows for both.
         let keepsF32 = compute == PK_COMPUTE_BF16 && mode == PK_NT && m <= 8
         let unrounded = keepsF32 ? (types.x == PK_F32 ? 0x1p-8 : 0) + (types.w == PK_BF16 ? 0 : 0x1p-8) : 0
@@ -110,7 +116,10 @@ struct Product {
                 let length = compute == PK_COMPUTE_INT8 ? 32 : 192
                 for start in stride(from: 0, to: k, by: length) {
                     let block = start..<min(start + length, k)
-                    let step = block.reduce(0) { max($0, abs(x[i * k + $1])) } / 127
+                    var step = block.reduce(0) { max($0, abs(x[i * k + $1])) } / 127
+                    if [PK_Q5_K, PK_Q6_K].contains(types.w) {  // rounded up to 63rds of the largest of 256
+                        step += (start / 256 * 256..<start / 256 * 256 + 256).reduce(0) { max($0, abs(x[i * k + $1])) } / 127 / 63
+                    }
                     for l in block { quantum[l] = 0.51 * step }
                 }
             }
