@@ -67,29 +67,32 @@ static void turn_floats(const float *x, int64_t ldx, float *y, int64_t ldy) {
   for (int i = 0; i < 4; i++) memcpy(y + i * ldy, &a[i], 16);
 }
 
-/* Rows begin … end − 1 of x [n, m] become columns of y [m, n]. */
-#define TURN(T, SIDE, square)                                                                          \
-  static void turn_##T(const T *x, T *y, int64_t n, int64_t m, int64_t begin, int64_t end) {           \
-    const int64_t whole = begin + (end - begin) / SIDE * SIDE, whole_m = m / SIDE * SIDE;              \
-    for (int64_t i = begin; i < whole; i += SIDE) {                                                    \
-      for (int64_t j = 0; j < whole_m; j += SIDE) square(x + i * m + j, m, y + j * n + i, n);          \
-    }                                                                                                  \
-    for (int64_t i = begin; i < end; i++) {                                                            \
-      for (int64_t j = i < whole ? whole_m : 0; j < m; j++) y[j * n + i] = x[i * m + j];               \
-    }                                                                                                  \
+#define TURN(T, SIDE, square)                                                                         \
+  static void turn_##T(const T *x, int64_t ldx, T *y, int64_t ldy, int64_t n, int64_t m) {            \
+    const int64_t whole = n / SIDE * SIDE, whole_m = m / SIDE * SIDE;                                 \
+    for (int64_t i = 0; i < whole; i += SIDE) {                                                       \
+      for (int64_t j = 0; j < whole_m; j += SIDE) square(x + i * ldx + j, ldx, y + j * ldy + i, ldy); \
+    }                                                                                                 \
+    for (int64_t i = 0; i < n; i++) {                                                                 \
+      for (int64_t j = i < whole ? whole_m : 0; j < m; j++) y[j * ldy + i] = x[i * ldx + j];          \
+    }                                                                                                 \
   }
 TURN(uint16_t, 8, turn_words)
 TURN(float, 4, turn_floats)
+
+void pk_turn(int32_t type, const void *x, int64_t ldx, void *y, int64_t ldy, int64_t n, int64_t m) {
+  if (type == PK_F32) {
+    turn_float(x, ldx, y, ldy, n, m);
+  } else {
+    turn_uint16_t(x, ldx, y, ldy, n, m);
+  }
+}
 
 void pk_turn_rows(int32_t act, const void *x, void *y, int64_t rows, int64_t n, int64_t m, int32_t part, int32_t parts) {
   const int64_t band = 32, bands = (n + band - 1) / band; /* so that one matrix has work for several threads, in whole lines of y where n is a multiple of 16 */
   const pk_range share = pk_share(rows * bands, 1, part, parts);
   for (int64_t unit = share.begin; unit < share.end; unit++) {
-    const int64_t at = unit / bands * n * m, begin = unit % bands * band, end = pk_min(begin + band, n);
-    if (act == PK_F32) {
-      turn_float((const float *)x + at, (float *)y + at, n, m, begin, end);
-    } else {
-      turn_uint16_t((const uint16_t *)x + at, (uint16_t *)y + at, n, m, begin, end);
-    }
+    const int64_t at = unit / bands * n * m, begin = unit % bands * band, bytes = act == PK_F32 ? 4 : 2;
+    pk_turn(act, (const uint8_t *)x + (at + begin * m) * bytes, m, (uint8_t *)y + (at + begin) * bytes, n, pk_min(band, n - begin), m);
   }
 }

@@ -101,15 +101,16 @@ void pk_tiled_scratch(const pk_matmul *op, const pk_tile_kernel *kernel, size_t 
 
 /* ---- phase 0: A as the kernel reads it ---- */
 
+static void round_all(float *values, int64_t count) {
+  for (int64_t i = 0; i < count; i++) values[i] = pk_round_bf16(values[i]);
+}
+
 static void copy_rows(const plan *p, int32_t level, uint8_t *out, pk_range share) {
   for (int64_t i = share.begin; i < share.end; i++) {
     const uint8_t *from = (const uint8_t *)p->a + i * p->a_ld * pk_type_bytes(p->a_type);
     uint8_t *to = out + i * p->copy_ld * p->bytes;
     pk_convert(level, from, p->a_type, to, p->kernel->type, (size_t)p->k, 0, 1);
-    if (p->rounds) {
-      float *values = (float *)to;
-      for (int64_t l = 0; l < p->k; l++) values[l] = pk_round_bf16(values[l]);
-    }
+    if (p->rounds) round_all((float *)to, p->k);
     if (is_half(p) && p->k % 2) ((uint16_t *)to)[p->k] = 0;
   }
 }
@@ -118,39 +119,29 @@ static float load(const void *p, int32_t type, int64_t i) {
   return type == PK_F32 ? ((const float *)p)[i] : pk_bf16_to_f32(((const uint16_t *)p)[i]);
 }
 
-/* A = the transpose of a [k, rows] matrix; in squares, so that both sides stay in L1. */
-static void transpose_rows(const plan *p, uint8_t *out, pk_range share) {
-  enum { side = 32 };
-  const int64_t padded_k = is_half(p) ? pk_round_up(p->k, 2) : p->k;
-  for (int64_t i0 = share.begin; i0 < share.end; i0 += side) {
-    const int64_t i1 = pk_min(i0 + side, share.end);
-    for (int64_t l0 = 0; l0 < padded_k; l0 += side) {
-      const int64_t l1 = pk_min(l0 + side, padded_k);
-      for (int64_t l = l0; l < l1; l++) {
-        if (l < p->k && p->a_type == PK_BF16 && is_half(p)) { /* nothing to convert */
-          const uint16_t *from = (const uint16_t *)p->a + l * p->a_ld;
-          for (int64_t i = i0; i < i1; i++) ((uint16_t *)out)[i * p->copy_ld + l] = from[i];
-          continue;
-        }
-        for (int64_t i = i0; i < i1; i++) {
-          const float x = l < p->k ? load(p->a, p->a_type, l * p->a_ld + i) : 0;
-          const int64_t at = i * p->copy_ld + l;
-          if (is_half(p)) {
-            ((uint16_t *)out)[at] = pk_f32_to_bf16(x);
-          } else {
-            ((float *)out)[at] = p->rounds ? pk_round_bf16(x) : x;
-          }
-        }
+/* A = the transpose of a [k, rows] matrix; in pieces, so that both sides stay in L1. */
+static void transpose_rows(const plan *p, int32_t level, uint8_t *out, pk_range share) {
+  enum { height = 32, width = 64 };
+  float piece[height * width]; /* of whichever type */
+  const int32_t type = p->kernel->type, is_ready = p->a_type == type && !p->rounds;
+  const int64_t a_bytes = pk_type_bytes(p->a_type);
+  for (int64_t i = share.begin; i < share.end; i += width) {
+    const int64_t columns = pk_min(width, share.end - i);
+    for (int64_t l = 0; l < p->k; l += height) {
+      const int64_t rows = pk_min(height, p->k - l);
+      const uint8_t *a = (const uint8_t *)p->a + (l * p->a_ld + i) * a_bytes;
+      for (int64_t r = 0; !is_ready && r < rows; r++) {
+        uint8_t *to = (uint8_t *)piece + r * width * p->bytes;
+        pk_convert(level, a + r * p->a_ld * a_bytes, p->a_type, to, type, (size_t)columns, 0, 1);
+        if (p->rounds) round_all((float *)to, columns);
       }
+      pk_turn(type, is_ready ? (const void *)a : piece, is_ready ? p->a_ld : width, out + (i * p->copy_ld + l) * p->bytes, p->copy_ld, rows, columns);
     }
+    for (int64_t c = i; is_half(p) && p->k % 2 && c < i + columns; c++) ((uint16_t *)out)[c * p->copy_ld + p->k] = 0;
   }
 }
 
 /* ---- phase 1: panels ---- */
-
-static void round_all(float *values, int64_t count) {
-  for (int64_t i = 0; i < count; i++) values[i] = pk_round_bf16(values[i]);
-}
 
 /* Vectors of the panel that starts at `column`: fewer at the right edge. */
 static int32_t vectors_at(const plan *p, int64_t column) {
@@ -279,7 +270,7 @@ void pk_tiled_run(const pk_matmul *op, const pk_tile_kernel *kernel, int32_t pha
     const pk_range share = pk_share(p.rows, 1, part, parts);
     if (!p.copies_a) return;
     if (op->mode == PK_TN) {
-      transpose_rows(&p, shared, share);
+      transpose_rows(&p, op->level, shared, share);
     } else {
       copy_rows(&p, op->level, shared, share);
     }

@@ -76,11 +76,9 @@ extension GGUFVocabulary {
     private func byteLevel(_ vocabulary: Vocabulary) throws(PEFTError) -> Tokenizer.Parts {
         guard !merges.isEmpty else { throw PEFTError(.format, "byte-level BPE needs merges, and the list is empty") }
         let family = try ByteLevelFamily(pre: pre)
-        var pairs: [(left: ArraySlice<UInt8>, right: ArraySlice<UInt8>)] = []
-        pairs.reserveCapacity(merges.count)
-        for (index, merge) in merges.enumerated() { pairs.append(try MergeTable.pair(merge, index)) }
         let options = BPEModel.Options(symbols: .bytes, ignoresMerges: family.ignoresMerges)
-        let model = BPEModel(vocabulary: vocabulary, merges: try MergeTable(pairs, vocabulary), options: options)
+        let table = try MergeTable(merges.count, vocabulary) { (rank) throws(PEFTError) in try MergeTable.pair(merges[rank], rank) }
+        let model = BPEModel(vocabulary: vocabulary, merges: table, options: options)
         let pattern = PreTokenizer.byteLevel(
             addsPrefixSpace: addsSpacePrefix ?? false, pattern: try TokenizerPatterns.compile(family.pattern))
         return Tokenizer.Parts(

@@ -104,45 +104,7 @@ extension TokenizerJSON {
                 throw PEFTError(.format, "merge \(index) is neither \"a b\" nor [\"a\", \"b\"]")
             }
         }
-        let merges = try MergeTable(pairs, vocabulary, droppedPrefix: options.continuationPrefix)
+        let merges = try MergeTable(pairs.count, vocabulary, droppedPrefix: options.continuationPrefix.count) { (rank) throws(PEFTError) in pairs[rank] }
         return (BPEModel(vocabulary: vocabulary, merges: merges, options: options), options.unknownToken)
-    }
-}
-
-extension MergeTable {
-    /// "left right"
-    static func pair(_ line: ArraySlice<UInt8>, _ index: Int) throws(PEFTError) -> (
-        left: ArraySlice<UInt8>, right: ArraySlice<UInt8>
-    ) {
-        guard let space = line.firstIndex(of: 0x20), !line[(space + 1)...].contains(0x20) else {
-            throw PEFTError(
-                .format,
-                "merge \(index) \"\(String(decoding: line, as: UTF8.self))\" must be two tokens with a space between")
-        }
-        return (line[..<space], line[(space + 1)...])
-    }
-
-    /// Merges in the order of their rank. Errors: `.format` for a merge with a token that the vocabulary does not have.
-    init(
-        _ pairs: [(left: ArraySlice<UInt8>, right: ArraySlice<UInt8>)], _ vocabulary: Vocabulary,
-        droppedPrefix: [UInt8] = []
-    ) throws(PEFTError) {
-        self.init(count: pairs.count)
-        var whole: [UInt8] = []
-        for (rank, pair) in pairs.enumerated() {
-            func id(_ token: ArraySlice<UInt8>) throws(PEFTError) -> Int32 {
-                guard let id = vocabulary.id(of: token) else {
-                    throw PEFTError(
-                        .format, "merge \(rank): \"\(String(decoding: token, as: UTF8.self))\" is not in the vocabulary"
-                    )
-                }
-                return id
-            }
-            let (left, right) = (try id(pair.left), try id(pair.right))
-            whole.removeAll(keepingCapacity: true)
-            whole += pair.left
-            whole += pair.right.dropFirst(droppedPrefix.count)
-            insert(left, right, rank: Int32(clamping: rank), id: try id(whole[...]))
-        }
     }
 }

@@ -19,6 +19,8 @@ struct Vocabulary: Sendable {
     private var places: [Place] = []
     /// Open addressing with linear steps; at most half full.
     private var slots: [Slot]
+    /// Some tokens are equal: an id's text does not tell whether it is the one that is found.
+    private var hasEqualTokens = false
     /// Odd and random, so that nobody can prepare tokens that all fall into one slot.
     private let multiplier = UInt64.random(in: .min ... .max) | 1
 
@@ -51,7 +53,8 @@ struct Vocabulary: Sendable {
             }
             text += token
             places[id] = Place(start: start, count: count)
-            let (slot, tag) = slot(of: token)
+            let (slot, tag) = unsafe token.withUnsafeBytes { unsafe self.slot(of: $0) }
+            if slots[slot].id >= 0 { hasEqualTokens = true }
             slots[slot] = Slot(id: Int32(id), tag: tag)
         }
     }
@@ -62,51 +65,71 @@ struct Vocabulary: Sendable {
         return bytes(of: places[Int(id)])
     }
 
-    func id(of token: ArraySlice<UInt8>) -> Int32? {
-        let id = slots[slot(of: token).index].id
+    func id(of token: ArraySlice<UInt8>) -> Int32? { unsafe token.withUnsafeBytes { unsafe id(of: $0) } }
+
+    func id(of token: UnsafeRawBufferPointer) -> Int32? {
+        let id = slots[unsafe slot(of: token).index].id
         return id < 0 ? nil : id
+    }
+
+    /// Whether the token of two pieces is found as `id`, without looking for it.
+    func finds(_ id: Int32, _ first: UnsafeRawBufferPointer, _ second: UnsafeRawBufferPointer) -> Bool {
+        guard !hasEqualTokens, id >= 0, Int(id) < places.count else { return false }
+        let place = places[Int(id)]
+        guard Int(place.count) == first.count + second.count else { return false }
+        // Safe: a place lies within the text.
+        return unsafe text.withUnsafeBytes { text in
+            guard let start = unsafe text.baseAddress.map({ unsafe $0 + Int(place.start) }) else { return false }
+            return unsafe isEqual(first, start) && isEqual(second, start + first.count)
+        }
     }
 
     func id(of token: String) -> Int32? { id(of: Array(token.utf8)[...]) }
 
     /// The slot that holds the token, or the free one where it belongs. Ends because half of the slots are free.
-    private func slot(of token: ArraySlice<UInt8>) -> (index: Int, tag: UInt32) {
+    private func slot(of token: UnsafeRawBufferPointer) -> (index: Int, tag: UInt32) {
         let mask = slots.count - 1
-        return unsafe token.withUnsafeBytes { token in
-            let hash = unsafe hash(token)
-            let tag = UInt32(truncatingIfNeeded: hash >> 32)
-            var index = Int(truncatingIfNeeded: hash) & mask
-            while slots[index].id >= 0 {
-                if slots[index].tag == tag, unsafe isToken(slots[index].id, token) { break }
-                index = (index + 1) & mask
-            }
-            return (index, tag)
+        let hash = unsafe hash(token)
+        let tag = UInt32(truncatingIfNeeded: hash >> 32)
+        var index = Int(truncatingIfNeeded: hash) & mask
+        while slots[index].id >= 0 {
+            if slots[index].tag == tag, unsafe isToken(slots[index].id, token) { break }
+            index = (index + 1) & mask
         }
+        return (index, tag)
     }
 
     private func isToken(_ id: Int32, _ token: UnsafeRawBufferPointer) -> Bool {
         let place = places[Int(id)]
         guard Int(place.count) == token.count else { return false }
-        guard let base = token.baseAddress else { return true }
-        return unsafe text.withUnsafeBytes { text in unsafe text.baseAddress.map { unsafe memcmp($0 + Int(place.start), base, token.count) == 0 } ?? false }
+        return unsafe text.withUnsafeBytes { text in unsafe text.baseAddress.map { unsafe isEqual(token, $0 + Int(place.start)) } ?? token.isEmpty }
+    }
+
+    /// `bytes` has as many as `token`.
+    private func isEqual(_ token: UnsafeRawBufferPointer, _ bytes: UnsafeRawPointer) -> Bool {
+        unsafe token.baseAddress.map { unsafe memcmp($0, bytes, token.count) == 0 } ?? true
     }
 
     /// Eight bytes at a time; all arithmetic wraps.
     private func hash(_ token: UnsafeRawBufferPointer) -> UInt64 {
-        var hash = UInt64(truncatingIfNeeded: token.count) &+ multiplier
-        var offset = 0
-        while offset < token.count {
-            var word: UInt64 = 0
-            let size = min(8, token.count - offset)
-            // Safe: `size` bytes from `offset` on are within the token.
-            if size == 8 {
-                word = unsafe token.loadUnaligned(fromByteOffset: offset, as: UInt64.self)
-            } else {
-                for index in 0..<size { word = unsafe word << 8 | UInt64(token[offset + index]) }
-            }
+        let count = token.count
+        var hash = UInt64(truncatingIfNeeded: count) &+ multiplier
+        func mix(_ word: UInt64) {
             hash = (hash ^ word) &* multiplier
             hash ^= hash >> 29
-            offset += size
+        }
+        var offset = 0
+        // Safe: all of what is read lies within the token; the last words may overlap those before.
+        while offset + 8 < count {
+            mix(unsafe token.loadUnaligned(fromByteOffset: offset, as: UInt64.self))
+            offset += 8
+        }
+        if count >= 8 {
+            mix(unsafe token.loadUnaligned(fromByteOffset: count - 8, as: UInt64.self))
+        } else if count >= 4 {
+            mix(UInt64(unsafe token.loadUnaligned(as: UInt32.self)) << 32 | UInt64(unsafe token.loadUnaligned(fromByteOffset: count - 4, as: UInt32.self)))
+        } else if count > 0 {
+            mix(UInt64(unsafe token[0]) << 16 | UInt64(unsafe token[count / 2]) << 8 | UInt64(unsafe token[count - 1]))
         }
         hash = hash &* multiplier
         return hash ^ hash >> 32

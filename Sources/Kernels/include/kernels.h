@@ -344,6 +344,9 @@ void pk_gather_columns(int32_t act, const void *x, const int32_t *from, void *y,
 /* The derivative: y[rows, m] (f32) = 0, then y[r,to[c]] += x[r,c] in the order of c; x [rows, n] of type act. */
 void pk_scatter_columns(int32_t act, const void *x, const int32_t *to, float *y, int64_t rows, int64_t n, int64_t m, int32_t part, int32_t parts);
 
+/* y [m, n], rows of ldy values: x [n, m], rows of ldx, turned; f32 or bf16. */
+void pk_turn(int32_t type, const void *x, int64_t ldx, void *y, int64_t ldy, int64_t n, int64_t m);
+
 /* Each row holds a matrix [n, m]; y: the same turned, [m, n]. */
 void pk_turn_rows(int32_t act, const void *x, void *y, int64_t rows, int64_t n, int64_t m, int32_t part, int32_t parts);
 
