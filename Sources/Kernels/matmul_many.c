@@ -1,5 +1,5 @@
 /* Forward products of many rows with int8 activations (reading a prompt): the arithmetic, and the order of sums, of the few rows of decoding
- * (matmul_gemv.c): a row of the product has the same bits however many others are multiplied with it.
+ * (matmul_gemv.c): a row of the product has the same bits however many others are multiplied with it (but for matmul_gemv_k.c's formats).
  *
  * Phase 0 rounds the rows of X, each once. A part unpacks as many panels of 16 rows of W as L2 takes beside X, and multiplies eight rows of X at a
  * time, which stay in L1, with each of them: 96 vector instructions for 16 × 8 × 32 multiplications with AVX512-VNNI. */

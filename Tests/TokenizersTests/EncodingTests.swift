@@ -147,6 +147,21 @@ import Tokenizers
         }
     }
 
+    /// Merges whose tokens stand behind each other, elsewhere, and twice: of equal tokens the last counts.
+    @Test func mergesFindTheirTokens() throws {
+        func ids(_ tokens: [String], _ merges: [String], _ text: String) throws -> [Int32] {
+            var gguf = GGUFVocabulary(model: "gpt2", pre: "gpt-2", tokens: tokens.map { Array($0.utf8)[...] })
+            gguf.merges = merges.map { Array($0.utf8)[...] }
+            return try Tokenizer(gguf).encode(text, addSpecialTokens: false)
+        }
+        let merges = ["a b", "ab c", "abc abcabcabc", "abc abc", "abcabc abc"]
+        #expect(try ids(["a", "b", "c", "ab", "abc", "abcabcabcabc", "abcabc", "abcabcabc"], merges, "abcabcab") == [6, 3])
+        #expect(try ids(["abcabcabc", "c", "b", "a", "abcabc", "abcabcabcabc", "abc", "ab"], merges, "abcabcab") == [4, 7])
+        #expect(try ids(["a", "b", "c", "ab", "abc", "abcabcabcabc", "abcabc", "abcabcabc", "abc", "ab"], merges, "cabcab") == [2, 8, 9])
+        let error = #expect(throws: PEFTError.self) { try ids(["a", "b", "c", "ab"], ["a b", "ab c"], "abc") }
+        #expect(error?.message.contains("merge 1: \"abc\"") == true)
+    }
+
     @Test func manyThreads() async throws {
         let tokenizer = try Fixtures.tokenizer("smollm")
         let texts = try Fixtures.texts()
