@@ -124,6 +124,7 @@ static void transpose_rows(const plan *p, int32_t level, uint8_t *out, pk_range 
   enum { height = 32, width = 64 };
   float piece[height * width]; /* of whichever type */
   const int32_t type = p->kernel->type, is_ready = p->a_type == type && !p->rounds;
+  pk_decode_fn *decode = is_half(p) ? pk_decoder_bf16(p->a_type) : pk_decoder(level, p->a_type);
   const int64_t a_bytes = pk_type_bytes(p->a_type);
   for (int64_t i = share.begin; i < share.end; i += width) {
     const int64_t columns = pk_min(width, share.end - i);
@@ -132,7 +133,7 @@ static void transpose_rows(const plan *p, int32_t level, uint8_t *out, pk_range 
       const uint8_t *a = (const uint8_t *)p->a + (l * p->a_ld + i) * a_bytes;
       for (int64_t r = 0; !is_ready && r < rows; r++) {
         uint8_t *to = (uint8_t *)piece + r * width * p->bytes;
-        pk_convert(level, a + r * p->a_ld * a_bytes, p->a_type, to, type, (size_t)columns, 0, 1);
+        decode(a + r * p->a_ld * a_bytes, 0, columns, to);
         if (p->rounds) round_all((float *)to, columns);
       }
       pk_turn(type, is_ready ? (const void *)a : piece, is_ready ? p->a_ld : width, out + (i * p->copy_ld + l) * p->bytes, p->copy_ld, rows, columns);
