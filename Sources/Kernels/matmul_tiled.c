@@ -29,7 +29,7 @@ typedef struct plan {
   int64_t copy_ld;              /* of the copy of A */
   int32_t rounds;               /* operands are rounded to bf16 and multiplied as f32 */
   int32_t direct;               /* B is packed without being decoded */
-  pk_decode_fn *decode;         /* of B, to the kernel's type */
+  pk_decode_fn *decode_a, *decode; /* of A and of B, to the kernel's type */
   int64_t panel_columns, group; /* columns of a panel, panels packed together */
   int64_t k_block;              /* steps of k packed together */
 } plan;
@@ -47,6 +47,7 @@ static plan make_plan(const pk_matmul *op, const pk_tile_kernel *kernel, int32_t
   }
   p.rounds = op->compute == PK_COMPUTE_BF16 && kernel->type == PK_F32;
   p.direct = p.b_type == kernel->type && !p.rounds;
+  p.decode_a = is_half(&p) ? pk_decoder_bf16(p.a_type) : pk_decoder(op->level, p.a_type);
   p.decode = is_half(&p) ? pk_decoder_bf16(p.b_type) : pk_decoder(op->level, p.b_type);
   const int32_t odd = is_half(&p) && op->k % 2;
   p.copies_a = op->mode == PK_TN || p.a_type != kernel->type || p.rounds || odd;
@@ -105,11 +106,11 @@ static void round_all(float *values, int64_t count) {
   for (int64_t i = 0; i < count; i++) values[i] = pk_round_bf16(values[i]);
 }
 
-static void copy_rows(const plan *p, int32_t level, uint8_t *out, pk_range share) {
+static void copy_rows(const plan *p, uint8_t *out, pk_range share) {
   for (int64_t i = share.begin; i < share.end; i++) {
     const uint8_t *from = (const uint8_t *)p->a + i * p->a_ld * pk_type_bytes(p->a_type);
     uint8_t *to = out + i * p->copy_ld * p->bytes;
-    pk_convert(level, from, p->a_type, to, p->kernel->type, (size_t)p->k, 0, 1);
+    p->decode_a(from, 0, p->k, to);
     if (p->rounds) round_all((float *)to, p->k);
     if (is_half(p) && p->k % 2) ((uint16_t *)to)[p->k] = 0;
   }
@@ -120,11 +121,10 @@ static float load(const void *p, int32_t type, int64_t i) {
 }
 
 /* A = the transpose of a [k, rows] matrix; in pieces, so that both sides stay in L1. */
-static void transpose_rows(const plan *p, int32_t level, uint8_t *out, pk_range share) {
+static void transpose_rows(const plan *p, uint8_t *out, pk_range share) {
   enum { height = 32, width = 64 };
   float piece[height * width]; /* of whichever type */
   const int32_t type = p->kernel->type, is_ready = p->a_type == type && !p->rounds;
-  pk_decode_fn *decode = is_half(p) ? pk_decoder_bf16(p->a_type) : pk_decoder(level, p->a_type);
   const int64_t a_bytes = pk_type_bytes(p->a_type);
   for (int64_t i = share.begin; i < share.end; i += width) {
     const int64_t columns = pk_min(width, share.end - i);
@@ -133,7 +133,7 @@ static void transpose_rows(const plan *p, int32_t level, uint8_t *out, pk_range 
       const uint8_t *a = (const uint8_t *)p->a + (l * p->a_ld + i) * a_bytes;
       for (int64_t r = 0; !is_ready && r < rows; r++) {
         uint8_t *to = (uint8_t *)piece + r * width * p->bytes;
-        decode(a + r * p->a_ld * a_bytes, 0, columns, to);
+        p->decode_a(a + r * p->a_ld * a_bytes, 0, columns, to);
         if (p->rounds) round_all((float *)to, columns);
       }
       pk_turn(type, is_ready ? (const void *)a : piece, is_ready ? p->a_ld : width, out + (i * p->copy_ld + l) * p->bytes, p->copy_ld, rows, columns);
@@ -271,9 +271,9 @@ void pk_tiled_run(const pk_matmul *op, const pk_tile_kernel *kernel, int32_t pha
     const pk_range share = pk_share(p.rows, 1, part, parts);
     if (!p.copies_a) return;
     if (op->mode == PK_TN) {
-      transpose_rows(&p, op->level, shared, share);
+      transpose_rows(&p, shared, share);
     } else {
-      copy_rows(&p, op->level, shared, share);
+      copy_rows(&p, shared, share);
     }
     return;
   }
