@@ -14,6 +14,8 @@ struct Product {
     var gap = 0
 
     var xValues, wValues: [Float]
+    /// Activations are of very different sizes, and may be rounded to scales that are 63rds of the largest of 256 (matmul_gemv_k.c).
+    var isUneven = false
     /// Instead of the blocks that `wValues` are encoded to.
     var wBytes: [UInt8]?
     let yValues, bias: [Float]
@@ -117,7 +119,7 @@ struct Product {
                 for start in stride(from: 0, to: k, by: length) {
                     let block = start..<min(start + length, k)
                     var step = block.reduce(0) { max($0, abs(x[i * k + $1])) } / 127
-                    if [PK_Q5_K, PK_Q6_K].contains(types.w) {  // rounded up to 63rds of the largest of 256
+                    if isUneven {
                         step += (start / 256 * 256..<start / 256 * 256 + 256).reduce(0) { max($0, abs(x[i * k + $1])) } / 127 / 63
                     }
                     for l in block { quantum[l] = 0.51 * step }
