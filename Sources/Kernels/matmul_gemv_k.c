@@ -7,8 +7,9 @@
  * so that a super-block is summed in whole numbers (in a lane of q6_K at most 8 · 2 · 2·63·127 · 128·63 < 2³¹) and multiplied twice in f32. The sums stand in
  * one order for any number of few rows; a prompt's (matmul_gemv_maddubs.c) in another, and x is rounded otherwise there.
  *
- * For one row of x some 75 instructions for 256 values, where 16 rows side by side, turned, take 105 and more, and memory is read in order: from there 0.65 of
- * their time, in L2 0.75. Eight rows of x, which share a super-block taken apart: q6_K 0.8–1.1, q5_K 1.4 times as long. (q4_K: 0.8–1 and 1.9: it stays there.) */
+ * For one row of x 112 instructions for 256 values of q5_K, 101 of q6_K. Beside 16 rows side by side, turned: one row of x 0.5–0.75 of the time from memory,
+ * which is read in order, and 0.6–0.9 in L2. Eight rows of x, which share a super-block taken apart: q6_K 0.8–1.1 of the time, q5_K 1.25–1.5. (q4_K: 0.75–1 and
+ * 1.9: it stays there.) */
 #include "half.h"
 #include "matmul.h"
 
