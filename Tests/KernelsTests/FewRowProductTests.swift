@@ -107,6 +107,10 @@ import Testing
             p.isUneven = m <= 8 && type != PK_Q4_K
             for index in p.xValues.indices { p.xValues[index] *= [1, 0.004, 0, 30, 1e-12, 0.5, 3, 0.06, 1e-4][index / 32 % 9] }
             p.check()
+            // Weights where activations are small alone, which coarser scales would lose.
+            for index in p.xValues.indices { p.xValues[index] = [30, 0.5, 2, 0.5][index / 32 % 4] }
+            for index in p.wValues.indices { p.wValues[index] = index / 32 % 2 == 1 ? 1 : 0 }
+            p.check()
             p.isUneven = false
             for index in p.xValues.indices { p.xValues[index] = m == 3 && index % 2 == 1 ? -1 : 1 }
             let bytes = Int(format(type).block_bytes), d = type == PK_Q6_K ? 208..<210 : 0..<4

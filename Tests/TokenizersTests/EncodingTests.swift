@@ -158,6 +158,7 @@ import Tokenizers
         #expect(try ids(["a", "b", "c", "ab", "abc", "abcabcabcabc", "abcabc", "abcabcabc"], merges, "abcabcab") == [6, 3])
         #expect(try ids(["abcabcabc", "c", "b", "a", "abcabc", "abcabcabcabc", "abc", "ab"], merges, "abcabcab") == [4, 7])
         #expect(try ids(["a", "b", "c", "ab", "abc", "abcabcabcabc", "abcabc", "abcabcabc", "abc", "ab"], merges, "cabcab") == [2, 8, 9])
+        #expect(try ids(["a", "b", "c", "ab", "abc", "abc"], ["a b", "ab c"], "abc") == [5], "not the one behind the last merge's")
         let error = #expect(throws: PEFTError.self) { try ids(["a", "b", "c", "ab"], ["a b", "ab c"], "abc") }
         #expect(error?.message.contains("merge 1: \"abc\"") == true)
     }
