@@ -106,10 +106,12 @@ const pk_gemv_kernel *pk_gemv_avx2_k(int32_t w_type);
 
 /* sums[r] = row r of b [4, rank] · h, b in f32 or bf16, of AVX2 and beyond; rank is a multiple of 8. */
 void pk_narrow_dot(int32_t type, const void *b, int64_t rank, const float *h, float sums[4]);
-/* The same of 16 rows, of AVX-512. */
-void pk_narrow_dots(int32_t type, const void *b, int64_t rank, const float *h, float sums[16]);
-/* 16 outputs on from value `at` of y: (alpha · sums + beside) · factors (+ bias), of AVX-512; NULL: 1. */
-void pk_finish_16(const pk_matmul *op, int64_t at, const float *bias, const float *sums, const float *beside, const float *factors);
+/* The same of 16 rows. */
+typedef void pk_narrow_dots_fn(int32_t type, const void *b, int64_t rank, const float *h, float sums[16]);
+pk_narrow_dots_fn pk_narrow_dots_avx2, pk_narrow_dots_avx512;
+/* 16 outputs on from value `at` of y: (alpha · sums + beside) · factors (+ bias); NULL: 1, 0. */
+typedef void pk_finish_16_fn(const pk_matmul *op, int64_t at, const float *bias, const float *sums, const float *beside, const float *factors);
+pk_finish_16_fn pk_finish_16_avx2, pk_finish_16_avx512;
 
 int32_t pk_gemv_serves(const pk_matmul *op);
 void pk_gemv_scratch(const pk_matmul *op, size_t *each);

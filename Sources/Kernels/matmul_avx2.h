@@ -1,6 +1,17 @@
-/* How 32 values of x become eight bits on AVX2. Included inside of the target's attribute, after INLINE. */
+/* What products on AVX2 share: values to bf16, 32 of x to eight bits. Included inside of the target's attribute, after INLINE. */
 #ifndef PK_MATMUL_AVX2_H
 #define PK_MATMUL_AVX2_H
+
+INLINE __m256 widen_bf16(__m128i h) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)); }
+
+/* Round to nearest even; a NaN stays a quiet NaN. */
+INLINE __m128i narrow_bf16(__m256 x) {
+  const __m256i u = _mm256_castps_si256(x), top = _mm256_srli_epi32(u, 16);
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(_mm256_add_epi32(u, _mm256_and_si256(top, _mm256_set1_epi32(1))), _mm256_set1_epi32(0x7fff)), 16);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  const __m256i halves = _mm256_blendv_epi8(rounded, _mm256_or_si256(top, _mm256_set1_epi32(64)), nan);
+  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(halves, halves), 0x08));
+}
 
 /* The largest magnitude; lanes of `bad` are set where a value is infinite or NaN. */
 INLINE float largest_of(const float *x, __m256 *bad) {

@@ -147,7 +147,7 @@ static inline void dot_unpacked(pk_unpack_fn *unpack, pk_add_panel_fn *add, cons
     if (count == 1 && !f.super) return dot(f, w, x, stride, 1, k, sums);                                                       \
     if (is_rare(f)) return dot_unpacked(unpack_##name, add_panel_##name, w, x, stride, count, k, sums);                        \
     if (count == 2) return dot(f, w, x, stride, 2, k, sums);                                                                   \
-    if (most_in_registers < 4) return dot(f, w, x, stride, count, k, sums);                                                    \
+    if (most_in_registers < 4) return dot(f, w, x, stride, count < 8 ? 4 : 8, k, sums);                                        \
     if (count == 4) return dot(f, w, x, stride, 4, k, sums);                                                                   \
     if (count == 8) return dot(f, w, x, stride, 8, k, sums);                                                                   \
   }                                                                                                                            \

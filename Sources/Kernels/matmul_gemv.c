@@ -108,6 +108,7 @@ static void enter_branches(const pk_matmul *op, int64_t i, const float *row, flo
 
 /* beside[row][0 … columns − 1] = Σ over the branches of a row of the rows of B, from `column` on, times h. */
 static void leave_branches(const pk_matmul *op, int64_t column, int64_t columns, const float *h, float beside[][PK_GEMV_WIDE]) {
+  pk_narrow_dots_fn *const narrow_dots = op->level >= PK_LEVEL_AVX512 ? pk_narrow_dots_avx512 : pk_narrow_dots_avx2;
   memset(beside, 0, (size_t)op->m * sizeof *beside);
   for (int64_t n = 0; n < op->branch_count; n++) {
     const pk_branch *branch = op->branches + n;
@@ -116,8 +117,8 @@ static void leave_branches(const pk_matmul *op, int64_t column, int64_t columns,
     for (int64_t i = branch->begin; i < branch->end; i++, h += branch_width(branch)) {
       const uint8_t *const b = (const uint8_t *)branch->b + column * bytes;
       float sums[PK_GEMV_WIDE];
-      if (is_narrow && columns == PK_GEMV_WIDE && op->level >= PK_LEVEL_AVX512) {
-        pk_narrow_dots(branch->type, b, rank, h, sums);
+      if (is_narrow && columns == PK_GEMV_WIDE) {
+        narrow_dots(branch->type, b, rank, h, sums);
       } else {
         for (int64_t c = 0; c < columns; c += w_rows) {
           if (is_narrow && c + w_rows <= columns) {
@@ -167,8 +168,9 @@ static void finish(const pk_matmul *op, int64_t row, int64_t column, int64_t cou
 }
 
 static void finish_row(const pk_matmul *op, int64_t row, int64_t column, int64_t columns, const float *sums, const float *beside, const float *factors) {
-  if (columns == PK_GEMV_WIDE && op->level >= PK_LEVEL_AVX512 && !op->accumulate) {
-    return pk_finish_16(op, row * op->ldy + column, op->bias ? op->bias + column : NULL, sums, beside, factors ? factors + column : NULL);
+  if (columns == PK_GEMV_WIDE && !op->accumulate) {
+    pk_finish_16_fn *const finish_16 = op->level >= PK_LEVEL_AVX512 ? pk_finish_16_avx512 : pk_finish_16_avx2;
+    return finish_16(op, row * op->ldy + column, op->bias ? op->bias + column : NULL, sums, beside, factors ? factors + column : NULL);
   }
   for (int64_t c = 0; c < columns; c += w_rows) finish(op, row, column + c, columns - c < w_rows ? columns - c : w_rows, sums + c, beside + c, factors);
 }

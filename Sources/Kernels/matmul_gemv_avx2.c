@@ -7,6 +7,7 @@
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 
 #define INLINE static inline __attribute__((always_inline))
+#include "matmul_avx2.h"
 
 /* The sums of four vectors. */
 INLINE __m128 sum_lanes(__m256 a, __m256 b, __m256 c, __m256 d) {
@@ -46,6 +47,24 @@ void pk_narrow_dot(int32_t type, const void *b, int64_t rank, const float *h, fl
     narrow_dot(1, b, rank, h, sums);
   } else {
     narrow_dot(0, b, rank, h, sums);
+  }
+}
+
+void pk_narrow_dots_avx2(int32_t type, const void *b, int64_t rank, const float *h, float sums[16]) {
+  for (int64_t r = 0; type == PK_BF16 && r < 16; r += 4) narrow_dot(1, (const uint8_t *)b + r * rank * 2, rank, h, sums + r);
+  for (int64_t r = 0; type != PK_BF16 && r < 16; r += 4) narrow_dot(0, (const uint8_t *)b + r * rank * 4, rank, h, sums + r);
+}
+
+void pk_finish_16_avx2(const pk_matmul *op, int64_t at, const float *bias, const float *sums, const float *beside, const float *factors) {
+  for (int i = 0; i < 16; i += 8) {
+    __m256 y = _mm256_add_ps(_mm256_mul_ps(_mm256_set1_ps(op->alpha), _mm256_loadu_ps(sums + i)), _mm256_loadu_ps(beside + i));
+    if (factors) y = _mm256_mul_ps(y, _mm256_loadu_ps(factors + i));
+    if (bias) y = _mm256_add_ps(y, _mm256_loadu_ps(bias + i));
+    if (op->y_type == PK_F32) {
+      _mm256_storeu_ps((float *)op->y + at + i, y);
+    } else {
+      _mm_storeu_si128((__m128i *)((uint16_t *)op->y + at + i), narrow_bf16(y));
+    }
   }
 }
 
@@ -100,5 +119,9 @@ const pk_gemv_kernel *pk_gemv_avx2_f32(int32_t w_type) { return w_type == PK_F32
 #pragma clang attribute pop
 #else
 void pk_narrow_dot(int32_t type, const void *b, int64_t rank, const float *h, float sums[4]) { (void)type, (void)b, (void)rank, (void)h, (void)sums; }
+void pk_narrow_dots_avx2(int32_t type, const void *b, int64_t rank, const float *h, float sums[16]) { (void)type, (void)b, (void)rank, (void)h, (void)sums; }
+void pk_finish_16_avx2(const pk_matmul *op, int64_t at, const float *bias, const float *sums, const float *beside, const float *factors) {
+  (void)op, (void)at, (void)bias, (void)sums, (void)beside, (void)factors;
+}
 const pk_gemv_kernel *pk_gemv_avx2_f32(int32_t w_type) { (void)w_type; return NULL; }
 #endif

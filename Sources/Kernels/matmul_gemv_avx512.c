@@ -144,7 +144,7 @@ static void narrow_dots_bf16(const uint16_t *b, int64_t rank, const float *h, fl
   _mm512_storeu_ps(sums, sum_quarters(sum[0], sum[1], sum[2], sum[3]));
 }
 
-void pk_narrow_dots(int32_t type, const void *b, int64_t rank, const float *h, float sums[16]) {
+void pk_narrow_dots_avx512(int32_t type, const void *b, int64_t rank, const float *h, float sums[16]) {
   if (type == PK_BF16) {
     narrow_dots_bf16(b, rank, h, sums);
   } else {
@@ -152,7 +152,7 @@ void pk_narrow_dots(int32_t type, const void *b, int64_t rank, const float *h, f
   }
 }
 
-void pk_finish_16(const pk_matmul *op, int64_t at, const float *bias, const float *sums, const float *beside, const float *factors) {
+void pk_finish_16_avx512(const pk_matmul *op, int64_t at, const float *bias, const float *sums, const float *beside, const float *factors) {
   __m512 y = _mm512_add_ps(_mm512_mul_ps(_mm512_set1_ps(op->alpha), _mm512_loadu_ps(sums)), _mm512_loadu_ps(beside));
   if (factors) y = _mm512_mul_ps(y, _mm512_loadu_ps(factors));
   if (bias) y = _mm512_add_ps(y, _mm512_loadu_ps(bias));
@@ -222,8 +222,8 @@ const pk_gemv_kernel *pk_gemv_avx512_f32(int32_t w_type) {
 #pragma clang attribute pop
 #else
 const pk_gemv_kernel *pk_gemv_avx512_f32(int32_t w_type) { (void)w_type; return NULL; }
-void pk_narrow_dots(int32_t type, const void *b, int64_t rank, const float *h, float sums[16]) { (void)type, (void)b, (void)rank, (void)h, (void)sums; }
-void pk_finish_16(const pk_matmul *op, int64_t at, const float *bias, const float *sums, const float *beside, const float *factors) {
+void pk_narrow_dots_avx512(int32_t type, const void *b, int64_t rank, const float *h, float sums[16]) { (void)type, (void)b, (void)rank, (void)h, (void)sums; }
+void pk_finish_16_avx512(const pk_matmul *op, int64_t at, const float *bias, const float *sums, const float *beside, const float *factors) {
   (void)op, (void)at, (void)bias, (void)sums, (void)beside, (void)factors;
 }
 #endif
