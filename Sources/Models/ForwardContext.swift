@@ -157,9 +157,20 @@ extension ForwardContext {
 
 extension ForwardContext {
     /// No adapter does anything at `layer`.
-    package func isPlain(_ layer: any Layer) -> Bool {
-        groups.map { $0.allSatisfy { $0.adaptation[layer] == nil } } ?? (commonAdaptation?[layer] == nil)
+    package func isPlain(_ layer: any Layer) -> Bool { isCommon(at: layer) && common(at: layer) == nil }
+
+    /// The groups of rows that have different adapters at `layer`; nil: all have the same there (a module that an adapter replaces whatever tokens it waits for).
+    func differingGroups(at layer: any Layer) -> [(range: Range<Int>, adaptation: Adaptation)]? {
+        guard let groups, let first = groups.first else { return nil }
+        let common = first.adaptation[layer] ?? LayerAdaptation()
+        return groups.allSatisfy { ($0.adaptation[layer] ?? LayerAdaptation()).isSame(as: common) } ? nil : groups
     }
+
+    /// Any rows can go through `layer` together.
+    package func isCommon(at layer: any Layer) -> Bool { differingGroups(at: layer) == nil }
+
+    /// What does something to all rows at a layer without differing groups.
+    func common(at layer: any Layer) -> LayerAdaptation? { groups?.first?.adaptation[layer] ?? commonAdaptation?[layer] }
 
     /// Who does what to which of `count` rows, in their order; nil where rows are not those of samples.
     func fewRowChanges(rows count: Int) throws(PEFTError) -> [(rows: Range<Int>, of: FewRowChanges)]? {
@@ -188,9 +199,7 @@ extension ForwardContext {
 
     /// The rows of each group of samples that have adapters of their own at `layer`; all `rows` when none has.
     func groups(at layer: any Layer, rows: Int) throws(PEFTError) -> [(rows: Range<Int>, adaptation: LayerAdaptation?)] {
-        guard let groups, groups.contains(where: { $0.adaptation[layer] != nil }) else {
-            return [(0..<rows, commonAdaptation?[layer])]
-        }
+        guard let groups = differingGroups(at: layer) else { return [(0..<rows, common(at: layer))] }
         return try groups.map { (group) throws(PEFTError) in (try self.rows(of: group.range, in: rows), group.adaptation[layer]) }
     }
 
@@ -198,9 +207,7 @@ extension ForwardContext {
     func applied(
         to x: Variable, _ layer: any Layer, _ body: (_ x: Variable, _ adaptation: LayerAdaptation?, _ tape: Tape) throws(PEFTError) -> Variable
     ) throws(PEFTError) -> Variable {
-        guard let groups, groups.contains(where: { $0.adaptation[layer] != nil }) else {
-            return try body(x, commonAdaptation?[layer], tape)
-        }
+        guard let groups = differingGroups(at: layer) else { return try body(x, common(at: layer), tape) }
         var parts: [Variable] = []
         for group in groups { parts.append(try body(try tape.rows(x, try rows(of: group.range, in: x.value.rows)), group.adaptation[layer], tape)) }
         return try tape.concatenateRows(parts)
@@ -210,9 +217,7 @@ extension ForwardContext {
     func applied(
         toIDs ids: Tensor, _ layer: any Layer, _ body: (_ ids: Tensor, _ adaptation: LayerAdaptation?, _ tape: Tape) throws(PEFTError) -> Variable
     ) throws(PEFTError) -> Variable {
-        guard let groups, groups.contains(where: { $0.adaptation[layer] != nil }) else {
-            return try body(ids, commonAdaptation?[layer], tape)
-        }
+        guard let groups = differingGroups(at: layer) else { return try body(ids, common(at: layer), tape) }
         let column = try ids.reshaped([ids.count, 1])
         var parts: [Variable] = []
         for group in groups {

@@ -57,6 +57,12 @@ package struct LayerAdaptation: Sendable {
 
     package init() {}
     package var isEmpty: Bool { hooks.isEmpty && replacements.isEmpty }
+
+    /// The same hooks and the same replacements.
+    func isSame(as other: LayerAdaptation) -> Bool {
+        hooks.count == other.hooks.count && zip(hooks, other.hooks).allSatisfy { $0 === $1 } && replacements.count == other.replacements.count
+            && replacements.allSatisfy { other.replacements[$0.key] === $0.value }
+    }
 }
 
 /// What the active adapters do to a whole model: one entry per layer, by `Layer.index`. A value: a session keeps the one
@@ -161,10 +167,7 @@ extension Adaptation {
                 return hooks.count == others.count && zip(hooks, others).allSatisfy { $0 === $1 }
             }
             && gatedPrompts.count == other.gatedPrompts.count && gatedPrompts.allSatisfy { $0.value === other.gatedPrompts[$0.key] }
-            && zip(layers, other.layers).allSatisfy { a, b in
-                a.hooks.count == b.hooks.count && zip(a.hooks, b.hooks).allSatisfy { $0 === $1 } && a.replacements.count == b.replacements.count
-                    && a.replacements.allSatisfy { b.replacements[$0.key] === $0.value }
-            }
+            && zip(layers, other.layers).allSatisfy { $0.isSame(as: $1) }
     }
 }
 

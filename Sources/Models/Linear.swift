@@ -80,9 +80,9 @@ package final class Linear: Layer, @unchecked Sendable {
             for (rows, product) in products { parts += try tape.linears(try tape.rows(x, rows), [product], as: dtype) }
             return try tape.concatenateRows(parts)
         }
-        guard let groups = context.groups, groups.contains(where: { $0.adaptation[self] != nil }) else {
+        guard let groups = context.differingGroups(at: self) else {
             tape.textRows = context.textRows(in: x.value.rows, of: x.value.rows)
-            return try self(x, context.commonAdaptation?[self], tape, as: dtype)
+            return try self(x, context.common(at: self), tape, as: dtype)
         }
         let parts = try groups.map { (group) throws(PEFTError) in
             try Part(try tape.rows(x, try context.rows(of: group.range, in: x.value.rows)), group.adaptation[self], self, tape)

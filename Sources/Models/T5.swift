@@ -209,13 +209,13 @@ private final class T5Stack: Sendable {
     /// The table's values with whatever adapts it, f32.
     private func values(_ context: ForwardContext) throws(PEFTError) -> Variable {
         let tape = context.tape
-        if let groups = context.groups, groups.contains(where: { $0.adaptation[distances] != nil }) {
+        guard context.isCommon(at: distances) else {
             throw PEFTError(.unsupported, "'\(distances.name)' is adapted for some samples of a batch and not for others")
         }
-        guard let adaptation = context.commonAdaptation?[distances] else {
+        guard let adaptation = context.common(at: distances) else {
             return Variable(distances.weight.dtype == .f32 ? distances.weight : try distances.weight.converted(to: .f32, tape.engine))
         }
-        if adaptation.hooks.isEmpty, let own = context.commonAdaptation?[distances].own("weight", tape) { return own }
+        if adaptation.hooks.isEmpty, let own = context.common(at: distances).own("weight", tape) { return own }
         let all = try Tensor(tape.engine, (0..<Int32(clamping: sizes.buckets)).map { $0 }, shape: [sizes.buckets])
         return try tape.cast(try distances(all, context), to: .f32)
     }

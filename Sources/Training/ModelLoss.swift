@@ -169,7 +169,7 @@ package enum ModelLoss {
         let (input, context, batch) = try input(batch, model, routing, tape, recomputedBlocks: recomputedBlocks)
         let hidden = try model.hidden(input, context)
         // Rows of a chunk come from any samples: where samples have adapters of their own there, the head sees whole batches.
-        guard let head = model.network.head, routing.isCommon || context.isPlain(head) else {
+        guard let head = model.network.head, context.isCommon(at: head) else {
             return (try headLoss(try model.logits(hidden, of: input, context), batch, model, tape), gradientScale)
         }
         let groups = model.task == .causalLM ? batch.weightedLabels : [(Float(1), batch.labels)]
