@@ -39,8 +39,9 @@ package struct AdaLoRA: AdapterMethod {
         for key in ["use_dora", "loftq_config"] where configuration.isSet(key) {
             throw PEFTError(.argument, "ADALORA does not go together with \(key)")
         }
-        try configuration.refuse(LoRA.missing + LoRAVariant.keys + ["target_parameters", "lora_bias", "layer_replication", "ensure_weight_tying", "eva_config", "corda_config", "lora_ga_config"])
+        try configuration.refuse(LoRA.missing + LoRAVariant.keys + ["target_parameters", "lora_bias", "layer_replication", "eva_config", "corda_config", "lora_ga_config"])
         try configuration.checkBias()
+        try WeightTying.prepare(&configuration, model)
         rank = try configuration.positive("init_r")
         alpha = try configuration.number("lora_alpha")
         dropout = try configuration.probability("lora_dropout")

@@ -59,7 +59,7 @@ final class Adapter: Sendable {
             )
         }
         self.configuration = configuration
-        let own = replacements.map { SavedTensor($0.parameter, key: $0.key) }
+        let own = try replacements.map { SavedTensor($0.parameter, key: $0.key) } + SavedModules.copies(configuration, replacements, model)
         saved =
             modules.flatMap(\.saved) + method.shared + (prompt?.saved ?? []) + own
             + Adapter.savedEmbeddings(configuration, modules.map(\.layer), model)
@@ -136,7 +136,8 @@ final class Adapter: Sendable {
         throws(PEFTError) -> Adapter
     {
         var own: [Replacement] = []
-        for item in tensors where try !Adapter.isPresent(item.value, item.layer, item.tensor, model.engine) {
+        for item in tensors where !isReplaced(item.layer, item.tensor) {
+            if try Adapter.isPresent(item.value, item.layer, item.tensor, model.engine) { continue }
             model.engine.info(
                 "the adapter has '\(item.layer.name).\(item.tensor)' of its own, which differs from the model's")
             let parameter = Parameter(
@@ -146,6 +147,8 @@ final class Adapter: Sendable {
         }
         return own.isEmpty ? self : Adapter(self, own)
     }
+
+    private func isReplaced(_ layer: any Layer, _ tensor: String) -> Bool { replacements.contains { $0.layer.index == layer.index && $0.tensor == tensor } }
 
     /// Whether the model has these very values (after decoding).
     static func isPresent(_ value: Tensor, _ layer: any Layer, _ name: String, _ engine: Engine) throws(PEFTError)

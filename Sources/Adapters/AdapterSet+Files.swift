@@ -85,7 +85,7 @@ extension AdapterSet {
     /// A PEFT folder; a path that ends in ".h5": one HDF5 file.
     package func save(_ name: String, path: String) throws(PEFTError) {
         let config = try configuration(of: name)
-        let tensors = try adapter(name).method.written(try state(of: name), engine).map { NamedTensor($0.name, $0.tensor) }
+        let tensors = try state(of: name).map { NamedTensor($0.name, $0.tensor) }
         let adapter = try adapter(name)
         let derived = try model.lock.read { () throws(PEFTError) in
             try adapter.derived.map { (item) throws(PEFTError) in NamedTensor(item.key, try item.value(engine)) }
@@ -111,14 +111,14 @@ extension AdapterSet {
     package func state(of name: String) throws(PEFTError) -> [(name: String, tensor: Tensor)] {
         let adapter = try adapter(name)
         return try model.lock.read { () throws(PEFTError) in
-            try adapter.saved.map { (item) throws(PEFTError) in (item.key, try item.value(engine)) }
+            try adapter.method.written(adapter.saved.map { (item) throws(PEFTError) in (item.key, try item.value(engine)) }, engine)
         }
     }
 
     /// Sets tensors (any float type) by saved key; all or nothing.
     package func setState(of name: String, _ tensors: [(name: String, tensor: Tensor)]) throws(PEFTError) {
         let adapter = try adapter(name)
-        let named = AdapterKeys.known(tensors, of: adapter)
+        let named = AdapterKeys.known(try adapter.method.read(tensors, engine), of: adapter)
         guard named.unknown.isEmpty else {
             throw PEFTError(.mismatch, "'\(name)' has no \(TensorSource.list(named.unknown.map(\.name)))")
         }
@@ -165,7 +165,7 @@ enum AdapterKeys {
         var unknown: [(name: String, tensor: Tensor)] = []
         for (name, tensor) in tensors {
             let full = full(name)
-            let candidates = [name, full, full.hasSuffix(".weight") ? String(full.dropLast(7)) : full]
+            let candidates = [name, full, full.hasSuffix(".weight") ? String(full.dropLast(7)) : full, SavedModules.copyName(full) ?? full]
             if let key = candidates.first(where: { keys.contains($0) }), byKey[key] == nil {
                 byKey[key] = tensor
             } else {

@@ -18,8 +18,8 @@ package struct Cartridge: PromptMethod {
         let settings = try PromptSettings(&configuration, model, isMemory: true)
         let size = try settings.memorySize(model)
         let frozen = try configuration.integer("num_frozen_tokens")
-        guard frozen >= 0, frozen < settings.count else {
-            throw PEFTError(.argument, "num_frozen_tokens is \(frozen); of \(settings.count) virtual tokens 0 to \(settings.count - 1) can be frozen")
+        guard frozen >= 0, frozen <= settings.count else {
+            throw PEFTError(.argument, "num_frozen_tokens is \(frozen); there are \(settings.count) virtual tokens")
         }
         encoder = try PromptEncoder(
             Cartridge.peftType, count: settings.count, rows: settings.count, width: size, name: "trainable_embedding", frozenRows: frozen, start: .random, isNew: isNew, model)

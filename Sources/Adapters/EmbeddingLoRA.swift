@@ -13,6 +13,8 @@ final class EmbeddingLoRA: AdapterModule {
     let magnitude: Magnitude?
     let factor: Double
     private let start: LoRAStart
+    /// Heads have it too (`TiedHeadLoRA`).
+    private let isTied: Bool
     private let engine: Engine
 
     init(_ embedding: Embedding, key: String, rank: Int, scaling: Double, _ settings: LoRASettings, _ model: Model)
@@ -23,21 +25,36 @@ final class EmbeddingLoRA: AdapterModule {
         a = Parameter(
             name: key + ".lora_embedding_A", value: try .zeros(engine, [rank, embedding.count], .f32, .adapters))
         b = Parameter(
-            name: key + ".lora_embedding_B", value: try .zeros(engine, [embedding.dimension, rank], .f32, .adapters))
+            name: key + ".lora_embedding_B", value: try .zeros(engine, [embedding.dimension, rank], .f32, .adapters), isTrainable: settings.start != .mica)
         magnitude = settings.hasMagnitude ? try Magnitude(key: key, shape: [embedding.dimension], model) : nil
         factor = scaling
         start = settings.start
+        isTied = settings.tiesHead && !WeightTying.heads(of: embedding, model).isEmpty
     }
 
     var layer: any Layer { embedding }
     var parameters: [Parameter] { [a, b, magnitude?.parameter].compactMap { $0 } }
     var scaling: Double? { factor }
 
-    /// Every start but `false` is the standard one, as in PEFT.
+    /// Every start but `false` and `mica` is the standard one, as in PEFT; where the head is a LoRA with Bᵀ for its A, B begins as that does.
     func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] {
         var random = random
+        if start == .mica {
+            let most = min(embedding.count, embedding.dimension)
+            guard a.value.rows <= most else {
+                throw PEFTError(.argument, "init_lora_weights 'mica': r is \(a.value.rows), and '\(embedding.name)' has only \(most) singular values")
+            }
+            // As of a layer that multiplies by Wᵀ [dimension, count].
+            let (u, _, _) = try Decompositions(engine).singularValues(try embedding.weight.converted(to: .f32, engine, .scratch).transposed(engine))
+            u.copyColumns(from: u.columns - a.value.rows, to: b.value)
+            return [:]
+        }
         if start == .random { a.value.fillNormal(1, &random) }
-        b.value.fillNormal(1, &random)
+        switch start {
+        case .gaussian where isTied: b.value.fillNormal(1 / Float(a.value.rows), &random)
+        case .random: b.value.fillNormal(1, &random)
+        default: if isTied { b.value.fillUniform(fanIn: embedding.dimension, &random) } else { b.value.fillNormal(1, &random) }
+        }
         try magnitude?.initialize(embedding.weight, isTransposed: true, (b.value, a.value), scale: Float(factor))
         return [:]
     }

@@ -35,9 +35,8 @@ package struct FRoD: AdapterMethod {
         guard try configuration.flag("save_projection") else {
             throw PEFTError(.unsupported, "save_projection false: shared directions cannot be computed again to the same signs, so they are kept in the file")
         }
-        // A bar is the host's business (and weights lie where they are).
+        // A bar is the host's business, and where weights lie the system's (they are mapped).
         _ = (try configuration.flag("progressbar"), try configuration.flag("runtime_offload_base_weight"))
-        try configuration.refuse(["runtime_offload_base_weight"])
         try configuration.checkBias()
     }
 

@@ -1,3 +1,4 @@
+internal import Autograd
 package import Models
 package import Platform
 internal import Quantization
@@ -9,6 +10,7 @@ package struct FoldedWeights {
     package let engine: Engine
     /// What the layer had before anything was merged, where that is not what it has now.
     private let originals: [String: Tensor]
+    private let start: [String: Tensor]
     /// By the layer's short names; only those that were asked for.
     package private(set) var tensors: [String: Tensor]
 
@@ -17,6 +19,7 @@ package struct FoldedWeights {
         self.layer = layer
         self.originals = originals
         self.engine = engine
+        self.start = start
         tensors = start
     }
 
@@ -33,6 +36,13 @@ package struct FoldedWeights {
 
     /// The tensor before any adapter was folded in, as stored.
     package func original(_ name: String) -> Tensor? { originals[name] ?? layer.tensor(name) }
+
+    /// What stands for the layer's weight and bias where a change is made of them: as they were before any adapter was folded in, a trained bias included.
+    func beforeFolding() -> [String: Parameter] {
+        var found: [String: Parameter] = [:]
+        for name in ["weight", "bias"] { found[name] = (start[name] ?? original(name)).map { Parameter(name: "", value: $0, isTrainable: false) } }
+        return found
+    }
 }
 
 extension FoldedWeights {

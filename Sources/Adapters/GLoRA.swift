@@ -30,7 +30,8 @@ package struct GLoRA: AdapterMethod {
     }
 
     package func module(for layer: any Layer, key: String, _ model: Model) throws(PEFTError) -> any AdapterModule {
-        let linear = try GLoRA.linear(layer)
+        let target = try MatrixTarget(layer, of: GLoRA.self)
+        let linear = target.linear
         let (out, input) = (linear.outputSize, linear.inputSize)
         func path(_ name: String, _ form: String, _ shape: [Int], column: Bool = true) throws(PEFTError) -> GLoRAPath {
             try GLoRAPath(
@@ -39,7 +40,7 @@ package struct GLoRA: AdapterMethod {
         }
         let hasBias = linear.bias != nil
         return GLoRALinear(
-            linear, a: try path("A", ab, [out, input]), b: try path("B", ab, [out, input]),
+            target, a: try path("A", ab, [out, input]), b: try path("B", ab, [out, input]),
             c: try path("C", hasBias ? c : "none", [input, 1]), d: try path("D", hasBias ? de : "none", [out], column: false),
             e: try path("E", hasBias ? de : "none", [out], column: false))
     }
@@ -83,12 +84,14 @@ private final class GLoRAPath: Sendable {
     }
 }
 
-private final class GLoRALinear: LinearBranch {
-    let linear: Linear
+private final class GLoRALinear: MatrixModule {
+    let target: MatrixTarget
     private let (a, b, c, d, e): (GLoRAPath, GLoRAPath, GLoRAPath, GLoRAPath, GLoRAPath)
 
-    init(_ linear: Linear, a: GLoRAPath, b: GLoRAPath, c: GLoRAPath, d: GLoRAPath, e: GLoRAPath) {
-        self.linear = linear
+    private var linear: Linear { target.linear }
+
+    init(_ target: MatrixTarget, a: GLoRAPath, b: GLoRAPath, c: GLoRAPath, d: GLoRAPath, e: GLoRAPath) {
+        self.target = target
         (self.a, self.b, self.c, self.d, self.e) = (a, b, c, d, e)
     }
 
@@ -113,12 +116,11 @@ private final class GLoRALinear: LinearBranch {
                 plus: factors.count == 4 ? LowRankChange(b: factors[2], a: factors[3]) : nil, scale: scale)
         }
         let y = try tape.linear(x, changed, bias: bias, as: dtype)
-        return try addShift(to: b.parameters.count == 2 ? y : try addB(to: y, input: x, scale: scale, tape), w, scale: scale, tape)
+        return try addShift(to: b.parameters.count == 2 ? y : try addB(to: y, input: x, scale: scale, tape), scale: scale, site)
     }
 
-    func add(to y: consuming Variable, input x: Variable, beside w: Tensor, scale: Float, _ tape: Tape)
-        throws(PEFTError) -> Variable
-    {
+    func add(to y: consuming Variable, input x: Variable, scale: Float, _ site: HookSite) throws(PEFTError) -> Variable {
+        let (tape, w) = (site.tape, site.weight)
         var y = y
         let isTransposed = linear.isTransposed
         if a.parameters.count == 2 {
@@ -132,7 +134,11 @@ private final class GLoRALinear: LinearBranch {
             let product = try tape.linear(x, frozen: w, transposed: isTransposed, as: y.value.dtype)
             y = try tape.addProduct(to: y, input: product, [.diagonal(try a.vector(linear.outputSize, tape))], scale: scale)
         }
-        return try addShift(to: try addB(to: y, input: x, scale: scale, tape), w, scale: scale, tape)
+        return try addShift(to: try addB(to: y, input: x, scale: scale, tape), scale: scale, site)
+    }
+
+    func fold(into weights: inout FoldedWeights, scale: Float) throws(PEFTError) {
+        try weights.fold(hook(scale: scale, beside: weights.beforeFolding()), target)
     }
 
     private func addB(to y: consuming Variable, input x: Variable, scale: Float, _ tape: Tape) throws(PEFTError) -> Variable {
@@ -146,16 +152,17 @@ private final class GLoRALinear: LinearBranch {
         return try tape.addLowRank(to: y, input: x, a: Variable(ones), b: column, scale: scale)
     }
 
-    private func addShift(to y: consuming Variable, _ w: Tensor, scale: Float, _ tape: Tape) throws(PEFTError) -> Variable {
-        guard let shift = try shift(w, tape) else { return y }
+    private func addShift(to y: consuming Variable, scale: Float, _ site: HookSite) throws(PEFTError) -> Variable {
+        guard let shift = try shift(site) else { return y }
+        let tape = site.tape
         return try tape.scaleColumns(y, scale: nil, shift: scale == 1 ? shift : try tape.scaled(shift, by: scale))
     }
 
     /// `b⊙D + E + W·C`
-    private func shift(_ w: Tensor, _ tape: Tape) throws(PEFTError) -> Variable? {
-        let size = linear.outputSize
+    private func shift(_ site: HookSite) throws(PEFTError) -> Variable? {
+        let (tape, size) = (site.tape, linear.outputSize)
         var terms: [Variable] = []
-        if !d.isNone, let bias = linear.bias { terms.append(try tape.multiply(try d.vector(size, tape), Variable(bias))) }
+        if !d.isNone, let bias = site.bias { terms.append(try tape.multiply(try d.vector(size, tape), bias)) }
         if !e.isNone { terms.append(try e.vector(size, tape)) }
         if !c.isNone {
             var row = try tape.reshaped(tape.variable(c.parameters[0]), [1, c.parameters[0].value.count])
@@ -163,7 +170,7 @@ private final class GLoRALinear: LinearBranch {
                 let xu = tape.variable(c.parameters[1])
                 row = try tape.linear(try tape.reshaped(xu, [1, xu.value.count]), tape.variable(c.parameters[0]))
             }
-            terms.append(try tape.reshaped(try tape.linear(row, frozen: w, transposed: linear.isTransposed), [size]))
+            terms.append(try tape.reshaped(try tape.linear(row, frozen: site.weight, transposed: linear.isTransposed), [size]))
         }
         guard var sum = terms.first else { return nil }
         for term in terms.dropFirst() { sum = try tape.add(sum, term) }

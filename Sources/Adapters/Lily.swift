@@ -36,11 +36,13 @@ package struct Lily: AdapterMethod {
     package mutating func prepare(for targets: [any Layer], _ configuration: inout AdapterConfiguration, _ model: Model)
         throws(PEFTError)
     {
+        // PEFT groups by the entry that names a layer; what a pattern matches is one group.
+        let isPattern = configuration.values["target_modules"]?.stringValue.map { $0.lowercased() != "all-linear" } ?? false
         let names = try configuration.values["target_modules"]?.arrayValue == nil ? [] : configuration.values.strings("target_modules") ?? []
         var groups: [String: [Linear]] = [:]
         for layer in targets {
             let linear = try Lily.linear(layer)
-            let kind = names.first { layer.name.isNamed($0) } ?? layer.name.split(separator: ".").last.map(String.init) ?? ""
+            let kind = isPattern ? "" : names.first { layer.name.isNamed($0) } ?? layer.name.split(separator: ".").last.map(String.init) ?? ""
             groups["\(kind) \(linear.outputSize) \(linear.inputSize)", default: []].append(linear)
         }
         for group in groups.values {

@@ -30,8 +30,7 @@ extension LinearBranch {
     }
 
     func fold(into weights: inout FoldedWeights, scale: Float) throws(PEFTError) {
-        let original = weights.original("weight").map { ["weight": Parameter(name: "", value: $0, isTrainable: false)] }
-        try weights.fold(folded.hook(scale: scale, beside: original ?? [:]), target)
+        try weights.fold(folded.hook(scale: scale, beside: weights.beforeFolding()), target)
     }
 }
 

@@ -232,7 +232,7 @@ extension Tensor {
     }
 
     /// Columns from `start` on, as many as `target` has; both f32 with the same number of rows.
-    fileprivate func copyColumns(from start: Int, to target: Tensor) {
+    func copyColumns(from start: Int, to target: Tensor) {
         let (width, count) = (columns, target.columns)
         unsafe withFloats { from in
             unsafe target.withMutableFloats { to in

@@ -10,9 +10,7 @@ internal import Tensors
 /// for linear layers, Conv1D and convolutions (`LinearLoRA`), embeddings (`EmbeddingLoRA`), and the matrices of experts (`ExpertLoRA`).
 package struct LoRA: AdapterMethod {
     package static let peftType = "LORA"
-    package static let layerKinds = MatrixTarget.linears + ["Embedding"] + MatrixTarget.convolutions + [attention]
-    /// torch's, whose projections are one matrix; its output projection is adapted with it.
-    fileprivate static let attention = "MultiheadAttention"
+    package static let layerKinds = MatrixTarget.linears + ["Embedding"] + MatrixTarget.convolutions + [MatrixTarget.attention]
 
     package static let defaults: JSONObject = [
         "alora_invocation_tokens": .null, "alpha_pattern": .object([:]), "arrow_config": .null, "bias": .string("none"),
@@ -78,7 +76,7 @@ package struct LoRA: AdapterMethod {
             return try EmbeddingLoRA(embedding, key: key, rank: rank, scaling: scaling, settings, model)
         }
         let target = try MatrixTarget(layer, of: LoRA.self)
-        if layer.kind == LoRA.attention, variant != nil || settings.hasMagnitude || settings.hasBias || settings.dropout > 0 {
+        if layer.kind == MatrixTarget.attention, variant != nil || settings.hasMagnitude || settings.hasBias || settings.dropout > 0 {
             throw PEFTError(.argument, "'\(layer.name)' is \(layer.kind), for which there is plain LoRA without dropout, biases and variants")
         }
         if let variant { return try variant.module(target.linear, key: key, rank: rank, scaling: scaling, settings, model) }
@@ -139,7 +137,7 @@ package struct LoRA: AdapterMethod {
         let parameters = try targetParameters.checked(model, beside: modules.map(\.layer)).map { (match) throws(PEFTError) in
             try module(for: match, model)
         }
-        let projections = try modules.filter { $0.layer.kind == LoRA.attention }.map { (module) throws(PEFTError) in try outputProjection(of: module.layer, model) }
+        let projections = try modules.filter { $0.layer.kind == MatrixTarget.attention }.map { (module) throws(PEFTError) in try outputProjection(of: module.layer, model) }
         guard settings.tiesHead else { return parameters + projections }
         return parameters + projections + modules.compactMap { $0 as? EmbeddingLoRA }.flatMap { twin in
             WeightTying.heads(of: twin.embedding, model).map { TiedHeadLoRA($0, twin) }

@@ -33,7 +33,7 @@ enum LoRAVariant: Sendable {
     static func chosen(_ configuration: AdapterConfiguration, isNew: Bool) throws(PEFTError) -> LoRAVariant? {
         let chosen = keys.filter { !(configuration.values[$0]?.isNull ?? true) && configuration.values[$0] != .bool(false) }
         guard let key = chosen.first else { return nil }
-        let others = ["use_dora", "lora_bias"].filter { configuration.isSet($0) }
+        let others = ["use_dora", "lora_bias"].filter { configuration.isSet($0) && (key, $0) != ("alora_invocation_tokens", "lora_bias") }
         guard chosen.count == 1, others.isEmpty else {
             throw PEFTError(.argument, "\((chosen + others).joined(separator: ", ")) do not go together; LoRA has one variant at a time")
         }
@@ -98,7 +98,8 @@ enum LoRAVariant: Sendable {
             guard model.task == .causalLM, linear.index != model.network.head?.index else {
                 throw PEFTError(.argument, "alora_invocation_tokens: '\(linear.name)' cannot be adapted; layers of a language model below its head can")
             }
-            form = .activated(tokens)
+            if settings.hasBias { more = [try model.parameter(key + ".lora_B.bias", [outputs])] }
+            form = .activated(tokens, bias: more.first)
         case .velora(let settings):
             let direction = try VeLoRADirection(linear, key: key, settings, model)
             more = [direction.parameter]
@@ -173,7 +174,7 @@ final class VariantLoRA: LinearBranch {
         case pooled(ColumnMap, Float)
         case dynamic(Int)
         case routed
-        case activated([Int32])
+        case activated([Int32], bias: Parameter?)
         case gated(TextGate)
     }
 
@@ -197,7 +198,7 @@ final class VariantLoRA: LinearBranch {
 
     var parameters: [Parameter] { [a, b] + more }
     var scaling: Double? { factor }
-    var invocation: [Int32]? { if case .activated(let tokens) = form { tokens } else { nil } }
+    var invocation: [Int32]? { if case .activated(let tokens, _) = form { tokens } else { nil } }
     var changesBase: Bool { if case .diagonal = form { true } else { false } }
 
     func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] {
@@ -208,6 +209,7 @@ final class VariantLoRA: LinearBranch {
         if slope != 1 { engine.axpby(slope, try a.value.converted(to: .f32, engine, .scratch), 0, into: a.value) }
         if isRandom { b.value.fillUniform(fanIn: b.value.columns, &random) } else { b.value.clear() }
         switch form {
+        case .activated(_, let bias?) where isRandom: bias.value.fillUniform(fanIn: b.value.columns, &random)
         case .diagonal(let diagonal):
             diagonal.value.fillNormal(1, &random)
             return ["weight": try truncated()]
@@ -243,7 +245,10 @@ final class VariantLoRA: LinearBranch {
         let (strength, scale) = (scale, scale * Float(factor))
         var (a, b) = (tape.variable(a), tape.variable(b))
         switch form {
-        case .plain, .activated: break
+        case .plain, .activated(_, nil): break
+        case .activated(_, let bias?):
+            let sum = try tape.addLowRank(to: y, input: x, a: a, b: b, scale: scale, dropout: dropout)
+            return try tape.scaleColumns(sum, scale: nil, shift: try tape.scaled(tape.variable(bias), by: scale))
         case .diagonal(let diagonal):
             return try tape.addProduct(
                 to: y, input: x, [.matrix(a), .diagonal(tape.variable(diagonal)), .matrix(b)], scale: scale, dropout: dropout)

@@ -28,6 +28,8 @@ struct MatrixTarget: Sendable {
 
     static let linears = ["Linear", "Conv1D"]
     static let convolutions = ["Conv1d", "Conv2d", "Conv3d"]
+    /// torch's, whose projections are one matrix; its output projection is adapted with it.
+    static let attention = "MultiheadAttention"
 
     var name: String { layer.name }
     /// What a row of the input has, patches of all channels for a convolution.

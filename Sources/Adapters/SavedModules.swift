@@ -37,7 +37,7 @@ enum SavedModules {
     static func replacements(_ configuration: AdapterConfiguration, targets: [any Layer], _ model: Model)
         throws(PEFTError) -> [Replacement]
     {
-        let saved = try layers(configuration, model)
+        let saved = try layers(configuration, model).map(\.layer)
         for target in targets where saved.contains(where: { $0.index == target.index }) {
             throw PEFTError(
                 .argument, "'\(target.name)' is named by target_modules and by modules_to_save; it can be one of them")
@@ -60,13 +60,34 @@ enum SavedModules {
         }
         for layer in try layersWithTrainedBias(configuration, targets, model)
         where !saved.contains(where: { $0.index == layer.index }) {
-            guard let bias = layer.tensor("bias") else { continue }
-            let isTarget = targets.contains { $0.index == layer.index }
-            result.append(
-                try copy(
-                    bias, of: layer, "bias", key: configuration.keyPrefix + layer.name + (isTarget ? ".base_layer.bias" : ".bias"), .bias, model))
+            guard let bias = layer.tensor("bias"), let key = biasKey(of: layer, targets) else { continue }
+            result.append(try copy(bias, of: layer, "bias", key: configuration.keyPrefix + key, .bias, model))
         }
         return result
+    }
+
+    /// With `bias: "all"` PEFT writes whatever of the model ends in ".bias": of saved modules also the copy's and the original's, by their places in the wrapper.
+    static func copies(_ configuration: AdapterConfiguration, _ replacements: [Replacement], _ model: Model) throws(PEFTError) -> [SavedTensor] {
+        guard try configuration.values.text("bias") == "all" else { return [] }
+        var result: [SavedTensor] = []
+        for (layer, wrapper) in try layers(configuration, model) {
+            guard let own = replacements.first(where: { $0.layer.index == layer.index && $0.tensor == "bias" && $0.reason == .savedModule }) else { continue }
+            let (module, rest) = (configuration.keyPrefix + wrapper, layer.name.dropFirst(wrapper.count))
+            result.append(SavedTensor(own.parameter, key: "\(module).modules_to_save\(rest.isEmpty ? "" : "." + copiesName)\(rest).bias"))
+            result.append(SavedTensor(base: layer, "bias", key: "\(module).original_module\(rest).bias"))
+        }
+        return result
+    }
+
+    /// PEFT leaves an adapter's name in the names of `copies` that are deeper in a module; this is the one it gives itself.
+    private static let copiesName = "default"
+
+    /// The name that `copies` would have, of one with another adapter's name in it.
+    static func copyName(_ name: String) -> String? {
+        var parts = name.split(separator: ".", omittingEmptySubsequences: false)
+        guard let place = parts.firstIndex(of: "modules_to_save"), place + 2 < parts.count else { return nil }
+        parts[place + 1] = copiesName[...]
+        return parts.joined(separator: ".")
     }
 
     private static func copy(
@@ -77,7 +98,8 @@ enum SavedModules {
             layer: layer, tensor: name, parameter: Parameter(name: key, value: value), key: key, reason: reason)
     }
 
-    private static func layers(_ configuration: AdapterConfiguration, _ model: Model) throws(PEFTError) -> [any Layer] {
+    /// Layers that are saved whole, and the module whose name is an entry's that each is (in).
+    private static func layers(_ configuration: AdapterConfiguration, _ model: Model) throws(PEFTError) -> [(layer: any Layer, wrapper: String)] {
         let entries = try configuration.values.strings("modules_to_save") ?? []
         guard !entries.isEmpty else { return [] }
         let modules = ModuleNames(model.layers)
@@ -94,7 +116,18 @@ enum SavedModules {
         for entry in entries where !expected.contains(entry) && !found.contains(where: { $0.hasSuffix(entry) }) {
             model.engine.warn("modules_to_save: the model has no module named '\(entry)'")
         }
-        return model.layers.filter { layer in found.contains { layer.name == $0 || layer.name.hasPrefix($0 + ".") } }
+        return model.layers.compactMap { layer in
+            found.filter { layer.name == $0 || layer.name.hasPrefix($0 + ".") }.min { $0.utf8.count < $1.utf8.count }.map { (layer, $0) }
+        }
+    }
+
+    /// What its bias is called beside adapters; nil for torch's packed projection of an attention, "in_proj_bias", which PEFT does not count among them.
+    private static func biasKey(of layer: any Layer, _ targets: [any Layer]) -> String? {
+        if layer.kind == MatrixTarget.attention { return nil }
+        if let attention = targets.first(where: { $0.kind == MatrixTarget.attention && layer.name == $0.name + ".out_proj" }) {
+            return attention.name + ".base_layer.out_proj.base_layer.bias"
+        }
+        return layer.name + (targets.contains { $0.index == layer.index } ? ".base_layer.bias" : ".bias")
     }
 
     private static func layersWithTrainedBias(

@@ -59,8 +59,9 @@ package struct SavedTensor: Sendable {
         source = .stacked(parameters)
     }
 
-    init(base layer: any Layer, _ tensor: String) {
-        key = "\(Adapter.prefix)\(layer.name).base_layer.\(tensor)"
+    /// - Parameter key: nil: of the tensor below a target's `base_layer`.
+    init(base layer: any Layer, _ tensor: String, key: String? = nil) {
+        self.key = key ?? "\(Adapter.prefix)\(layer.name).base_layer.\(tensor)"
         source = .base(layer, tensor)
     }
 

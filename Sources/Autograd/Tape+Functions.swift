@@ -233,10 +233,15 @@ private struct Orthonormal {
         }
         for column in 0..<k {
             var v = (0..<n).map { $0 < column ? 0 : a[$0 * k + column] }
+            // Nothing below the diagonal, as in the last column of a square: nothing to reflect, and no change of sign.
+            guard v.dropFirst(column + 1).contains(where: { $0 != 0 }) else {
+                vectors.append([Double](repeating: 0, count: n))
+                continue
+            }
             let norm = v.reduce(0) { $0 + $1 * $1 }.squareRoot()
             v[column] += v[column] < 0 ? -norm : norm
             let length = v.reduce(0) { $0 + $1 * $1 }.squareRoot()
-            if length > 0 { v = v.map { $0 / length } }
+            v = v.map { $0 / length }
             reflect(v, column, &a)
             vectors.append(v)
         }

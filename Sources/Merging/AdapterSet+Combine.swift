@@ -78,6 +78,17 @@ extension AdapterSet {
         for key in ["target_modules", "feedforward_modules", "modules_to_save"] {
             configuration[key] = try Combination.union(parts.map { $0.configuration[key] ?? .null }, key)
         }
+        let excluded = parts.map { $0.configuration["exclude_modules"] ?? .null }
+        if excluded.contains(where: { $0 != excluded.first }) {
+            // What one leaves out another has: the layers that there are, by name; those of feedforward_modules must be among the entries.
+            let entries = configuration["feedforward_modules"]?.arrayValue?.compactMap(\.stringValue) ?? []
+            let names = Set(parts.flatMap { $0.layers.map(\.name) }).sorted()
+            let isFeedforward = { (name: String) in entries.contains { name == $0 || name.hasSuffix("." + $0) } }
+            let feedforward = targets(naming: names.filter(isFeedforward)).map { JSONValue.string($0) }
+            configuration["exclude_modules"] = .null
+            configuration["target_modules"] = .array(targets(naming: names.filter { !isFeedforward($0) }).map { .string($0) } + feedforward)
+            if !entries.isEmpty { configuration["feedforward_modules"] = .array(feedforward) }
+        }
         let tensors = order.compactMap { key in sums[key].map { NamedTensor(key, $0) } } + others.tensors
         let report: JSONObject = ["layers": .array([]), "error": .number(0), "rank": .null]
         return (AdapterFiles(config: configuration, tensors: try TensorSource(origin: "the combination", tensors)), report)

@@ -55,6 +55,9 @@ extension OperationCase {
         OperationCase(name: "orthonormalized", inputs: [([5, 3], .parameter)], step: 0.005) { tape, x in
             try tape.orthonormalized(x[0])
         },
+        OperationCase(name: "orthonormalized square", inputs: [([3, 3], .parameter)], step: 0.005) { tape, x in
+            try tape.orthonormalized(x[0])
+        },
     ]
 }
 

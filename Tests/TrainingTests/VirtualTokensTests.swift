@@ -383,7 +383,7 @@ import Testing
         // Others: sizes that are not the model's, tasks, examples, prompts beside too many layers.
         for (name, changes, word) in [
             ("prefix", ["token_dim": .integer(32)], "16 values"), ("prefix", ["num_layers": .integer(3)], "2 layers"), ("prefix", ["init_weights": .string("one")], "zero"),
-            ("projected", ["encoder_hidden_size": .integer(0)], "encoder_hidden_size"), ("cartridge", ["num_frozen_tokens": .integer(3)], "num_frozen_tokens"),
+            ("projected", ["encoder_hidden_size": .integer(0)], "encoder_hidden_size"), ("cartridge", ["num_frozen_tokens": .integer(4)], "num_frozen_tokens"),
             ("mpt", ["num_tasks": .integer(0)], "num_tasks"), ("mpt", ["num_tasks": .integer(.max)], "task factors"), ("mpt", ["prompt_tuning_init": .string("SAMPLE_VOCAB")], "EXACT_SOURCE_TASK"),
             ("cpt", ["cpt_token_ids": .array([.integer(1000)])], "cpt_mask"), ("cpt", ["cpt_tokens_type_mask": .array([1, 2, 3, -4].map { .integer($0) })], "-4"),
             ("cpt", ["cpt_token_ids": .array([1, 2, 3, 1000].map { .integer($0) })], "1000"), ("cpt", ["task_type": .string("SEQ_CLS")], "CAUSAL_LM"), ("cpt", ["cpt_token_ids": .array([])], "there must be some"),
