@@ -165,8 +165,9 @@ enum AdapterKeys {
         var unknown: [(name: String, tensor: Tensor)] = []
         for (name, tensor) in tensors {
             let full = full(name)
-            let candidates = [name, full, full.hasSuffix(".weight") ? String(full.dropLast(7)) : full, SavedModules.copyName(full) ?? full]
-            if let key = candidates.first(where: { keys.contains($0) }), byKey[key] == nil {
+            let candidates = [name, full, full.hasSuffix(".weight") ? String(full.dropLast(7)) : full]
+            let key = candidates.first { keys.contains($0) } ?? SavedModules.copyName(full).flatMap { keys.contains($0) ? $0 : nil }
+            if let key, byKey[key] == nil {
                 byKey[key] = tensor
             } else {
                 unknown.append((name, tensor))
