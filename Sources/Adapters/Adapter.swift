@@ -59,7 +59,7 @@ final class Adapter: Sendable {
             )
         }
         self.configuration = configuration
-        let own = try replacements.map { SavedTensor($0.parameter, key: $0.key) } + SavedModules.copies(configuration, replacements, model)
+        let own = try replacements.map { SavedTensor($0.parameter, key: $0.key) } + SavedModules.copies(configuration, replacements)
         saved =
             modules.flatMap(\.saved) + method.shared + (prompt?.saved ?? []) + own
             + Adapter.savedEmbeddings(configuration, modules.map(\.layer), model)

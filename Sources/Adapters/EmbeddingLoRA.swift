@@ -52,8 +52,8 @@ final class EmbeddingLoRA: AdapterModule {
         if start == .random { a.value.fillNormal(1, &random) }
         switch start {
         case .gaussian where isTied: b.value.fillNormal(1 / Float(a.value.rows), &random)
-        case .random: b.value.fillNormal(1, &random)
-        default: if isTied { b.value.fillUniform(fanIn: embedding.dimension, &random) } else { b.value.fillNormal(1, &random) }
+        case let start where isTied && start != .random: b.value.fillUniform(fanIn: embedding.dimension, &random)
+        default: b.value.fillNormal(1, &random)
         }
         try magnitude?.initialize(embedding.weight, isTransposed: true, (b.value, a.value), scale: Float(factor))
         return [:]

@@ -15,6 +15,8 @@ package struct Replacement: Sendable {
     /// Under which the parameter is saved for this layer.
     let key: String
     let reason: Reason
+    /// Of a saved module: the module that an entry of `modules_to_save` names, which the layer is or is in.
+    var wrapper: String?
 }
 
 /// What an adapter trains or keeps of the base model itself: `modules_to_save`, `bias`.
@@ -37,15 +39,17 @@ enum SavedModules {
     static func replacements(_ configuration: AdapterConfiguration, targets: [any Layer], _ model: Model)
         throws(PEFTError) -> [Replacement]
     {
-        let saved = try layers(configuration, model).map(\.layer)
-        for target in targets where saved.contains(where: { $0.index == target.index }) {
+        let saved = try layers(configuration, model)
+        for target in targets where saved.contains(where: { $0.layer.index == target.index }) {
             throw PEFTError(
                 .argument, "'\(target.name)' is named by target_modules and by modules_to_save; it can be one of them")
         }
         var result: [Replacement] = []
-        for layer in saved {
+        for (layer, wrapper) in saved {
             for (name, tensor) in layer.tensors {
-                result.append(try copy(tensor, of: layer, name, key: "\(configuration.keyPrefix)\(layer.name).\(name)", .savedModule, model))
+                var own = try copy(tensor, of: layer, name, key: "\(configuration.keyPrefix)\(layer.name).\(name)", .savedModule, model)
+                own.wrapper = wrapper
+                result.append(own)
             }
             guard try configuration.flag("ensure_weight_tying"), let embedding = layer as? Embedding,
                 let table = result.last
@@ -59,7 +63,7 @@ enum SavedModules {
             }
         }
         for layer in try layersWithTrainedBias(configuration, targets, model)
-        where !saved.contains(where: { $0.index == layer.index }) {
+        where !saved.contains(where: { $0.layer.index == layer.index }) {
             guard let bias = layer.tensor("bias"), let key = biasKey(of: layer, targets) else { continue }
             result.append(try copy(bias, of: layer, "bias", key: configuration.keyPrefix + key, .bias, model))
         }
@@ -67,16 +71,16 @@ enum SavedModules {
     }
 
     /// With `bias: "all"` PEFT writes whatever of the model ends in ".bias": of saved modules also the copy's and the original's, by their places in the wrapper.
-    static func copies(_ configuration: AdapterConfiguration, _ replacements: [Replacement], _ model: Model) throws(PEFTError) -> [SavedTensor] {
+    static func copies(_ configuration: AdapterConfiguration, _ replacements: [Replacement]) throws(PEFTError) -> [SavedTensor] {
         guard try configuration.values.text("bias") == "all" else { return [] }
-        var result: [SavedTensor] = []
-        for (layer, wrapper) in try layers(configuration, model) {
-            guard let own = replacements.first(where: { $0.layer.index == layer.index && $0.tensor == "bias" && $0.reason == .savedModule }) else { continue }
-            let (module, rest) = (configuration.keyPrefix + wrapper, layer.name.dropFirst(wrapper.count))
-            result.append(SavedTensor(own.parameter, key: "\(module).modules_to_save\(rest.isEmpty ? "" : "." + copiesName)\(rest).bias"))
-            result.append(SavedTensor(base: layer, "bias", key: "\(module).original_module\(rest).bias"))
+        return replacements.filter { $0.tensor == "bias" }.flatMap { own -> [SavedTensor] in
+            guard let wrapper = own.wrapper else { return [] }
+            let (module, rest) = (configuration.keyPrefix + wrapper, own.layer.name.dropFirst(wrapper.count))
+            return [
+                SavedTensor(own.parameter, key: "\(module).modules_to_save\(rest.isEmpty ? "" : "." + copiesName)\(rest).bias"),
+                SavedTensor(base: own.layer, "bias", key: "\(module).original_module\(rest).bias"),
+            ]
         }
-        return result
     }
 
     /// PEFT leaves an adapter's name in the names of `copies` that are deeper in a module; this is the one it gives itself.

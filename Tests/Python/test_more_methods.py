@@ -287,3 +287,48 @@ def test_riemannian_step(model, ids):
     model.set_adapter("norms")
     with pytest.raises(PeftError, match="lora_A"):
         model.trainer(riemannian_reg=0.01)
+
+
+# ---- bias "all" beside saved modules
+
+
+@pytest.mark.parametrize("name", ["smith", None], ids=["another adapter's name", "left out"])
+def test_copies_of_saved_biases_are_known_by_their_places(tmp_path, name):
+    """PEFT writes a saved head's biases by the wrapper's places too, deeper ones with the adapter's name; files without them load as well."""
+    source = case("lora_roberta_bias_all")
+    tensors, _ = read(source / "adapter_model.safetensors")
+    copies = [key for key in tensors if ".modules_to_save." in key or ".original_module." in key]
+    assert len(copies) == 4
+    shutil.copytree(source, tmp_path / "a")
+    changed = {key.replace(".default.", f".{name}."): value for key, value in tensors.items() if name or key not in copies}
+    write(tmp_path / "a/adapter_model.safetensors", changed)
+    model = Model.from_pretrained(GOLDEN / "bases/roberta_cls", dtype="float32")
+    model.load_adapter(tmp_path / "a")
+    saved = model.adapter_state_dict("default")
+    assert set(saved) == set(tensors)
+    assert all(np.array_equal(saved[key], tensors[key]) for key in tensors if ".original_module." not in key)
+    keys = [key for key in model.trainable_parameters() if key in copies]
+    assert not keys, "a bias is trained once"
+
+
+def test_a_copy_of_a_bias_that_no_module_has_is_refused(tmp_path):
+    source = case("lora_roberta_bias_all")
+    tensors, _ = read(source / "adapter_model.safetensors")
+    shutil.copytree(source, tmp_path / "a")
+    write(tmp_path / "a/adapter_model.safetensors", {**tensors, "base_model.model.classifier.modules_to_save.default.other.bias": tensors["base_model.model.classifier.dense.bias"]})
+    with pytest.raises(PeftError, match="other.bias"):
+        Model.from_pretrained(GOLDEN / "bases/roberta_cls", dtype="float32").load_adapter(tmp_path / "a")
+
+
+# ---- aLoRA beside a trained head in sessions
+
+
+def test_alora_with_a_trained_head_writes_as_the_whole_text_does(base_folder, ids):
+    """The head that an adapter replaces acts on all tokens, whatever the adapter waits for: a session's last row is the whole pass's."""
+    model = Model.from_pretrained(base_folder, dtype="float32")
+    model.add_adapter("a", {**LORA, "target_modules": ["q_proj", "v_proj"], "alora_invocation_tokens": [int(ids[0, 2])], "modules_to_save": ["lm_head"]}, seed=1)
+    stir(model, "a")
+    expected = model(input_ids=ids[:1]).logits[0, -1]
+    with model.session() as session:
+        session.append(ids[0])
+        assert np.allclose(session.logits(), expected, atol=1e-5)
