@@ -205,8 +205,6 @@ extension Routing {
         return .samples(groups.map { (starts[$0.range.lowerBound]..<starts[$0.range.upperBound], $0.adaptation) })
     }
 
-    package var isCommon: Bool { if case .all = self { true } else { false } }
-
     /// Some adapter's gate is a mean over a text.
     package var readsWholeText: Bool {
         switch self {

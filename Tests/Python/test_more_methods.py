@@ -332,3 +332,21 @@ def test_alora_with_a_trained_head_writes_as_the_whole_text_does(base_folder, id
     with model.session() as session:
         session.append(ids[0])
         assert np.allclose(session.logits(), expected, atol=1e-5)
+
+
+# ---- a gate at the head
+
+
+def test_a_gated_head_learns_from_some_labels(base_folder, ids):
+    """A gate is a mean over the whole text: the head sees all of it, also where most labels are left out."""
+    model = Model.from_pretrained(base_folder, dtype="float32")
+    model.add_adapter("a", {**LORA, "target_modules": ["q_proj", "lm_head"], "use_gating": True}, seed=1)
+    state = {k: v for k, v in model.adapter_state_dict("a").items() if "base_layer" not in k}
+    random = np.random.default_rng(0)
+    model.load_adapter_state_dict("a", {k: random.normal(0, 0.3, v.shape).astype(np.float32) for k, v in state.items()})
+    labels = ids.copy()
+    labels[:, :7] = labels[0, 9] = -100
+    loss = model(input_ids=ids, labels=labels).loss
+    trainer = model.trainer(optimizer="sgd", lr=0.5)
+    assert trainer.step(input_ids=ids, labels=labels) == pytest.approx(loss, rel=1e-5)
+    assert trainer.step(input_ids=ids, labels=labels) < loss
