@@ -130,6 +130,7 @@ static inline void dot_unpacked(pk_unpack_fn *unpack, pk_add_panel_fn *add, cons
   }
 }
 
+/* The number of rows of x is written out for each: a number that the compiler does not know it branches at, in the innermost loop. */
 #define KERNEL(name, ...)                                                                                                      \
   static void prepare_##name(const float *x, int64_t k, void *prepared) { prepare((layout){__VA_ARGS__}, x, k, prepared); }    \
   static void unpack_##name(const uint8_t *const *w, int64_t first, int64_t count, void *panel) {                              \

@@ -4,7 +4,7 @@
  *
  * 16 rows are two vectors. Rows of x are taken four at a time: 8 sums, 2 vectors of W, x and a product: 12 of 16 registers; for 16 × 4 × 32
  * multiplications of nibbles 64 vpmaddubsw, 56 additions, 40 for what follows, and 16 + 32 loads. Measured 50–59 % of the rate of vpmaddubsw
- * with an addition, twice f32's tiles. Few rows of q5_K and q6_K: matmul_gemv_k.c. */
+ * with an addition, twice f32's tiles (70 % from L1; 40 % where eight rows take W apart on the way, LOG 20). Few rows of q5_K and q6_K: matmul_gemv_k.c. */
 #include "half.h"
 #include "matmul.h"
 
