@@ -81,6 +81,7 @@ private final class LilyLinear: LinearBranch {
     }
 
     var parameters: [Parameter] { [router] }
+    let readsAllRows = true
 
     func initialize(_ random: RandomStream) throws(PEFTError) -> [String: Tensor] {
         var random = random

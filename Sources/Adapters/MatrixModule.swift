@@ -74,6 +74,8 @@ protocol MatrixModule: AdapterModule {
     var isLowRank: Bool { get }
     /// It costs next to nothing beside the layer's product.
     var isElementwise: Bool { get }
+    /// As `LayerHook.readsAllRows`.
+    var readsAllRows: Bool { get }
     func input(_ x: Variable, _ site: HookSite) throws(PEFTError) -> Variable
     /// As `LayerHook.product`.
     func product(of x: Variable, bias: Variable?, scale: Float, _ site: HookSite, as dtype: DType?) throws(PEFTError) -> Variable?
@@ -85,6 +87,7 @@ extension MatrixModule {
     var layer: any Layer { target.layer }
     var isLowRank: Bool { false }
     var isElementwise: Bool { false }
+    var readsAllRows: Bool { false }
     func input(_ x: Variable, _ site: HookSite) throws(PEFTError) -> Variable { x }
     func product(of x: Variable, bias: Variable?, scale: Float, _ site: HookSite, as dtype: DType?) throws(PEFTError) -> Variable? { nil }
     func add(to y: consuming Variable, input x: Variable, scale: Float, _ site: HookSite) throws(PEFTError) -> Variable { y }
@@ -112,6 +115,7 @@ private final class MatrixHook: LayerHook {
     }
 
     var invocation: [Int32]? { module.invocation }
+    var readsAllRows: Bool { module.readsAllRows }
 
     /// Beyond this rank it costs more to read than one operation after the other does.
     private static let highestRank = 64

@@ -169,6 +169,11 @@ extension ForwardContext {
     /// Any rows can go through `layer` together.
     package func isCommon(at layer: any Layer) -> Bool { differingGroups(at: layer) == nil }
 
+    /// Some of the rows, whichever, can go through `layer` by themselves: all have the same there, and none of it reads other rows.
+    package func takesAnyRows(_ layer: any Layer) -> Bool {
+        isPlain(layer) || (isCommon(at: layer) && !routing.readsWholeText && !(common(at: layer)?.hooks.contains { $0.readsAllRows } ?? false))
+    }
+
     /// What does something to all rows at a layer without differing groups.
     func common(at layer: any Layer) -> LayerAdaptation? { groups?.first?.adaptation[layer] ?? commonAdaptation?[layer] }
 

@@ -14,6 +14,8 @@ package import Tensors
 package protocol LayerHook: AnyObject, Sendable {
     /// The tokens it waits for: it acts from the last place on where they stand in a text; nil: always.
     var invocation: [Int32]? { get }
+    /// What it does to a row depends on all rows of the batch.
+    var readsAllRows: Bool { get }
     /// What it does to samples of a task, where it knows tasks (`Adaptation.taskCount`).
     func of(task: Int) -> any LayerHook
     /// Changes the input of a linear layer (OFT, BOFT, HRA, (IA)³ on feed-forward).
@@ -39,6 +41,7 @@ package protocol LayerHook: AnyObject, Sendable {
 
 extension LayerHook {
     package var invocation: [Int32]? { nil }
+    package var readsAllRows: Bool { false }
     package func of(task: Int) -> any LayerHook { self }
     package func product(of x: Variable, bias: Variable?, of layer: Linear, _ tape: Tape, as dtype: DType?) throws(PEFTError) -> Variable? { nil }
     package func branch(_ copies: DecodingCopies?) throws(PEFTError) -> LowRankBranch? { nil }

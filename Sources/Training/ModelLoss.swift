@@ -168,8 +168,8 @@ package enum ModelLoss {
     {
         let (input, context, batch) = try input(batch, model, routing, tape, recomputedBlocks: recomputedBlocks)
         let hidden = try model.hidden(input, context)
-        // Rows of a chunk come from any samples, and not all of a text: where samples have adapters of their own at the head, or one that reads whole texts, it sees whole batches.
-        guard let head = model.network.head, context.isPlain(head) || (context.isCommon(at: head) && !routing.readsWholeText) else {
+        // Rows of a chunk come from any samples, and not all of a text: where that matters to what acts at the head, it sees whole batches.
+        guard let head = model.network.head, context.takesAnyRows(head) else {
             return (try headLoss(try model.logits(hidden, of: input, context), batch, model, tape), gradientScale)
         }
         let groups = model.task == .causalLM ? batch.weightedLabels : [(Float(1), batch.labels)]
