@@ -15,6 +15,8 @@ final class AverageHook: LayerHook {
         self.before = before
     }
 
+    var readsAllRows: Bool { members.contains { $0.hooks.contains { $0.readsAllRows } } }
+
     func output(_ y: consuming Variable, input x: Variable, of layer: Linear, _ tape: Tape) throws(PEFTError) -> Variable {
         let y = y
         return try members.sum(tape) { (hooks) throws(PEFTError) in
