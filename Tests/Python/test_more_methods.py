@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import GOLDEN, LORA, stir
-from peftswift import Model, PeftError
+from peftswift import Average, Model, PeftError
 from test_dialects import read, write
 
 
@@ -334,19 +334,52 @@ def test_alora_with_a_trained_head_writes_as_the_whole_text_does(base_folder, id
         assert np.allclose(session.logits(), expected, atol=1e-5)
 
 
-# ---- a gate at the head
+# ---- what reads other rows, at the head
 
 
-def test_a_gated_head_learns_from_some_labels(base_folder, ids):
-    """A gate is a mean over the whole text: the head sees all of it, also where most labels are left out."""
+@pytest.mark.parametrize("method", ["gate", "router", "averaged router"])
+def test_a_head_that_reads_other_rows_learns_from_some_labels(base_folder, ids, method):
+    """A gate is a mean over the whole text, LILY's router one over all texts: the head sees all of it, also where most labels are left out."""
     model = Model.from_pretrained(base_folder, dtype="float32")
-    model.add_adapter("a", {**LORA, "target_modules": ["q_proj", "lm_head"], "use_gating": True}, seed=1)
+    config = {**LORA, "use_gating": True} if method == "gate" else {"peft_type": "LILY", "r": 4, "stride_A": 1, "num_B": 2}
+    model.add_adapter("a", {**config, "target_modules": ["q_proj", "lm_head"]}, seed=1)
     state = {k: v for k, v in model.adapter_state_dict("a").items() if "base_layer" not in k}
     random = np.random.default_rng(0)
     model.load_adapter_state_dict("a", {k: random.normal(0, 0.3, v.shape).astype(np.float32) for k, v in state.items()})
+    if method == "averaged router":
+        model.add_adapter("b", {**LORA, "target_modules": ["v_proj"]}, seed=2)
+        stir(model, "b")
+        model.set_adapter(Average("a", "b", weights=[0.6, 0.4]))
     labels = ids.copy()
     labels[:, :7] = labels[0, 9] = -100
     loss = model(input_ids=ids, labels=labels).loss
     trainer = model.trainer(optimizer="sgd", lr=0.5)
     assert trainer.step(input_ids=ids, labels=labels) == pytest.approx(loss, rel=1e-5)
     assert trainer.step(input_ids=ids, labels=labels) < loss
+
+
+# ---- (IA)³ of different targets becomes one
+
+
+def test_ia3_of_different_targets_is_summed(base_folder, ids):
+    """What one adapter excludes comes from the other alone; what both have is the weighted sum. The new configuration names what is there."""
+    model = Model.from_pretrained(base_folder, dtype="float32")
+    model.add_adapter("a", {"peft_type": "IA3", "target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"], "exclude_modules": r".*\.0\..*v_proj"}, seed=1)
+    model.add_adapter("b", {"peft_type": "IA3", "target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]}, seed=2)
+    stir(model, "a", 1)
+    stir(model, "b", 2)
+    a, b = model.adapter_state_dict("a"), model.adapter_state_dict("b")
+    alone = [key for key in b if key not in a]
+    assert len(alone) == 1 and len(a) == 5
+    model.add_weighted_adapter(["a", "b"], [0.3, 0.9], "sum")
+    together = model.adapter_state_dict("sum")
+    assert set(together) == set(b)
+    for key, value in together.items():
+        assert np.allclose(value, 0.9 * b[key] + (0.3 * a[key] if key in a else 0), atol=1e-6), key
+    # The feed-forward layers still scale their inputs: the same numbers in an adapter of all targets.
+    model.add_adapter("again", {"peft_type": "IA3", "target_modules": ["k_proj", "v_proj", "down_proj"], "feedforward_modules": ["down_proj"]})
+    model.load_adapter_state_dict("again", together)
+    model.set_adapter("again")
+    expected = model(input_ids=ids).logits
+    model.set_adapter("sum")
+    assert np.array_equal(model(input_ids=ids).logits, expected)
