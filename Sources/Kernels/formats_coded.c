@@ -203,7 +203,7 @@ void pk_encode_int8(const float *values, void *row, size_t count) {
     most = a > most || a != a ? a : most;
   }
   memcpy(p, &most, 4);
-  const float factor = 127.0f / most;
+  const float factor = 1 / most * 127; /* as torch reckons 127 / most: another last bit, which decides halves */
   for (size_t i = 0; i < count; i++) {
     const float x = rintf(pk_f16_to_f32(pk_f32_to_f16(values[i])) * factor); /* half to even */
     q[i] = (int8_t)(x >= 127 ? 127 : x <= -127 ? -127 : x == x ? x : 0);

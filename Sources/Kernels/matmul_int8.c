@@ -82,7 +82,7 @@ static float NAME(round_row)(const pk_matmul *op, float threshold, int64_t i, co
     largest = vmax(largest, magnitude < threshold ? magnitude : 0.0f);
     wrong = x == x ? wrong : x;
   }
-  const float top = vtop(largest), factor = top > 0 ? 127.0f / top : 0;
+  const float top = vtop(largest), factor = top > 0 ? 1 / top * 127 : 0; /* as torch reckons 127 / top */
   memset(codes + op->k, 0, (size_t)(PADDED(op->k) - op->k));
   FOR_VECTORS(c, n, 0, op->k) {
     const vf x = vload(op->x_type, op->x, i * op->ldx + c, n) * factor;
