@@ -171,18 +171,20 @@ void bench_products(const bench_options *o) {
       }
     }
   }
-  if (bench_table(o, "LoRA, r = 8")) {
+  if (bench_table(o, "low rank")) { /* LoRA's 8, LoHa's 8² */
     static const shape two[] = {{576, 576}, {1536, 576}, {576, 1536}};
-    for (int s = 0; s < 3; s++) {
-      const int64_t out = two[s].out, in = two[s].in;
-      accumulates = 0;
-      row(o, compute, PK_NT, act, PK_F32, act, 512, 8, in);   /* H = X·Aᵀ */
-      row(o, compute, PK_NN, act, PK_F32, act, 512, 8, out);  /* dH = dY·B */
-      accumulates = 1;
-      row(o, compute, PK_NT, act, PK_F32, act, 512, out, 8);  /* Y += H·Bᵀ */
-      row(o, compute, PK_NN, act, PK_F32, act, 512, in, 8);   /* dX += dH·A */
-      row(o, compute, PK_TN, act, act, PK_F32, out, 8, 512);  /* dB += dYᵀ·H */
-      row(o, compute, PK_TN, act, act, PK_F32, 8, in, 512);   /* dA += dHᵀ·X */
+    for (int64_t r = 8; r <= 64; r *= 8) {
+      for (int s = 0; s < 3; s++) {
+        const int64_t out = two[s].out, in = two[s].in;
+        accumulates = 0;
+        row(o, compute, PK_NT, act, PK_F32, act, 512, r, in);   /* H = X·Aᵀ */
+        row(o, compute, PK_NN, act, PK_F32, act, 512, r, out);  /* dH = dY·B */
+        accumulates = 1;
+        row(o, compute, PK_NT, act, PK_F32, act, 512, out, r);  /* Y += H·Bᵀ */
+        row(o, compute, PK_NN, act, PK_F32, act, 512, in, r);   /* dX += dH·A */
+        row(o, compute, PK_TN, act, act, PK_F32, out, r, 512);  /* dB += dYᵀ·H */
+        row(o, compute, PK_TN, act, act, PK_F32, r, in, 512);   /* dA += dHᵀ·X */
+      }
     }
   }
   if (bench_table(o, "decoding")) {

@@ -141,7 +141,7 @@ static void pack_step(const void *even, const void *odd, int32_t columns, void *
 }
 
 const pk_tile_kernel *pk_kernel_avx2_f32(void) {
-  static const pk_tile_kernel kernel = {PK_F32, 6, 8, 2, multiply, pack_columns, pack_step, NULL, NULL, 0};
+  static const pk_tile_kernel kernel = {PK_F32, 6, 8, 2, multiply, pack_columns, pack_step, NULL, NULL, 160 << 10 /* of 256 to 512 kB of L2 */};
   return &kernel;
 }
 

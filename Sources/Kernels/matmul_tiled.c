@@ -4,15 +4,15 @@
  * Blocking: a panel of 48 columns is 96 bytes (bf16) per k: 55 kB at k = 576, 147 kB at 1536. It is read from L2 at 8 bytes
  * a cycle while A (a few rows at a time) stays in L1. Panels that would not stay in L2 are cut along k; the sums then wait
  * in f32 between two blocks, so the chain of additions is the same. Decoding costs once per panel and row group: its share
- * falls with 1/rows, 2–4 % at 512. With AMX several panels are packed together: 2048 rows of A, which L2 does not hold, took half as long again
- * when they came for each panel.
+ * falls with 1/rows, 2–4 % at 512. With AMX and AVX2 several panels are packed together: 2048 rows of A, which L2 does not hold, took half as long
+ * again when they came for each panel; with AVX2 512 rows of f32 are too many already, and a call packs 16 columns only.
  *
  * Share of the peak (Zen 4, one thread, 512 rows): see Benchmarks/LOG.md. */
 #include "half.h"
 #include "matmul.h"
 
 enum {
-  panel_limit = 400 << 10, /* bytes of the panels packed together, unless the kernel says; L2 is 1 MB */
+  panel_limit = 400 << 10, /* bytes of the panels packed together, unless the kernel says more; L2 is 1 MB */
   chunk = 256,             /* values of k decoded at a time while packing columns */
   ahead = 16,              /* rows fetched in advance while packing steps */
 };
@@ -27,7 +27,7 @@ typedef struct plan {
   int32_t a_type, b_type;
   int64_t a_ld, b_row_bytes;    /* a_ld in values */
   int64_t copy_ld;              /* of the copy of A */
-  int32_t rounds;               /* operands are rounded to bf16 and multiplied as f32 */
+  int32_t rounds_a, rounds_b;   /* operands that are not of bf16 are rounded to it and multiplied as f32 */
   int32_t direct;               /* B is packed without being decoded */
   pk_decode_fn *decode_a, *decode; /* of A and of B, to the kernel's type */
   int64_t panel_columns, group; /* columns of a panel, panels packed together */
@@ -45,19 +45,20 @@ static plan make_plan(const pk_matmul *op, const pk_tile_kernel *kernel, int32_t
     p.a = op->w, p.a_type = op->w_type, p.a_ld = op->w_row_bytes / pk_type_bytes(op->w_type);
     p.b = op->x, p.b_type = op->x_type, p.b_row_bytes = op->ldx * pk_type_bytes(op->x_type);
   }
-  p.rounds = op->compute == PK_COMPUTE_BF16 && kernel->type == PK_F32;
-  p.direct = p.b_type == kernel->type && !p.rounds;
+  const int32_t rounds = op->compute == PK_COMPUTE_BF16 && kernel->type == PK_F32;
+  p.rounds_a = rounds && p.a_type != PK_BF16, p.rounds_b = rounds && p.b_type != PK_BF16;
+  p.direct = p.b_type == kernel->type && !rounds;
   p.decode_a = is_half(&p) ? pk_decoder_bf16(p.a_type) : pk_decoder(op->level, p.a_type);
   p.decode = is_half(&p) ? pk_decoder_bf16(p.b_type) : pk_decoder(op->level, p.b_type);
   const int32_t odd = is_half(&p) && op->k % 2;
-  p.copies_a = op->mode == PK_TN || p.a_type != kernel->type || p.rounds || odd;
+  p.copies_a = op->mode == PK_TN || p.a_type != kernel->type || p.rounds_a || odd;
   /* Rows of the copy do not lie a multiple of 4 kB apart: those would compete for the same lines of L1. */
   p.copy_ld = pk_round_up(op->k, 32) + 32;
   p.panel_columns = (int64_t)kernel->lanes * kernel->vectors;
   const int32_t is_blocks = pk_format_of(p.b_type)->block_values > 1; /* runs of 32 */
   const int64_t least = op->mode != PK_NT && is_blocks && p.panel_columns % 32 ? 2 : 1;
-  const int64_t step_bytes = p.panel_columns * p.bytes, limit = kernel->together ? kernel->together : panel_limit;
-  const int64_t fitting = kernel->together ? limit / (step_bytes * pk_min(pk_max(p.k, chunk), 2048)) / least * least : least;
+  const int64_t step_bytes = p.panel_columns * p.bytes, limit = pk_max(kernel->together, panel_limit);
+  const int64_t fitting = pk_max(1, kernel->together / (step_bytes * least * pk_min(pk_max(p.k, chunk), 2048))) * least;
   const int64_t whole = limit / (fitting * step_bytes), most = whole / chunk * chunk;
   const int64_t blocks = op->k <= whole ? 1 : (op->k + most - 1) / most;
   p.k_block = pk_max(chunk, pk_round_up((op->k + blocks - 1) / blocks, chunk));
@@ -111,7 +112,7 @@ static void copy_rows(const plan *p, uint8_t *out, pk_range share) {
     const uint8_t *from = (const uint8_t *)p->a + i * p->a_ld * pk_type_bytes(p->a_type);
     uint8_t *to = out + i * p->copy_ld * p->bytes;
     p->decode_a(from, 0, p->k, to);
-    if (p->rounds) round_all((float *)to, p->k);
+    if (p->rounds_a) round_all((float *)to, p->k);
     if (is_half(p) && p->k % 2) ((uint16_t *)to)[p->k] = 0;
   }
 }
@@ -124,7 +125,7 @@ static float load(const void *p, int32_t type, int64_t i) {
 static void transpose_rows(const plan *p, uint8_t *out, pk_range share) {
   enum { height = 32, width = 64 };
   float piece[height * width]; /* of whichever type */
-  const int32_t type = p->kernel->type, is_ready = p->a_type == type && !p->rounds;
+  const int32_t type = p->kernel->type, is_ready = p->a_type == type && !p->rounds_a;
   const int64_t a_bytes = pk_type_bytes(p->a_type);
   for (int64_t i = share.begin; i < share.end; i += width) {
     const int64_t columns = pk_min(width, share.end - i);
@@ -134,7 +135,7 @@ static void transpose_rows(const plan *p, uint8_t *out, pk_range share) {
       for (int64_t r = 0; !is_ready && r < rows; r++) {
         uint8_t *to = (uint8_t *)piece + r * width * p->bytes;
         p->decode_a(a + r * p->a_ld * a_bytes, 0, columns, to);
-        if (p->rounds) round_all((float *)to, columns);
+        if (p->rounds_a) round_all((float *)to, columns);
       }
       pk_turn(type, is_ready ? (const void *)a : piece, is_ready ? p->a_ld : width, out + (i * p->copy_ld + l) * p->bytes, p->copy_ld, rows, columns);
     }
@@ -155,7 +156,7 @@ static const void *run_of(const plan *p, int64_t row, int64_t first, int64_t cou
   const uint8_t *from = (const uint8_t *)p->b + row * p->b_row_bytes;
   if (p->direct) return from + first * p->bytes;
   p->decode(from, first, count, out);
-  if (p->rounds) round_all(out, count);
+  if (p->rounds_b) round_all(out, count);
   return out;
 }
 
