@@ -1,5 +1,6 @@
 /* Activation functions, their derivatives, and gated products (SwiGLU, GeGLU). */
 #ifndef LEVEL
+#define AVX2_IS_ENOUGH
 #define BODY "activations.c"
 #include "levels.h"
 

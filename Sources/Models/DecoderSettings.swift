@@ -39,6 +39,8 @@ struct DecoderSettings {
     var logitSoftcap: Float = 0
     /// Of what each half of a block adds.
     var dropout: Float = 0
+    /// What the modules of the question-answering class are under.
+    var answersPrefix = "model."
     var layers: [PerLayer]
 
     /// What is called the same everywhere.
@@ -77,8 +79,6 @@ struct DecoderSettings {
 struct DecoderFamily {
     let modelTypes: [String]
     let settings: (_ configuration: ModelConfiguration, _ engine: Engine) throws(PEFTError) -> DecoderSettings
-    /// What the modules of its question-answering class are under.
-    var answersPrefix = "model."
 
     static var all: [DecoderFamily] { [.llama, .gemma, .phi3, .mixtral] }
 

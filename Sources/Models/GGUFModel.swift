@@ -125,7 +125,8 @@ struct GGUFModel {
         case "none" where family == "phi3": return ["rope_type": .string("default"), "rope_theta": .number(base), "partial_rotary_factor": part]
         case "none": return ["rope_type": .string("default"), "rope_theta": .number(base)]
         case "linear": return ["rope_type": .string("linear"), "rope_theta": .number(base), "factor": .number(decimal(factor))]
-        default: throw PEFTError(.unsupported, "\(gguf.origin): rope.scaling.type is \"\(kind)\"; this version has none, linear, and Llama 3's factors")
+        case "yarn": return ["rope_type": .string("yarn"), "rope_theta": .number(base), "partial_rotary_factor": part, "factor": .number(decimal(factor))]
+        default: throw PEFTError(.unsupported, "\(gguf.origin): rope.scaling.type is \"\(kind)\"; this version has none, linear, yarn, and Llama 3's factors")
         }
     }
 

@@ -74,13 +74,20 @@ struct GGUFTemplate {
         case "default": break
         case "linear": metadata += [("\(name).rope.scaling.type", .string("linear")), ("\(name).rope.scaling.factor", .f32(Float(try scaling.number("factor"))))]
         case "llama3": try addSetting(GGUFModel.rotaryFactors, Llama3Scaling(scaling).factors(base: base, headSize: headSize), engine)
+        case "yarn":
+            let rule = try YaRN(scaling, config, base: base, dimension: dimension)
+            guard rule.isUsual else { throw scaling.unsupported(key, "yarn with a factor and original_max_position_embeddings alone in GGUF files") }
+            metadata += [
+                ("\(name).rope.scaling.type", .string("yarn")), ("\(name).rope.scaling.factor", .f32(rule.factor)),
+                ("\(name).rope.scaling.original_context_length", .u32(UInt32(clamping: rule.originalLength))),
+            ]
         case "longrope", "su":
             guard name == "phi3" else { throw scaling.unsupported(key, "default, linear, llama3 in GGUF files of this family") }
             let rule = try LongRope(scaling, config, count: dimension / 2)
             try addSetting(GGUFModel.longFactors, rule.long, engine)
             try addSetting(GGUFModel.shortFactors, rule.short, engine)
             metadata += [("\(name).rope.scaling.original_context_length", .u32(UInt32(clamping: rule.border))), ("\(name).rope.scaling.attn_factor", .f32(rule.factor))]
-        default: throw scaling.unsupported(key, "default, linear, llama3 in GGUF files")
+        default: throw scaling.unsupported(key, "default, linear, llama3, yarn in GGUF files")
         }
     }
 

@@ -22,9 +22,8 @@ package final class GatedDecoder: Architecture {
     package let attentionNames: [String]
 
     package init(_ configuration: ModelConfiguration, _ build: LayerBuilder) throws(PEFTError) {
-        let family = try DecoderFamily.of(configuration)
-        let settings = try family.settings(configuration, build.engine)
-        let prefix = DecoderHead.prefix(configuration, family.answersPrefix, build)
+        let settings = try DecoderFamily.of(configuration).settings(configuration, build.engine)
+        let prefix = DecoderHead.prefix(configuration, settings.answersPrefix, build)
         listName = prefix + "layers"
         build.ignore { $0.hasSuffix(".rotary_emb.inv_freq") }
         embedding = try build.embedding(prefix + "embed_tokens", try configuration.size("vocab_size"), settings.hiddenSize)

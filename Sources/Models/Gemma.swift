@@ -10,14 +10,14 @@ extension DecoderFamily {
             modelTypes: ["gemma", "gemma2", "gemma3_text"],
             settings: { (configuration, engine) throws(PEFTError) in
                 let generation = configuration.modelType == "gemma" ? 1 : configuration.modelType == "gemma2" ? 2 : 3
-                let key = configuration.has("hidden_activation") ? "hidden_activation" : "hidden_act"
+                let key = generation > 1 && configuration.has("hidden_activation") ? "hidden_activation" : "hidden_act"
                 var configuration = configuration
                 // The factors are those of the layers that see everything.
                 let tables = try configuration.object("rope_parameters")
                 if generation == 3, let full = try tables?.object("full_attention") { configuration = configuration.replacing("rope_parameters", .object(full.json)) }
                 var settings = try DecoderSettings(configuration, engine, activation: key, or: "gelu_pytorch_tanh")
-                // The first files say "gelu" and mean the approximation.
-                if settings.activation == .gelu { settings.activation = .geluTanh }
+                // The first files of the first generation say "gelu" and mean the approximation.
+                if generation == 1, settings.activation == .gelu { settings.activation = .geluTanh }
                 try configuration.require("use_bidirectional_attention", .bool(false))
                 settings.attentionBias = try configuration.flag("attention_bias", or: false) ? .required : .none
                 settings.outputBias = settings.attentionBias
@@ -29,7 +29,8 @@ extension DecoderFamily {
                 let size = try configuration.number("query_pre_attn_scalar", or: 256)
                 guard size > 0 else { throw configuration.unsupported("query_pre_attn_scalar", "numbers above 0") }
                 settings.attentionScale = Float(1 / size.squareRoot())
-                settings.attentionSoftcap = Float(try configuration.number("attn_logit_softcapping", or: 0))
+                // (transformers' third has the setting and does nothing with it.)
+                if generation == 2 { settings.attentionSoftcap = Float(try configuration.number("attn_logit_softcapping", or: 0)) }
                 settings.logitSoftcap = Float(try configuration.number("final_logit_softcapping", or: 0))
                 // Every other layer sees all; in 3 every sixth.
                 let period = generation == 2 ? 2 : try configuration.size("sliding_window_pattern", "_sliding_window_pattern", or: 6)

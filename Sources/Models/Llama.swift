@@ -14,12 +14,13 @@ extension DecoderFamily {
                 settings.outputBias = family == "qwen2" ? .none : settings.attentionBias
                 settings.feedForwardBias = try configuration.flag("mlp_bias", or: false) ? .required : .none
                 settings.normsQueriesAndKeys = family == "qwen3"
+                if family != "mistral" { settings.answersPrefix = "transformer." }
                 // Mistral: on all layers. Qwen: on those that `layer_types` names, or from `max_window_layers` on.
                 let isQwen = family.hasPrefix("qwen")
                 guard family == "mistral" || isQwen, try configuration.flag("use_sliding_window", or: !isQwen) else { return settings }
                 let first = isQwen ? configuration.json["max_window_layers"]?.intValue ?? 28 : 0
                 try settings.setWindows(configuration, slides: try settings.slides(configuration) ?? (0..<settings.layerCount).map { $0 >= first })
                 return settings
-            }, answersPrefix: "transformer.")
+            })
     }
 }

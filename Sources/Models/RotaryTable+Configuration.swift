@@ -6,8 +6,8 @@ extension RotaryTable {
     /// The table that a configuration describes: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling`.
     ///
     ///     θᵢ = base^(−2i/dimension), scaled: "linear" divides by `factor`; "llama3" (meta-llama/llama-models) divides long
-    ///     wavelengths by `factor`, leaves short ones, and goes smoothly from one to the other between; "longrope"
-    ///     (arXiv:2402.13753) divides each by a factor of its own, others in long texts.
+    ///     wavelengths by `factor`, leaves short ones, and goes smoothly from one to the other between, and so does "yarn"
+    ///     (arXiv:2309.00071) by another rule; "longrope" (arXiv:2402.13753) divides each by a factor of its own, others in long texts.
     package convenience init(_ engine: Engine, headSize: Int, _ configuration: ModelConfiguration) throws(PEFTError) {
         let scaling = try configuration.object(configuration.has("rope_parameters") ? "rope_parameters" : "rope_scaling")
         let part = try (scaling.flatMap { $0.has("partial_rotary_factor") ? $0 : nil } ?? configuration).number("partial_rotary_factor", or: 1)
@@ -29,13 +29,17 @@ extension RotaryTable {
             case "llama3":
                 let rule = try Llama3Scaling(scaling)
                 frequencies = frequencies.map { rule.scaled($0) }
+            case "yarn":
+                let rule = try YaRN(scaling, configuration, base: base, dimension: dimension)
+                self.init(engine, frequencies: frequencies.enumerated().map { rule.scaled($1, at: $0) }, factor: rule.attentionFactor)
+                return
             case "longrope", "su":
                 let rule = try LongRope(scaling, configuration, count: frequencies.count)
                 self.init(
                     engine, frequencies: rule.divided(frequencies, by: rule.short), longFrequencies: rule.divided(frequencies, by: rule.long), border: rule.border,
                     factor: rule.factor)
                 return
-            default: throw scaling.unsupported(key, "default, linear, llama3, longrope")
+            default: throw scaling.unsupported(key, "default, linear, llama3, yarn, longrope")
             }
         }
         self.init(engine, frequencies: frequencies)
@@ -68,6 +72,45 @@ struct LongRope {
     }
 
     func divided(_ frequencies: [Float], by factors: [Float]) -> [Float] { zip(frequencies, factors).map { $0 / $1 } }
+}
+
+/// YaRN (arXiv:2309.00071), as transformers' `_compute_yarn_parameters` has it: pairs that turn more than `beta_fast` times within the
+/// first training's texts stay as they are, those that turn less than `beta_slow` times are `factor` times slower, between them a ramp.
+struct YaRN {
+    let factor: Float
+    /// Length of the first training's texts.
+    let originalLength: Int
+    /// Of sines and cosines.
+    let attentionFactor: Float
+    /// Nothing beside `factor` and the length was stated.
+    let isUsual: Bool
+    private let low: Float, high: Float
+
+    init(_ scaling: ModelConfiguration, _ configuration: ModelConfiguration, base: Double, dimension: Int) throws(PEFTError) {
+        let longest = try configuration.size("max_position_embeddings")
+        let length = try (configuration.has("original_max_position_embeddings") ? configuration : scaling).size("original_max_position_embeddings", or: longest)
+        let growth = try scaling.number("factor", or: Double(longest) / Double(length))
+        let (fast, slow) = (try scaling.number("beta_fast", or: 32), try scaling.number("beta_slow", or: 1))
+        guard growth > 0, fast > 0, slow > 0, base > 1 else {
+            throw PEFTError(.format, "\(scaling.origin): factor \(growth), beta_fast \(fast), beta_slow \(slow) with a base of \(base) do not describe yarn scaling; numbers above 0 and a base above 1 do")
+        }
+        func magnitude(_ weight: Double) -> Double { growth <= 1 ? 1 : 0.1 * weight * log(growth) + 1 }
+        let (weight, weightOfAll) = (try scaling.number("mscale", or: 0), try scaling.number("mscale_all_dim", or: 0))
+        let usual = weight != 0 && weightOfAll != 0 ? magnitude(weight) / magnitude(weightOfAll) : magnitude(1)
+        attentionFactor = Float(try scaling.number("attention_factor", or: usual))
+        /// The pair that turns so often.
+        func pair(_ turns: Double) -> Double { Double(dimension) * log(Double(length) / (turns * 2 * .pi)) / (2 * log(base)) }
+        let isWhole = try scaling.flag("truncate", or: true)
+        low = Float(max(isWhole ? pair(fast).rounded(.down) : pair(fast), 0))
+        high = Float(min(isWhole ? pair(slow).rounded(.up) : pair(slow), Double(dimension - 1)))
+        (factor, originalLength) = (Float(growth), length)
+        isUsual = fast == 32 && slow == 1 && isWhole && attentionFactor == Float(magnitude(1))
+    }
+
+    func scaled(_ frequency: Float, at index: Int) -> Float {
+        let ramp = min(max((Float(index) - low) / (low == high ? 0.001 : high - low), 0), 1)
+        return frequency / factor * ramp + frequency * (1 - ramp)
+    }
 }
 
 /// Llama 3.1's rule for longer contexts.

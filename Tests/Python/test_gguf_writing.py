@@ -81,12 +81,14 @@ FAMILIES = [
     ("phi3", {"sliding_window": 256}), ("mixtral", {"sliding_window": None}), ("phi3_long", {"max_position_embeddings": 512, "original_max_position_embeddings": 256, "rope_parameters": {
         "long_factor": [1.2, 2.0, 3.0, 5.0], "short_factor": [1.0, 1.1, 1.3, 1.5], "rope_theta": 10000.0, "rope_type": "longrope", "original_max_position_embeddings": 256}}),
 ]
+YARN = {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 64}
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 @pytest.mark.parametrize("base, changes", [
     ("llama", {}), ("llama_tied", {}), ("llama3l", {}), ("llama_bf16", {}), ("qwen2", {}), ("qwen3", {}), ("mistral", {"sliding_window": None}),
-    ("llama", {"rope_parameters": LLAMA3}), ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}}), *FAMILIES,
+    ("llama", {"rope_parameters": LLAMA3}), ("llama", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}}),
+    ("qwen2", {"rope_parameters": YARN}), *FAMILIES,
 ])
 def test_a_folder_becomes_a_file(base, changes, ids, tmp_path):
     model = Model.from_pretrained(folder_with_words(tmp_path / "folder", base, **changes), dtype="float32")
@@ -112,7 +114,7 @@ def test_a_folder_becomes_a_file(base, changes, ids, tmp_path):
 
 @pytest.mark.parametrize("base, tokenizer, changes", [
     ("llama", "smollm", {}), ("llama", "llama2", {"rope_parameters": LLAMA3}), ("llama", "gpt2", {"rope_parameters": {"rope_type": "linear", "rope_theta": 5000.0, "factor": 2.0}}),
-    ("llama_tied", "llama3", {}), ("llama_bf16", "gpt2", {}), ("qwen2", "qwen2", {}), ("qwen3", "qwen2", {}),
+    ("llama_tied", "llama3", {}), ("llama_bf16", "gpt2", {}), ("qwen2", "qwen2", {}), ("qwen3", "qwen2", {}), ("qwen2", "qwen2", {"rope_parameters": YARN}),
     *((base, "gemma" if base.startswith("gemma") else "llama2", changes) for base, changes in FAMILIES),
 ])
 def test_llama_cpp_says_the_same(base, tokenizer, changes, tmp_path):
