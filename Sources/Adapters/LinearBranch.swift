@@ -111,10 +111,6 @@ extension AdapterMethod {
     }
 }
 
-extension MatrixTarget {
-    fileprivate init(_ linear: Linear) { (layer, self.linear, kernel) = (linear, linear, []) }
-}
-
 extension Model {
     /// A parameter of an adapter, all zeros.
     func parameter(_ name: String, _ shape: [Int], isTrainable: Bool = true) throws(PEFTError) -> Parameter {

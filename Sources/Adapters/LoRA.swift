@@ -39,6 +39,7 @@ package struct LoRA: AdapterMethod {
 
     package init(_ configuration: inout AdapterConfiguration, _ model: Model, isNew: Bool) throws(PEFTError) {
         try configuration.refuse(LoRA.missing)
+        try MixtureTargets.convert(&configuration, model)
         rank = try configuration.integer("r")
         alpha = try configuration.number("lora_alpha")
         ranks = try PatternTable(configuration, "rank_pattern")
@@ -170,10 +171,10 @@ extension LoRA {
         if let experts = match.layer as? Experts, let stack = experts.stack(match.tensor) {
             return try ExpertLoRA(experts, stack, key: match.key, rank: rank, scaling: scaling, settings.start, model)
         }
-        guard match.layer.kind == "Linear", match.tensor == "weight" else {
-            throw PEFTError(.unsupported, "'\(match.name)' is a parameter of a \(match.layer.kind); target_parameters adapts the stacks of experts and the weights of linear layers")
+        guard let linear = match.layer as? Linear, ["Linear", "TopKRouter"].contains(linear.kind), match.tensor == "weight" else {
+            throw PEFTError(.unsupported, "'\(match.name)' is a parameter of a \(match.layer.kind); target_parameters adapts the stacks of experts and the weights of linear layers and routers")
         }
-        return try LinearLoRA(try MatrixTarget(match.layer, of: LoRA.self), key: match.key, rank: rank, scaling: scaling, settings, model)
+        return try LinearLoRA(MatrixTarget(linear), key: match.key, rank: rank, scaling: scaling, settings, model)
     }
 }
 

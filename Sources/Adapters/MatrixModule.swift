@@ -26,6 +26,9 @@ struct MatrixTarget: Sendable {
         guard inGroups || linear.groups == 1 else { throw PEFTError(.unsupported, "'\(layer.name)': \(method.peftType) adapts convolutions without groups") }
     }
 
+    /// Of a layer whose kind is known to be one that is taken.
+    init(_ linear: Linear) { (layer, self.linear, kernel) = (linear, linear, []) }
+
     static let linears = ["Linear", "Conv1D"]
     static let convolutions = ["Conv1d", "Conv2d", "Conv3d"]
     /// torch's, whose projections are one matrix; its output projection is adapted with it.

@@ -114,7 +114,7 @@ struct TargetMatching {
     }
 
     /// What "all-linear" leaves out: the head of a language model, or of a classifier.
-    private static func outputHeads(_ configuration: AdapterConfiguration, _ model: Model) -> Set<String> {
+    static func outputHeads(_ configuration: AdapterConfiguration, _ model: Model) -> Set<String> {
         if let head = model.network.head { return [head.name] }
         guard configuration.taskType == "SEQ_CLS" else { return [] }
         return Set(["score", "classifier"].filter { model.layer(named: $0) != nil }.prefix(1))

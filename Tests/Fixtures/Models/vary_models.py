@@ -1,6 +1,7 @@
-"""Random configurations of the supported families, as transformers computes them and as this library does.
+"""Random configurations of the supported families, as transformers computes them and as this library does, and gradients of a LoRA on all
+their linear layers.
 
-    python vary_models.py make FOLDER SEED COUNT      needs what make_models.py needs; COUNT models of each family
+    python vary_models.py make FOLDER SEED COUNT      needs what make_models.py needs, and peft; COUNT models of each family
     python vary_models.py check FOLDER                needs numpy and the library (PYTHONPATH=bindings/python, PEFTSWIFT_LIBRARY)
 
 Sizes, heads, windows, kinds of layers, rotary scaling, activations, biases, ties and classes are drawn; weights are random, norms' and biases'
@@ -11,7 +12,7 @@ import os
 import random
 import sys
 
-TOLERANCE = 3e-4  # of the largest value, as in the conformance kit
+TOLERANCE, GRADIENT_TOLERANCE = 3e-4, 2e-3  # of the largest value (of all gradients); small layers with random norms are not kind to f32
 GATED = ["silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "quick_gelu", "gelu_fast", "tanh", "sigmoid"]
 
 
@@ -63,6 +64,7 @@ class Draw:
             config.update(sliding_window=self.one(None, 3, 5))
         if family in ("qwen2", "qwen3"):
             config.update(use_sliding_window=self.chance(0.5), sliding_window=self.one(3, 5), max_window_layers=self.one(0, 1, 2))
+            # (transformers' cache fails where layers slide and no window is used.)
         if family == "phi3":
             del config["head_dim"]
             config.update(hidden_size=heads * head_dim, rope_parameters=self.rope(head_dim // 2, ("default", "longrope")))
@@ -71,7 +73,7 @@ class Draw:
         if family in ("gemma2", "gemma3_text"):
             config.update(sliding_window=self.one(3, 4, 100), query_pre_attn_scalar=self.one(head_dim, 16, 256),
                           attn_logit_softcapping=self.one(None, 50.0, 5.0), final_logit_softcapping=self.one(None, 30.0, 3.0))
-        if family in ("qwen2", "qwen3", "gemma2", "gemma3_text") and self.chance(0.3):
+        if family in ("qwen2", "qwen3", "gemma2", "gemma3_text") and config.get("use_sliding_window", True) and self.chance(0.3):
             config["layer_types"] = self.kinds(layers)
         if family == "gemma3_text":
             config["rope_parameters"] = {"full_attention": config["rope_parameters"], "sliding_attention": self.rope(0, ("default",))}
@@ -112,6 +114,23 @@ class Draw:
         return {"input_ids": ids, "attention_mask": mask}
 
 
+    def labels(self, config, kind, inputs, torch):
+        """What a loss is taken of; nothing for a bare model."""
+        if "pixel_values" in inputs:
+            return {"labels": torch.randint(0, config.num_labels, (2,))} if "Classification" in kind else {}
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        batch, length = ids.shape
+        if "SequenceClassification" in kind:
+            return {"labels": torch.randint(0, config.num_labels, (batch,))}
+        if "TokenClassification" in kind:
+            return {"labels": torch.randint(0, config.num_labels, (batch, length))}
+        if "QuestionAnswering" in kind:
+            return {key: torch.randint(0, length, (batch,)) for key in ("start_positions", "end_positions")}
+        if "ConditionalGeneration" in kind:
+            return {"labels": torch.randint(3, 96, (batch, 6))}
+        return {} if kind.endswith("Model") and not kind.endswith("LMHeadModel") else {"labels": torch.where(mask == 1, ids, -100)}
+
+
 def families(t, draw):
     text = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
     for name, prefix in {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma": "Gemma", "gemma2": "Gemma2", "gemma3_text": "Gemma3", "phi3": "Phi3", "mixtral": "Mixtral"}.items():
@@ -127,6 +146,8 @@ def families(t, draw):
 def make(folder, seed, count):
     import torch
     import transformers as t
+    from peft import LoraConfig, get_peft_model
+    from peft.utils import get_peft_model_state_dict
     from safetensors.torch import save_file
     draw = Draw(seed)
     for number in range(count):
@@ -142,10 +163,7 @@ def make(folder, seed, count):
                 print(f"left out: {name}_{number}: {error!r:.150}")
                 continue
             model, inputs = made(config).eval(), draw.inputs(config.to_dict(), name, torch)
-            if name == "t5":
-                inputs["labels"] = torch.randint(3, 96, (len(inputs["input_ids"]), 6))
-            elif kind.endswith(("ForCausalLM", "LMHeadModel")):
-                inputs["labels"] = torch.where(inputs["attention_mask"] == 1, inputs["input_ids"], -100)
+            inputs |= draw.labels(config, kind, inputs, torch)
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.ndim < 2 else 0.15))
@@ -154,6 +172,13 @@ def make(folder, seed, count):
             path = os.path.join(folder, f"{name}_{number}")
             model.save_pretrained(path)
             save_file(inputs, path + "/inputs.safetensors")
+            if "loss" in expected:
+                adapted = get_peft_model(model, LoraConfig(r=2, lora_alpha=3, target_modules="all-linear", init_lora_weights=False))
+                adapted.save_pretrained(path + "/adapter")
+                adapted(**inputs).loss.backward()
+                trained = {parameter: parameter.grad for parameter in adapted.parameters() if parameter.grad is not None}
+                state = get_peft_model_state_dict(adapted, state_dict=dict(adapted.named_parameters()))
+                expected |= {"grad." + key: trained[parameter].clone() for key, parameter in state.items()}
             save_file(expected, path + "/expected.safetensors")
 
 
@@ -171,7 +196,16 @@ def check(folder):
             model = peftswift.Model.from_pretrained(path, dtype="float32")
             wrong += [f"unused: {key}" for key in model.describe()["load_report"]["unused"]]
             out = model(**inputs)
+            gradients = {key.removeprefix("grad."): want for key, want in expected.items() if key.startswith("grad.")}
+            if gradients:
+                model.load_adapter(path + "/adapter", is_trainable=True)
+                found, most = model.gradients(**inputs), max(np.abs(want).max() for want in gradients.values())
+                wrong += [f"keys: {key}" for key in set(found) ^ set(gradients)]
+                wrong += [f"{key}: error {np.abs(found[key] - want).max() / most:.2g}" for key, want in gradients.items()
+                          if key in found and not np.abs(found[key] - want).max() <= GRADIENT_TOLERANCE * most]
             for key, want in expected.items():
+                if key.startswith("grad."):
+                    continue
                 got, want = np.asarray(getattr(out, key), dtype=np.float64).reshape(want.shape), want.astype(np.float64)
                 seen = inputs.get("attention_mask")
                 if seen is not None and want.shape[:2] == seen.shape and not name.startswith("t5"):
