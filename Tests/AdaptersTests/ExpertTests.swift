@@ -80,8 +80,8 @@ import Testing
 
     @Test func whatExpertsRefuse() throws {
         let golden = try GoldenCase("lora_target_parameters")
-        for module in ["experts", "gate"] {
-            #expect(throws: PEFTError.self) { try golden.set.add("a", ["peft_type": .string("LORA"), "target_modules": names(module)]) }
+        for (method, module) in [("LORA", "experts"), ("LOHA", "gate"), ("LORA", "w1"), ("LORA", "w3")] {
+            #expect(throws: PEFTError.self) { try golden.set.add("a", ["peft_type": .string(method), "target_modules": names(module)]) }
         }
         for (key, value) in [("use_rslora", JSONValue.bool(true)), ("lora_dropout", .number(0.1)), ("lora_bias", .bool(true)), ("init_lora_weights", .string("pissa"))] {
             var config = ExpertTests.both

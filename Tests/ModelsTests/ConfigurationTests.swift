@@ -38,7 +38,9 @@ import Testing
         let cases: [(PEFTError.Kind, String, (inout JSONObject) -> Void)] = [
             (.unsupported, "model_type", { $0["model_type"] = .string("mamba") }),
             (.unsupported, "hidden_act", { $0["hidden_act"] = .string("xielu") }),
-            (.unsupported, "yarn", { $0["rope_parameters"] = .object(["rope_type": .string("yarn"), "factor": .integer(2)]) }),
+            (.unsupported, "dynamic", { $0["rope_parameters"] = .object(["rope_type": .string("dynamic"), "factor": .integer(2)]) }),
+            (.format, "yarn", { $0["rope_parameters"] = .object(["rope_type": .string("yarn"), "factor": .integer(0)]) }),
+            (.format, "beta_slow", { $0["rope_parameters"] = .object(["rope_type": .string("yarn"), "factor": .integer(2), "beta_slow": .integer(-1)]) }),
             (.unsupported, "architectures", { $0["architectures"] = .array([.string("LlamaForMaskedLM")]) }),
             (.format, "num_hidden_layers", { $0["num_hidden_layers"] = .integer(-1) }),
             (.format, "num_hidden_layers", { $0["num_hidden_layers"] = .integer(1 << 40) }),
