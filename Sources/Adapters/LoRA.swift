@@ -1,7 +1,7 @@
 internal import Autograd
 package import Models
 package import Platform
-internal import Tensors
+package import Tensors
 
 /// LoRA (Hu et al., arXiv:2106.09685): a branch of low rank beside a frozen layer,
 ///
@@ -47,9 +47,13 @@ package struct LoRA: AdapterMethod {
         isRankStabilized = try configuration.flag("use_rslora")
         settings = try LoRASettings(configuration, isNew: isNew)
         variant = try LoRAVariant.chosen(configuration, isNew: isNew)
-        targetParameters = try TargetParameters(configuration)
+        targetParameters = try TargetParameters(configuration, isNew: isNew) { model.engine.warn($0) }
         try configuration.checkBias()
         try WeightTying.prepare(&configuration, model)
+    }
+
+    package func read(_ tensors: [(name: String, tensor: Tensor)], _ engine: Engine) throws(PEFTError) -> [(name: String, tensor: Tensor)] {
+        try MixtureTargets.stacked(tensors, engine)
     }
 
     /// Options that this version does not have yet.

@@ -16,7 +16,8 @@ struct TargetParameters: Sendable {
         var name: String { "\(layer.name).\(tensor)" }
     }
 
-    init(_ configuration: AdapterConfiguration) throws(PEFTError) {
+    /// - Parameter isNew: a file's dropout is told of and not applied; PEFT refuses it.
+    init(_ configuration: AdapterConfiguration, isNew: Bool, _ warn: (String) -> Void) throws(PEFTError) {
         switch configuration.values["target_parameters"] {
         case .string(let name): throw PEFTError(.argument, "\"target_parameters\" is \"\(name)\"; a list of names is expected")
         default: names = try configuration.values.strings("target_parameters") ?? []
@@ -24,7 +25,11 @@ struct TargetParameters: Sendable {
         guard !names.isEmpty else { return }
         for key in ["lora_dropout", "lora_bias", "fan_in_fan_out", "use_dora", "layer_replication"] + LoRAVariant.keys
         where configuration.isSet(key) && configuration.values[key]?.doubleValue != 0 {
-            throw PEFTError(.argument, "\"target_parameters\" and \"\(key)\" do not go together")
+            if key == "lora_dropout", !isNew {
+                warn("lora_dropout does nothing at target_parameters, \(names.joined(separator: ", "))")
+                continue
+            }
+            throw PEFTError(.argument, "\"target_parameters\" and \"\(key)\" do not go together (\"all-linear\" has some where experts are stacks)")
         }
     }
 

@@ -227,7 +227,7 @@ static void NAME(few_heads)(const pk_attention *op, int64_t b, int64_t t, int64_
       const int64_t same = pk_min(group - (h + i) % group, count - i); /* heads that share keys */
       const int64_t k_at = b * op->k_batch + (keys.begin + k) * op->k_token + (h + i) / group * pk_kv_stride(op);
       const int64_t ahead = last != k_at && k + TOKENS < visible ? n : 0;
-      some = same >= HEADS ? HEADS : 1, last = k_at;
+      some = !IS_SMALL && same >= HEADS ? HEADS : 1, last = k_at;
       NAME(scores)(pairs, (int)some, op, (const uint8_t *)q.rows + i * q.row_bytes, q.row_bytes, k_at, pk_min(WIDTH, visible - k), ahead, pieces->weights + i * ld + k, ld);
     }
   }
@@ -243,7 +243,7 @@ static void NAME(few_heads)(const pk_attention *op, int64_t b, int64_t t, int64_
       const int64_t same = pk_min(group - (h + i) % group, count - i);
       const int64_t v_at = b * op->v_batch + (keys.begin + k) * op->v_token + (h + i) / group * pk_kv_stride(op);
       const int64_t ahead = last != v_at && k + TOKENS < visible ? n : 0;
-      some = same >= HEADS ? HEADS : 1, last = v_at;
+      some = !IS_SMALL && same >= HEADS ? HEADS : 1, last = v_at;
       NAME(weighted_sum)((int)some, op, pieces->weights + i * ld + k, ld, v_at, pk_min(TOKENS, visible - k), ahead, pieces->sums + i * padded, padded);
     }
   }

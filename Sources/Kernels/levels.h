@@ -39,6 +39,9 @@
 /* Where faster ones exist, the portable variant is kept small instead. */
 #if defined(__x86_64__)
 #pragma clang attribute push(__attribute__((minsize)), apply_to = function)
+#define IS_SMALL 1
+#else
+#define IS_SMALL 0
 #endif
 #define LEVEL 0
 #define SUFFIX portable
@@ -48,11 +51,13 @@
 #undef LEVEL
 #undef SUFFIX
 #undef WIDTH
+#undef IS_SMALL
 #if defined(__x86_64__)
 #pragma clang attribute pop
 #endif
 
 #if defined(__x86_64__)
+#define IS_SMALL 0
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #define LEVEL 1
 #define SUFFIX avx2

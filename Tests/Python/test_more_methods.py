@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from conftest import GOLDEN, LORA, stir
+from conftest import GOLDEN, LORA, ROOT, stir
 from peftswift import Average, Model, PeftError
 from test_dialects import read, write
 
@@ -383,3 +383,48 @@ def test_ia3_of_different_targets_is_summed(base_folder, ids):
     expected = model(input_ids=ids).logits
     model.set_adapter("sum")
     assert np.array_equal(model(input_ids=ids).logits, expected)
+
+
+# ---- LoRA of a mixture with factors for each expert by itself (fixtures_mixtral: PEFT's numbers)
+
+MIXTRAL = ROOT / "Tests/Python/fixtures_mixtral"
+
+
+def mixtral(folder):
+    model = Model.from_pretrained(GOLDEN / "bases" / "mixtral", dtype="float32")
+    model.load_adapter(folder)
+    return model
+
+
+def test_experts_by_themselves(tmp_path):
+    expected, _ = read(MIXTRAL / "expected.safetensors")
+    model = mixtral(MIXTRAL)
+    logits = model(input_ids=expected["input_ids"]).logits
+    assert np.abs(logits - expected["logits"]).max() < 1e-5 * np.abs(expected["logits"]).max()
+    model.save_pretrained(tmp_path / "stacks")
+    assert np.array_equal(mixtral(tmp_path / "stacks")(input_ids=expected["input_ids"]).logits, logits)
+
+
+def test_experts_that_do_not_fit(tmp_path):
+    (tensors, _), expert = read(MIXTRAL / "adapter_model.safetensors"), "base_model.model.model.layers.0.block_sparse_moe.experts.1"
+    for change, words in (
+        ({f"{expert}.w3.lora_B.weight": None}, "w3.lora_B.weight is there for 3 of 4 experts"), ({f"{expert}.w2.lora_A.weight": np.zeros((3, 5), np.float32)}, "w2.lora_A.weight"),
+        ({f"{expert}.w4.lora_A.weight": np.zeros((2, 5), np.float32)}, "w4.lora_A"), ({f"{expert}.w1.lora_A.bias": np.zeros(2, np.float32)}, "w1.lora_A.bias"),
+        ({f"{expert[:-1]}01.w1.lora_A.weight": np.zeros((2, 5), np.float32)}, "experts.01.w1"),
+    ):
+        folder = tmp_path / words[:2]
+        folder.mkdir(exist_ok=True)
+        shutil.copy(MIXTRAL / "adapter_config.json", folder)
+        write(folder / "adapter_model.safetensors", {key: value for key, value in (tensors | change).items() if value is not None})
+        with pytest.raises(PeftError, match=words):
+            mixtral(folder)
+
+
+def test_dropout_of_stacks(tmp_path):
+    """A file's is told of, a new adapter's refused as by PEFT."""
+    shutil.copytree(MIXTRAL, tmp_path / "file")
+    config = json.loads((tmp_path / "file/adapter_config.json").read_text()) | {"lora_dropout": 0.1}
+    (tmp_path / "file/adapter_config.json").write_text(json.dumps(config))
+    model = mixtral(tmp_path / "file")
+    with pytest.raises(PeftError, match="lora_dropout"):
+        model.add_adapter("new", config | {"inference_mode": False})
