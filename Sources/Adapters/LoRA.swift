@@ -36,9 +36,11 @@ package struct LoRA: AdapterMethod {
     private let settings: LoRASettings
     let variant: LoRAVariant?
     private let targetParameters: TargetParameters
+    private let isOfMixture: Bool
 
     package init(_ configuration: inout AdapterConfiguration, _ model: Model, isNew: Bool) throws(PEFTError) {
         try configuration.refuse(LoRA.missing)
+        isOfMixture = MixtureTargets.isMixture(model)
         try MixtureTargets.convert(&configuration, model)
         rank = try configuration.integer("r")
         alpha = try configuration.number("lora_alpha")
@@ -53,7 +55,7 @@ package struct LoRA: AdapterMethod {
     }
 
     package func read(_ tensors: [(name: String, tensor: Tensor)], _ engine: Engine) throws(PEFTError) -> [(name: String, tensor: Tensor)] {
-        try MixtureTargets.stacked(tensors, engine)
+        isOfMixture ? try MixtureTargets.stacked(tensors, engine) : tensors
     }
 
     /// Options that this version does not have yet.

@@ -13,9 +13,11 @@ enum MixtureTargets {
     private static let parameters = ["gate": "gate.weight", "w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"]
     private static let fused = "gate_up_proj"
 
+    static func isMixture(_ model: Model) -> Bool { model.layers.contains { $0 is Experts } }
+
     /// - Throws: `.argument` where one of w1 and w3 is a target without the other.
     static func convert(_ configuration: inout AdapterConfiguration, _ model: Model) throws(PEFTError) {
-        guard model.layers.contains(where: { $0 is Experts }) else { return }
+        guard isMixture(model) else { return }
         var targets: [String]
         switch configuration.values["target_modules"] {
         case .string(let text) where text.lowercased() == "all-linear":
@@ -38,7 +40,7 @@ enum MixtureTargets {
         for (pattern, usual) in [("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")] {
             var table = configuration.values[pattern]?.objectValue ?? [:]
             let value = try configuration.number(usual) * 2
-            table[".*\\.\(fused)"] = value == value.rounded() ? .integer(Int64(value)) : .number(value)
+            table[".*\\.\(fused)"] = Int64(exactly: value).map { .integer($0) } ?? .number(value)
             configuration.values[pattern] = .object(table)
         }
     }
@@ -70,7 +72,7 @@ enum MixtureTargets {
             if let other = factors.keys.sorted().first(where: { !known.contains($0) }) {
                 throw PEFTError(.mismatch, "'\(block)experts': an expert has '\(other)'; \(known.joined(separator: ", ")) are known")
             }
-            let (hasUp, hasDown) = (factors.keys.contains { $0 < "w2" || $0 > "w3" }, factors.keys.contains { $0.hasPrefix("w2") })
+            let (hasUp, hasDown) = (factors.keys.contains { !$0.hasPrefix("w2") }, factors.keys.contains { $0.hasPrefix("w2") })
             if hasUp { result += try stack(["w1", "w3"], of: factors, hasDown ? block + "experts.base_layer" : block + "experts", engine) }
             if hasDown { result += try stack(["w2"], of: factors, block + "experts", engine) }
         }

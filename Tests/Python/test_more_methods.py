@@ -428,3 +428,11 @@ def test_dropout_of_stacks(tmp_path):
     model = mixtral(tmp_path / "file")
     with pytest.raises(PeftError, match="lora_dropout"):
         model.add_adapter("new", config | {"inference_mode": False})
+
+
+def test_any_alpha_of_a_mixture():
+    """It is doubled for gate and up, which have one matrix."""
+    for alpha, doubled in ((2.5, 5), (1.25, 2.5), (1e300, 2e300), (-1e19, -2e19)):
+        model = Model.from_pretrained(GOLDEN / "bases" / "mixtral", dtype="float32")
+        model.add_adapter("default", {"peft_type": "LORA", "r": 2, "lora_alpha": alpha, "target_modules": "all-linear"})
+        assert model.adapter_config()["alpha_pattern"] == {".*\\.gate_up_proj": doubled}
