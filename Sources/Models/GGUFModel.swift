@@ -125,7 +125,11 @@ struct GGUFModel {
         case "none" where family == "phi3": return ["rope_type": .string("default"), "rope_theta": .number(base), "partial_rotary_factor": part]
         case "none": return ["rope_type": .string("default"), "rope_theta": .number(base)]
         case "linear": return ["rope_type": .string("linear"), "rope_theta": .number(base), "factor": .number(decimal(factor))]
-        case "yarn": return ["rope_type": .string("yarn"), "rope_theta": .number(base), "partial_rotary_factor": part, "factor": .number(decimal(factor))]
+        case "yarn":
+            for key in ["attn_factor", "yarn_log_multiplier", "yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow"] where gguf["\(family).rope.scaling.\(key)"] != nil {
+                throw PEFTError(.unsupported, "\(gguf.origin): rope.scaling.\(key) beside \"yarn\"; this version reads its factor and original_context_length")
+            }
+            return ["rope_type": .string("yarn"), "rope_theta": .number(base), "partial_rotary_factor": part, "factor": .number(decimal(factor))]
         default: throw PEFTError(.unsupported, "\(gguf.origin): rope.scaling.type is \"\(kind)\"; this version has none, linear, yarn, and Llama 3's factors")
         }
     }

@@ -96,7 +96,8 @@ def gguf(attempts, folder, random):
     changes = [dict(general__architecture="mamba"), dict(llama__attention__head_count=3), dict(llama__attention__head_count=0), dict(llama__block_count=3),
                dict(llama__block_count=0), dict(llama__embedding_length=64), dict(llama__embedding_length=2**31), dict(llama__attention__head_count_kv=3),
                dict(llama__attention__head_count_kv=0), dict(llama__feed_forward_length=32), dict(llama__context_length=0), dict(general__alignment=0),
-               dict(general__alignment=3), dict(llama__rope__freq_base=0.0), dict(llama__rope__freq_base=float("nan")), dict(llama__rope__scaling__type="yarn"),
+               dict(general__alignment=3), dict(llama__rope__freq_base=0.0), dict(llama__rope__freq_base=float("nan")), dict(llama__rope__scaling__type="dynamic"), dict(llama__rope__scaling__type="yarn", llama__rope__scaling__factor=0.0),
+               dict(llama__rope__scaling__type="yarn", llama__rope__scaling__factor=4.0, llama__rope__scaling__attn_factor=1.5),
                dict(llama__attention__layer_norm_rms_epsilon=float("nan")), dict(llama__block_count=None), dict(llama__attention__head_count=None),
                dict(general__architecture=None), dict(llama__block_count="two"), dict(general__architecture=7), dict(llama__expert_count=4)]
     for change in changes:
@@ -169,7 +170,9 @@ def config(attempts, folder, random):
             path.write_text(json.dumps({**good, key: v}))
             attempts.must_fail(open_it, f"{key} {v!r}")
     for change in ({"model_type": "rwkv"}, {"model_type": None}, {"model_type": 7}, {"hidden_act": "swishy"}, {"hidden_act": 3}, {"rms_norm_eps": -1}, {"rms_norm_eps": "x"},
-                   {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}}, {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 0}},
+                   {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}}, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1, "factor": 4.0}},
+                   {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 1e999}}, {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "beta_fast": "x"}},
+                   {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 0}},
                    {"rope_parameters": []}, {"rope_parameters": {"rope_theta": -1, "rope_type": "default"}}, {"max_position_embeddings": 0}, {"tie_word_embeddings": "yes"},
                    {"attention_bias": True}, {"eos_token_id": "end"}, {"eos_token_id": [[]]}):
         path.write_text(json.dumps({**good, **change}))
