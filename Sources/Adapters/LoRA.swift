@@ -36,11 +36,11 @@ package struct LoRA: AdapterMethod {
     private let settings: LoRASettings
     let variant: LoRAVariant?
     private let targetParameters: TargetParameters
-    private let isOfMixture: Bool
+    private let mixtures: [Experts]
 
     package init(_ configuration: inout AdapterConfiguration, _ model: Model, isNew: Bool) throws(PEFTError) {
         try configuration.refuse(LoRA.missing)
-        isOfMixture = MixtureTargets.isMixture(model)
+        mixtures = model.layers.compactMap { $0 as? Experts }
         try MixtureTargets.convert(&configuration, model)
         rank = try configuration.integer("r")
         alpha = try configuration.number("lora_alpha")
@@ -55,7 +55,7 @@ package struct LoRA: AdapterMethod {
     }
 
     package func read(_ tensors: [(name: String, tensor: Tensor)], _ engine: Engine) throws(PEFTError) -> [(name: String, tensor: Tensor)] {
-        isOfMixture ? try MixtureTargets.stacked(tensors, engine) : tensors
+        mixtures.isEmpty ? tensors : try MixtureTargets.stacked(tensors, mixtures, engine)
     }
 
     /// Options that this version does not have yet.

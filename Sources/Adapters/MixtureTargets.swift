@@ -13,11 +13,9 @@ enum MixtureTargets {
     private static let parameters = ["gate": "gate.weight", "w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"]
     private static let fused = "gate_up_proj"
 
-    static func isMixture(_ model: Model) -> Bool { model.layers.contains { $0 is Experts } }
-
     /// - Throws: `.argument` where one of w1 and w3 is a target without the other.
     static func convert(_ configuration: inout AdapterConfiguration, _ model: Model) throws(PEFTError) {
-        guard isMixture(model) else { return }
+        guard model.layers.contains(where: { $0 is Experts }) else { return }
         var targets: [String]
         switch configuration.values["target_modules"] {
         case .string(let text) where text.lowercased() == "all-linear":
@@ -47,71 +45,62 @@ enum MixtureTargets {
 
     // MARK: Files
 
-    private static let module = "block_sparse_moe"
-
-    /// A file's tensors under the names of stacks.
-    static func stacked(_ tensors: [(name: String, tensor: Tensor)], _ engine: Engine) throws(PEFTError) -> [(name: String, tensor: Tensor)] {
-        var result: [(name: String, tensor: Tensor)] = []
-        /// By block, then by "w1.lora_A" and so on, then by expert.
-        var found: [String: [String: [Int: Tensor]]] = [:]
-        for item in tensors {
-            let name = item.name.split(separator: ".", omittingEmptySubsequences: false).map(String.init)
-            guard let at = name.firstIndex(of: module) else {
-                result.append(item)
-                continue
-            }
-            let (block, parts) = (name[..<at].joined(separator: ".") + ".mlp.", Array(name[(at + 1)...]))
-            if parts.count == 5, parts[0] == "experts", let expert = Int(parts[1]), String(expert) == parts[1], parts[4] == "weight" {
-                found[block, default: [:]]["\(parts[2]).\(parts[3])", default: [:]][expert] = item.tensor
-            } else {
-                result.append((block + parts.joined(separator: "."), item.tensor))
-            }
+    /// The tensors of a file under the names of stacks.
+    static func stacked(_ tensors: [(name: String, tensor: Tensor)], _ mixtures: [Experts], _ engine: Engine) throws(PEFTError) -> [(name: String, tensor: Tensor)] {
+        let renamed = tensors.map { item in
+            let parts = item.name.split(separator: ".", omittingEmptySubsequences: false).map { $0 == "block_sparse_moe" ? "mlp" : $0 }
+            return (name: parts.joined(separator: "."), tensor: item.tensor)
         }
-        for (block, factors) in found.sorted(by: { $0.key < $1.key }) {
-            let known = ["w1", "w2", "w3"].flatMap { ["\($0).lora_A", "\($0).lora_B"] }
-            if let other = factors.keys.sorted().first(where: { !known.contains($0) }) {
-                throw PEFTError(.mismatch, "'\(block)experts': an expert has '\(other)'; \(known.joined(separator: ", ")) are known")
-            }
-            let (hasUp, hasDown) = (factors.keys.contains { !$0.hasPrefix("w2") }, factors.keys.contains { $0.hasPrefix("w2") })
-            if hasUp { result += try stack(["w1", "w3"], of: factors, hasDown ? block + "experts.base_layer" : block + "experts", engine) }
-            if hasDown { result += try stack(["w2"], of: factors, block + "experts", engine) }
-        }
-        return result
-    }
-
-    /// One stack's factors: A `[experts·r, in]`, rows by expert, and B `[out, r·experts]`, columns by rank. Of several matrices
-    /// that are one now, A's rows lie below each other and B is block diagonal.
-    private static func stack(_ matrices: [String], of factors: [String: [Int: Tensor]], _ key: String, _ engine: Engine)
-        throws(PEFTError) -> [(name: String, tensor: Tensor)]
-    {
-        let experts = factors.values.map(\.count).max() ?? 0
-        var branches: [(a: [Tensor], b: [Tensor])] = []
-        for matrix in matrices {
-            func all(_ part: String) throws(PEFTError) -> [Tensor] {
-                let list = (0..<experts).compactMap { factors["\(matrix).\(part)"]?[$0] }
-                guard list.count == experts, let first = list.first, first.shape.count == 2, list.allSatisfy({ $0.shape == first.shape }) else {
-                    throw PEFTError(.mismatch, "'\(key)': \(matrix).\(part).weight is there for \(list.count) of \(experts) experts, or of more than one shape; each needs a matrix like the others'")
+        var (rest, stacks): ([String: Tensor], [(name: String, tensor: Tensor)]) = (Dictionary(renamed.map { ($0.name, $0.tensor) }) { $1 }, [])
+        for experts in mixtures {
+            let (key, count) = (Adapter.prefix + experts.name, experts.stacks[0].matrices.count)
+            /// A factor of all experts; nil: the file has it of none.
+            func factor(_ name: String) throws(PEFTError) -> [Tensor]? {
+                let list = (0..<count).compactMap { rest.removeValue(forKey: "\(key).\($0).\(name).weight") }
+                guard let first = list.first else { return nil }
+                guard list.count == count, first.shape.count == 2, list.allSatisfy({ $0.shape == first.shape }) else {
+                    throw PEFTError(.mismatch, "'\(key)': \(name).weight is there for \(list.count) of \(count) experts, or of more than one shape; each needs a matrix like the others'")
                 }
                 return list
             }
-            branches.append((try all("lora_A"), try all("lora_B")))
+            let up = try [factor("w1.lora_A"), factor("w1.lora_B"), factor("w3.lora_A"), factor("w3.lora_B")]
+            let down = try [factor("w2.lora_A"), factor("w2.lora_B")]
+            if let factors = try whole(up, key) { stacks += try stacked(factors, experts.stacks[0], key + (down[0] == nil ? "" : ".base_layer"), engine) }
+            if let factors = try whole(down, key) { stacks += try stacked(factors, experts.stacks[1], key, engine) }
         }
-        let inputs = branches[0].a[0].columns
-        guard branches.allSatisfy({ $0.a[0].columns == inputs && $0.a[0].rows == $0.b[0].columns }) else {
-            throw PEFTError(.mismatch, "'\(key)': factors of \(matrices.joined(separator: ", ")) do not fit each other")
+        return renamed.filter { rest[$0.name] != nil } + stacks
+    }
+
+    private static func whole(_ factors: [[Tensor]?], _ key: String) throws(PEFTError) -> [[Tensor]]? {
+        let present = factors.compactMap { $0 }
+        guard present.count == factors.count || present.isEmpty else {
+            throw PEFTError(.mismatch, "'\(key)': an expert has some of w1, w3 and w2, lora_A and lora_B; w1 and w3 go together, and each has both")
         }
-        let (rank, outputs) = (branches.reduce(0) { $0 + $1.a[0].rows }, branches.reduce(0) { $0 + $1.b[0].rows })
+        return present.isEmpty ? nil : present
+    }
+
+    /// One stack's factors: A `[experts·r, in]`, rows by expert, and B `[out, r·experts]`, columns by rank. Of several matrices that are one now,
+    /// A's rows lie below each other and B is block diagonal.
+    /// - Parameter factors: A and B of each matrix, of all experts.
+    private static func stacked(_ factors: [[Tensor]], _ stack: ExpertStack, _ key: String, _ engine: Engine) throws(PEFTError) -> [(name: String, tensor: Tensor)] {
+        let (downs, ups) = (stride(from: 0, to: factors.count, by: 2).map { factors[$0] }, stride(from: 1, to: factors.count, by: 2).map { factors[$0] })
+        let (experts, inputs, outputs) = (downs[0].count, stack.inputSize, stack.outputSize)
+        guard zip(downs, ups).allSatisfy({ $0[0].columns == inputs && $0[0].rows == $1[0].columns && $1[0].rows == outputs / ups.count && $0[0].rows > 0 }) else {
+            let shapes = zip(downs, ups).map { "\($0[0].shape) and \($1[0].shape)" }
+            throw PEFTError(.mismatch, "'\(key)': factors of an expert are \(shapes.joined(separator: ", ")); [r, \(inputs)] and [\(outputs / ups.count), r] are needed")
+        }
+        let rank = downs.reduce(0) { $0 + $1[0].rows }
         var a: [Float] = []
         var b = [Float](repeating: 0, count: outputs * rank * experts)
         for expert in 0..<experts {
             var (firstRow, firstRank) = (0, 0)
-            for branch in branches {
-                a += try branch.a[expert].floats(engine)
-                let (values, width) = (try branch.b[expert].floats(engine), branch.b[expert].columns)
-                for (place, value) in values.enumerated() {
+            for (down, up) in zip(downs, ups) {
+                a += try down[expert].floats(engine)
+                let width = up[expert].columns
+                for (place, value) in try up[expert].floats(engine).enumerated() {
                     b[(firstRow + place / width) * rank * experts + (firstRank + place % width) * experts + expert] = value
                 }
-                firstRow += branch.b[expert].rows
+                firstRow += up[expert].rows
                 firstRank += width
             }
         }

@@ -408,7 +408,9 @@ def test_experts_by_themselves(tmp_path):
 def test_experts_that_do_not_fit(tmp_path):
     (tensors, _), expert = read(MIXTRAL / "adapter_model.safetensors"), "base_model.model.model.layers.0.block_sparse_moe.experts.1"
     for change, words in (
-        ({f"{expert}.w3.lora_B.weight": None}, "w3.lora_B.weight is there for 3 of 4 experts"), ({f"{expert}.w2.lora_A.weight": np.zeros((3, 5), np.float32)}, "w2.lora_A.weight"),
+        ({f"{expert}.w3.lora_B.weight": None}, "w3.lora_B.weight is there for 3 of 4 experts"), ({f"{expert}.w2.lora_A.weight": np.zeros((3, 5), np.float32)}, "w2.lora_A.weight is there"),
+        ({f"{expert[:-1]}{e}.w3.lora_{part}.weight": np.zeros(shape, np.float32) for e in range(4) for part, shape in (("A", (0, 8)), ("B", (2**40, 0)))}, "are needed"),
+        ({f"{expert[:-1]}{e}.w2.lora_A.weight": None for e in range(4)}, "each has both"),
         ({f"{expert}.w4.lora_A.weight": np.zeros((2, 5), np.float32)}, "w4.lora_A"), ({f"{expert}.w1.lora_A.bias": np.zeros(2, np.float32)}, "w1.lora_A.bias"),
         ({f"{expert[:-1]}01.w1.lora_A.weight": np.zeros((2, 5), np.float32)}, "experts.01.w1"),
     ):
