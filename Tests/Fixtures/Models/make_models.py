@@ -66,11 +66,11 @@ def models(g):
                    {"pixel_values": torch.randn(2, 3, 20, 20, generator=g), "labels": torch.tensor([2, 0])}, False),
         "dinov2_larger": (t.Dinov2Model, t.Dinov2Config(hidden_size=24, num_hidden_layers=2, num_attention_heads=4, mlp_ratio=2, image_size=20, patch_size=4),
                           {"pixel_values": torch.randn(2, 3, 12, 28, generator=g)}, False),
-        "qwen3_yarn": (t.Qwen3ForCausalLM, t.Qwen3Config(**DECODER, rope_parameters={"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 4.0, "truncate": False,
-                       "mscale": 1.0, "mscale_all_dim": 0.5}), text_inputs(g, length=20), True),
+        "qwen3_yarn": (t.Qwen3ForCausalLM, t.Qwen3Config(**DECODER, rope_parameters={"rope_type": "yarn", "rope_theta": 10.0, "factor": 4.0, "original_max_position_embeddings": 32, "beta_fast": 2.0,
+                       "beta_slow": 0.5, "truncate": False, "mscale": 1.0, "mscale_all_dim": 0.5}), text_inputs(g, length=20), True),
         "mistral_qa": (t.MistralForQuestionAnswering, t.MistralConfig(**DECODER, sliding_window=None), {k: v for k, v in text_inputs(g).items() if k != "labels"} | {"start_positions": torch.tensor([1, 3]), "end_positions": torch.tensor([4, 3])}, False),
-        # What Gemma 3 does not do, and an exact GELU.
-        "gemma3_gelu": (t.Gemma3ForCausalLM, t.Gemma3TextConfig(**DECODER, sliding_window=4, hidden_activation="gelu", attn_logit_softcapping=2.0), text_inputs(g), True),
+        # What Gemma 3 does not do, and an exact GELU: of four values, so that it is three times the tolerance away from the approximation.
+        "gemma3_gelu": (t.Gemma3ForCausalLM, t.Gemma3TextConfig(**(DECODER | {"intermediate_size": 4}), sliding_window=4, hidden_activation="gelu", attn_logit_softcapping=2.0), text_inputs(g), True),
     }
 
 
