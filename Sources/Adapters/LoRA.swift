@@ -41,7 +41,7 @@ package struct LoRA: AdapterMethod {
     package init(_ configuration: inout AdapterConfiguration, _ model: Model, isNew: Bool) throws(PEFTError) {
         try configuration.refuse(LoRA.missing)
         mixtures = model.layers.compactMap { $0 as? Experts }
-        try MixtureTargets.convert(&configuration, model)
+        try MixtureTargets.convert(&configuration, mixtures, model)
         rank = try configuration.integer("r")
         alpha = try configuration.number("lora_alpha")
         ranks = try PatternTable(configuration, "rank_pattern")
@@ -180,13 +180,15 @@ extension LoRA {
         guard let linear = match.layer as? Linear, ["Linear", "TopKRouter"].contains(linear.kind), match.tensor == "weight" else {
             throw PEFTError(.unsupported, "'\(match.name)' is a parameter of a \(match.layer.kind); target_parameters adapts the stacks of experts and the weights of linear layers and routers")
         }
+        var settings = settings
+        settings.dropout = 0  // a file's: see TargetParameters
         return try LinearLoRA(MatrixTarget(linear), key: match.key, rank: rank, scaling: scaling, settings, model)
     }
 }
 
 /// What is the same for all layers of a LoRA adapter.
 struct LoRASettings: Sendable {
-    let dropout: Float
+    var dropout: Float
     /// B has a bias of its own.
     let hasBias: Bool
     /// DoRA.

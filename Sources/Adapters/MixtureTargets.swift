@@ -13,9 +13,10 @@ enum MixtureTargets {
     private static let parameters = ["gate": "gate.weight", "w1": "gate_up_proj", "w3": "gate_up_proj", "w2": "down_proj"]
     private static let fused = "gate_up_proj"
 
-    /// - Throws: `.argument` where one of w1 and w3 is a target without the other.
-    static func convert(_ configuration: inout AdapterConfiguration, _ model: Model) throws(PEFTError) {
-        guard model.layers.contains(where: { $0 is Experts }) else { return }
+    /// - Throws: `.argument` where one of w1 and w3 is a target without the other, and for a pattern that names one of them (PEFT makes a list
+    ///   of it, which can mean more layers than the pattern).
+    static func convert(_ configuration: inout AdapterConfiguration, _ mixtures: [Experts], _ model: Model) throws(PEFTError) {
+        guard !mixtures.isEmpty else { return }
         var targets: [String]
         switch configuration.values["target_modules"] {
         case .string(let text) where text.lowercased() == "all-linear":
@@ -23,6 +24,14 @@ enum MixtureTargets {
             let names = model.layers.filter { $0.kind == "Linear" && !heads.contains($0.name) }.compactMap { $0.name.split(separator: ".").last.map(String.init) }
             targets = Set(names).sorted() + parameters.keys.sorted()
         case .array: targets = try configuration.values.strings("target_modules") ?? []
+        case .string(let text):
+            let pattern = try Pattern.configured(text, "target_modules")
+            for experts in mixtures {
+                for name in ["w1", "w2", "w3"] where try pattern.matchesWhole("\(experts.name).\(name)") {
+                    throw PEFTError(.argument, "target_modules '\(text)' is a pattern that means \(name) of '\(experts.name)'; name experts' matrices in a list")
+                }
+            }
+            return
         default: return
         }
         let old = targets.compactMap { target in parameters.keys.first { target.isNamed($0) } }

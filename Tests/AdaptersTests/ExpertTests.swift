@@ -83,6 +83,10 @@ import Testing
         for (method, module) in [("LORA", "experts"), ("LOHA", "gate"), ("LORA", "w1"), ("LORA", "w3")] {
             #expect(throws: PEFTError.self) { try golden.set.add("a", ["peft_type": .string(method), "target_modules": names(module)]) }
         }
+        for pattern in [".*experts\\.w2", ".*(q_proj|w1)"] {
+            #expect(throws: PEFTError.self) { try golden.set.add("a", ["peft_type": .string("LORA"), "target_modules": .string(pattern)]) }
+        }
+        try golden.set.add("pattern", ["peft_type": .string("LORA"), "target_modules": .string(".*q_proj")])
         for (key, value) in [("use_rslora", JSONValue.bool(true)), ("lora_dropout", .number(0.1)), ("lora_bias", .bool(true)), ("init_lora_weights", .string("pissa"))] {
             var config = ExpertTests.both
             config[key] = value
